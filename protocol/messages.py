@@ -1,0 +1,258 @@
+"""The messages besides the update: frozen, bounded values that travel as JSON inside an envelope.
+
+A message that exists is valid. Unknown fields are ignored, so that a newer peer may add some. Times are Unix
+seconds (UTC); sizes are bytes.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedfleet.protocol.errors import PeerError
+from fedfleet.protocol.ids import Id
+
+__all__ = [
+    "BlobRef",
+    "CodecPlan",
+    "Command",
+    "DeltaRef",
+    "Fate",
+    "Lease",
+    "Message",
+    "Metrics",
+    "ModelPointer",
+    "Plan",
+    "Receipt",
+    "Release",
+    "Request",
+    "Segment",
+    "Settlement",
+    "Status",
+    "decode",
+    "encode",
+]
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Number = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Seconds = Annotated[float, Field(ge=0, le=1e11)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(max_length=300)]
+Setting = int | float | Annotated[str, Field(max_length=64)]
+Fate = Literal["folded", "carried", "returned", "dropped"]
+
+
+class Message(BaseModel):
+    """What all messages share: frozen, finite, unknown fields ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class BlobRef(Message):
+    """Where to take some bytes: their SHA-256, length and number of chunks."""
+
+    sha256: Digest
+    size_bytes: Count
+    chunks: Annotated[int, Field(ge=1, le=65_535)]
+
+
+class Segment(Message):
+    """A named stretch of the flat parameter vector, with the version of its own chain."""
+
+    name: Annotated[str, Field(pattern=r"^(body|head:[a-z0-9-]{1,36})$")]
+    offset: Count
+    size: Annotated[int, Field(ge=1, le=2**31)]
+    version: Number
+
+
+class DeltaRef(Message):
+    """A blob that leads from one published version to the next: add to, or set, the vector."""
+
+    from_version: Number
+    to_version: Number
+    kind: Literal["add", "set"]
+    blob: BlobRef
+
+
+class CodecPlan(Message):
+    """How vehicles encode their updates in a round (DESIGN of the codec: ``docs/codec-format.md``)."""
+
+    index: Annotated[str, Field(max_length=32)] = "rice"
+    value: Annotated[str, Field(max_length=32)] = "sign"
+    density: Annotated[float, Field(gt=0, le=1)] = 0.01
+    coordinates: Literal["own", "common", "dense"] = "own"
+
+
+class Plan(Message):
+    """The round plan of one region: what to train from, how, until when, and who takes part."""
+
+    task: Id
+    region: Id
+    round: Number
+    revision: Number
+    base_version: Number
+    onnx_sha256: Digest
+    opened_at_s: Seconds
+    deadline_s: Seconds
+    lease_s: Annotated[float, Field(gt=0, le=1e7)]
+    seed: Count
+    share: Share
+    mode: Literal["sync", "buffered"] = "sync"
+    codec: CodecPlan
+    training: Annotated[Mapping[Annotated[str, Field(max_length=40)], Setting], Field(max_length=40)]
+
+
+class Settlement(Message):
+    """The fate of a round of one region, and of every update in it, by update id.
+
+    A ``dropped`` or ``returned`` fate has its reason in ``reasons``.
+    """
+
+    task: Id
+    region: Id
+    round: Number
+    outcome: Literal["published", "abandoned"]
+    reason: Text = ""
+    version: Number
+    closed_at_s: Seconds
+    fates: Mapping[Annotated[str, Field(max_length=80)], Fate]
+    reasons: Mapping[Annotated[str, Field(max_length=80)], Text] = Field(default_factory=dict)
+
+
+class ModelPointer(Message):
+    """The published model: what vehicles train from. The vector is float32, little-endian, in layout order.
+
+    ``graph`` names a zstd frame of ``u32 layout length | layout JSON | ONNX file with weights zeroed``; ``full`` a
+    zstd frame of the vector; each delta a codec payload. ``onnx_sha256`` is that of the patched ONNX file.
+    """
+
+    task: Id
+    region: Id
+    version: Number
+    parameters: Annotated[int, Field(ge=1, le=2**31)]
+    onnx_sha256: Digest
+    vector_sha256: Digest
+    segments: Annotated[tuple[Segment, ...], Field(min_length=1, max_length=256)]
+    graph: BlobRef
+    full: BlobRef
+    deltas: Annotated[tuple[DeltaRef, ...], Field(max_length=256)] = ()
+
+
+class Release(Message):
+    """What may drive: a published version promoted by the release policy. ``number`` always rises.
+
+    ``model`` is complete, so that a vehicle can fetch it even when the training base has moved on. ``canary`` names
+    a blob of the ``canary`` format of ``docs/protocol.md``.
+    """
+
+    task: Id
+    region: Id
+    number: Number
+    model: ModelPointer
+    canary: BlobRef
+    policy: Text
+    released_at_s: Seconds
+
+
+class Lease(Message):
+    """A vehicle's word that it is training for a round, until a time."""
+
+    task: Id
+    round: Number
+    until_s: Seconds
+
+
+class Status(Message):
+    """A vehicle's retained status, also its will. ``session`` counts its connections and always rises."""
+
+    vehicle: Id
+    state: Literal["ONLINE", "OFFLINE", "CONNECTIONBROKEN"]
+    session: Count
+    at_s: Seconds = 0.0
+    lease: Lease | None = None
+    eligible: bool = False
+    reason: Text = ""
+    active_version: Number = 0
+    epoch: Count = 0
+
+
+class Metrics(Message):
+    """A vehicle's counters since its start, and the latency of inference over its last window, in milliseconds."""
+
+    vehicle: Id
+    task: Id
+    at_s: Seconds
+    session: Count
+    active_version: Number
+    frames: Count
+    missed: Count
+    missed_in_swap: Count
+    swaps: Count
+    p50_ms: Annotated[float, Field(ge=0, le=1e9)]
+    p99_ms: Annotated[float, Field(ge=0, le=1e9)]
+    bytes_up: Count
+    bytes_down: Count
+    trainings: Count
+    rss_bytes: Count = 0
+    scores: Annotated[Mapping[Annotated[str, Field(max_length=40)], tuple[float, int]], Field(max_length=40)] = Field(
+        default_factory=dict
+    )
+    refusals: Annotated[Mapping[Annotated[str, Field(max_length=80)], int], Field(max_length=100)] = Field(
+        default_factory=dict
+    )
+
+
+class Request(Message):
+    """What a vehicle asks: ``hello`` (tell me my region), or ``enrol`` with a one-time code (``enrolment.py``)."""
+
+    vehicle: Id
+    kind: Literal["hello", "enrol"]
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    public_key: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    proof: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+
+class Command(Message):
+    """What the server tells one vehicle: its region; after enrolment also the server's key, proven by the code."""
+
+    vehicle: Id
+    kind: Literal["assign", "enrolled", "refused"]
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    region: Annotated[str, Field(pattern=r"^[a-z0-9-]{0,36}$")] = ""
+    server_key: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    proof: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    reason: Text = ""
+
+
+class Receipt(Message):
+    """The server's word on one update message, named by the SHA-256 of its sealed bytes.
+
+    ``stored`` comes after the commit; ``refused`` has a reason. ``fate`` is set when the update's fate is already
+    recorded (a duplicate, or one that came after its round closed).
+    """
+
+    vehicle: Id
+    sealed_sha256: Digest
+    update: Annotated[str, Field(max_length=80)] = ""
+    outcome: Literal["stored", "refused"]
+    reason: Text = ""
+    fate: Fate | None = None
+
+
+M = TypeVar("M", bound=Message)
+
+
+def encode(message: Message) -> bytes:
+    """Return the JSON of a message."""
+    return message.model_dump_json(exclude_defaults=False).encode()
+
+
+def decode(kind: type[M], body: bytes, *, sender: str) -> M:
+    """Return the message, or raise PeerError ``malformed-message`` naming the sender and the first wrong field."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise PeerError("malformed-message", f"{kind.__name__} from {sender}: {where}: {first['msg']}"[:300]) from error
