@@ -13,7 +13,7 @@ from pydantic import StringConstraints
 
 from fedfleet.protocol.errors import PeerError, UsageError
 
-__all__ = ["SERVER", "SHARDS", "Id", "UpdateId", "check_id", "is_id", "shard"]
+__all__ = ["SERVER", "SHARDS", "Id", "UpdateId", "check_id", "is_id", "shard", "task_id"]
 
 PATTERN = r"^[a-z0-9-]{1,36}$"
 SHARDS = 64
@@ -76,3 +76,8 @@ class UpdateId:
             return cls(vehicle, int(epoch, 16), int(sequence))
         except ValueError as error:
             raise PeerError("malformed-id", f"update id {text[:80]!r}: expected vehicle:epoch:sequence") from error
+
+
+def task_id(name: str) -> str:
+    """Return a task's id on the wire: its Python name with ``-`` for ``_``; UsageError when that is no id."""
+    return check_id(name.replace("_", "-"), "task")
