@@ -1,0 +1,38 @@
+"""The broker's part of the configuration: where it is, who we are there, whether we start it ourselves."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["BrokerConfig"]
+
+
+class BrokerConfig(BaseModel):
+    """How to reach the broker; ``embedded`` says whether our own command starts it (``none``: it runs)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="host name or address of the broker")
+    port: int = Field(
+        default=1883, ge=0, le=65535, description="TCP port; 0: a free one (embedded broker only)"
+    )
+    username: str | None = Field(default=None, description="user name; the client id when not given")
+    password_file: Path | None = Field(default=None, description="file whose first line is the password")
+    ca_file: Path | None = Field(
+        default=None, description="PEM of the authority of the broker: switches TLS on"
+    )
+    cert_file: Path | None = Field(default=None, description="PEM of our certificate (mutual TLS)")
+    key_file: Path | None = Field(default=None, description="PEM of the key of our certificate")
+    keepalive_s: int = Field(default=30, ge=5, le=3600, description="seconds without traffic before a ping")
+    embedded: Literal["auto", "mosquitto", "nats", "none"] = Field(
+        default="auto", description="start our own broker: which one, or none"
+    )
+
+    @model_validator(mode="after")
+    def _files_belong_together(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file: expected both or neither")
+        if self.cert_file is not None and self.ca_file is None:
+            raise ValueError("cert_file without ca_file: mutual TLS needs the authority of the broker")
+        return self

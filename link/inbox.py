@@ -1,0 +1,52 @@
+"""A bounded queue between the thread of a loop and the one that decides."""
+
+from collections import deque
+from threading import Condition
+from typing import Generic, TypeVar
+
+__all__ = ["Inbox", "InboxFull"]
+
+T = TypeVar("T")
+
+
+class InboxFull(Exception):  # noqa: N818 - it is a state to wait out, not an error
+    """The inbox holds as much as it may; the item was not taken."""
+
+
+class Inbox(Generic[T]):
+    """A thread-safe queue of at most ``capacity`` items; ``put`` is a sink for one link.
+
+    Thousands of links share one inbox with a sink each that adds whose event it is. A link whose event is
+    refused drops its connection and gets or offers the event again later: nothing of QoS 1 is lost.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity {capacity}: expected at least 1")
+        self.capacity = capacity
+        self.overflows = 0
+        self._items: deque[T] = deque()
+        self._changed = Condition()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: T) -> None:
+        """Add an item without waiting; InboxFull (counted in ``overflows``) when there is no room."""
+        with self._changed:
+            if len(self._items) >= self.capacity:
+                self.overflows += 1
+                raise InboxFull(f"inbox holds {self.capacity} items, its limit")
+            self._items.append(item)
+            self._changed.notify()
+
+    def get(self, timeout_s: float) -> T | None:
+        """Take the oldest item, waiting for one at most ``timeout_s`` seconds; None when none came."""
+        items = self.drain(1, timeout_s)
+        return items[0] if items else None
+
+    def drain(self, limit: int, timeout_s: float) -> list[T]:
+        """Take up to ``limit`` items, oldest first, waiting at most ``timeout_s`` seconds for the first."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._items), timeout_s)
+            return [self._items.popleft() for _ in range(min(limit, len(self._items)))]
