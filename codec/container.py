@@ -1,0 +1,94 @@
+"""The payload's shell: magic, version, typed sections in rising order, checksum. Knows nothing of what they hold."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+
+from fedfleet.codec.wire import Reader, varint
+from fedfleet.protocol.errors import PeerError
+
+__all__ = [
+    "CONTROL_VARIATE",
+    "DELTA",
+    "EXAMPLES",
+    "MAGIC",
+    "OPTIONAL",
+    "STEPS",
+    "VERSION",
+    "join",
+    "limit_bytes",
+    "split",
+]
+
+MAGIC = b"fdu"
+VERSION = 1
+DELTA = 0x01
+CONTROL_VARIATE = 0x02  # reserved
+STEPS = 0x10
+EXAMPLES = 0x11
+OPTIONAL = 0x80  # section types from here on may be skipped by who does not know them
+
+_KNOWN = frozenset({DELTA, STEPS, EXAMPLES})
+_PER_SEGMENT = frozenset({DELTA, CONTROL_VARIATE})
+_CHECKSUM_BYTES = 4
+_SHORTEST = len(MAGIC) + 1 + _CHECKSUM_BYTES
+_ALLOWANCE_BYTES = 4096
+
+SectionKey = tuple[int, int]  # type, segment (0 for types that have none)
+
+
+def limit_bytes(size: int) -> int:
+    """Return the length above which no payload for `size` parameters is looked at: dense float32 and 4 KiB."""
+    return 4 * size + _ALLOWANCE_BYTES
+
+
+def join(sections: Mapping[SectionKey, bytes]) -> bytes:
+    """Return a payload of these sections; the body of a per-segment section starts with its segment's byte."""
+    parts = [MAGIC, bytes((VERSION,))]
+    for (kind, _), body in sorted(sections.items()):
+        parts += [bytes((kind,)), varint(len(body)), body]
+    data = b"".join(parts)
+    return data + zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little")
+
+
+def split(data: bytes, *, limit: int) -> dict[SectionKey, memoryview]:
+    """Return the known sections' bodies, uncopied, after length, checksum, magic and version were found right.
+
+    Unknown optional sections are left out. Raises PeerError, also for an unknown section that is not optional,
+    a duplicate, or sections out of order.
+    """
+    if len(data) > limit:
+        raise PeerError("payload-too-long", f"payload of {len(data)} bytes, limit {limit}")
+    if len(data) < _SHORTEST:
+        raise PeerError("truncated", f"payload of {len(data)} bytes, the shortest has {_SHORTEST}")
+    view = memoryview(data)
+    inner = view[:-_CHECKSUM_BYTES]
+    if zlib.crc32(inner) != int.from_bytes(view[-_CHECKSUM_BYTES:], "little"):
+        raise PeerError("checksum-mismatch", f"payload of {len(data)} bytes does not match its CRC-32")
+    if inner[: len(MAGIC)] != MAGIC:
+        raise PeerError("wrong-magic", f"expected {MAGIC.hex()}, got {inner[: len(MAGIC)].hex()}")
+    if inner[len(MAGIC)] != VERSION:
+        raise PeerError("unknown-version", f"format version {inner[len(MAGIC)]}, expected {VERSION}")
+    return _sections(Reader(inner[len(MAGIC) + 1 :], what="payload"))
+
+
+def _sections(reader: Reader) -> dict[SectionKey, memoryview]:
+    found: dict[SectionKey, memoryview] = {}
+    before: SectionKey = (-1, 0)
+    while reader.left:
+        kind = reader.u8()
+        body = reader.take(reader.varint())
+        if kind not in _KNOWN and kind < OPTIONAL:
+            raise PeerError("unknown-section", f"section type {kind} is not optional and not known")
+        if kind in _PER_SEGMENT and not body:
+            raise PeerError("truncated", f"section type {kind} without its segment")
+        key = (kind, body[0] if kind in _PER_SEGMENT else 0)
+        if key == before:
+            raise PeerError("duplicate-section", f"section type {kind}, segment {key[1]} comes twice")
+        if key < before:
+            raise PeerError("section-order", f"section type {kind}, segment {key[1]} comes after {before}")
+        if kind in _KNOWN:
+            found[key] = body
+        before = key
+    return found

@@ -1,0 +1,112 @@
+"""Index sets as bytes: Rice coding of the gaps between rising indices (Rice and Plaunt 1971; Golomb 1966).
+
+Quotients stand in one unary stream and remainders in bit planes, so that both decode without a loop over elements.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fedfleet.codec.wire import Reader, check_padding, varint
+from fedfleet.protocol.errors import PeerError
+
+__all__ = ["MAX_PARAMETER", "pack_indices", "rice_parameter", "unpack_indices"]
+
+MAX_PARAMETER = 31
+_PLANES_PER_BYTE = 8
+
+
+def rice_parameter(gaps: npt.NDArray[np.int64]) -> int:
+    """Return the parameter b that needs the fewest bits for gaps int64[k ≥ 1] (each ≥ 0); the lowest among equals.
+
+    Cost is k (b + 1) + sum(gap >> b). Since it is never below k (b + 1), the search ends with the true optimum.
+    """
+    best, best_bits = 0, gaps.size + int(gaps.sum())
+    parameter = 1
+    while gaps.size * (parameter + 1) < best_bits:
+        bits = gaps.size * (parameter + 1) + int((gaps >> parameter).sum())
+        if bits < best_bits:
+            best, best_bits = parameter, bits
+        parameter += 1
+    return best
+
+
+def pack_indices(indices: npt.NDArray[np.int64]) -> bytes:
+    """Return strictly rising indices int64[k] as: varint k; if k > 0 also u8 b, varint bytes, unary, remainders.
+
+    docs/codec-format.md, "Rice".
+    """
+    if indices.size == 0:
+        return varint(0)
+    gaps = np.diff(indices, prepend=np.int64(-1)) - 1
+    parameter = rice_parameter(gaps)
+    ends = np.cumsum(gaps >> parameter) + np.arange(gaps.size)
+    unary = np.zeros(int(ends[-1]) + 1, dtype=np.uint8)
+    unary[ends] = 1
+    quotients = np.packbits(unary).tobytes()
+    planes = [(gaps >> plane).astype(np.uint8) & 1 for plane in range(parameter)]
+    remainders = np.packbits(np.concatenate(planes)).tobytes() if planes else b""
+    return b"".join((varint(gaps.size), bytes((parameter,)), varint(len(quotients)), quotients, remainders))
+
+
+def unpack_indices(reader: Reader, *, size: int) -> npt.NDArray[np.int64]:
+    """Return the strictly rising indices int64[k], each in 0 … size - 1, that `reader` stands before.
+
+    Every length is checked against k and `size` before an array is made: a unary run that leads past `size` is
+    refused by the length of its stream. Raises PeerError.
+    """
+    count = reader.varint()
+    if count > size:
+        raise PeerError("count-out-of-range", f"rice: {count} indices of {size} coordinates")
+    if count == 0:
+        return np.empty(0, dtype=np.int64)
+    parameter = reader.u8()
+    if parameter > MAX_PARAMETER:
+        raise PeerError("bad-parameter", f"rice: parameter {parameter}, limit {MAX_PARAMETER}")
+    longest = (count + ((size - count) >> parameter) + 7) // 8
+    length = reader.varint()
+    if not (count + 7) // 8 <= length <= longest:
+        raise PeerError("stream-length", f"rice: unary stream of {length} bytes, at most {longest} are possible")
+    quotients = reader.take(length)
+    remainders = reader.take((count * parameter + 7) // 8)
+    indices = _ends(quotients, count)
+    ramp = np.arange(count, dtype=np.int64)
+    indices -= ramp
+    indices <<= parameter
+    indices += ramp
+    if parameter:
+        indices += np.cumsum(_remainders(remainders, count, parameter), dtype=np.int64)
+    if int(indices[-1]) >= size:
+        raise PeerError("index-out-of-range", f"rice: index {int(indices[-1])} of {size} coordinates")
+    return indices
+
+
+def _ends(stream: memoryview, count: int) -> npt.NDArray[np.int64]:
+    """Return the positions int64[count] of the ones in the unary stream, the last of them in its last byte."""
+    if stream[-1] == 0:
+        raise PeerError("stream-length", "rice: the unary stream ends with an empty byte")
+    ends = np.flatnonzero(np.unpackbits(np.frombuffer(stream, dtype=np.uint8)).view(np.bool_))
+    if ends.size != count:
+        raise PeerError("count-mismatch", f"rice: the unary stream holds {ends.size} indices, expected {count}")
+    return ends
+
+
+def _remainders(stream: memoryview, count: int, parameter: int) -> npt.NDArray[np.unsignedinteger]:
+    """Return the remainders uint8 or uint32[count] from `parameter` bit planes, the lowest bit's plane first."""
+    check_padding(stream[-1], count * parameter, "rice remainders")
+    bits = np.unpackbits(np.frombuffer(stream, dtype=np.uint8), count=count * parameter).reshape(parameter, count)
+    out: npt.NDArray[np.unsignedinteger] = _join_planes(bits[:_PLANES_PER_BYTE])
+    for first in range(_PLANES_PER_BYTE, parameter, _PLANES_PER_BYTE):
+        high = _join_planes(bits[first : first + _PLANES_PER_BYTE]).astype(np.uint32)
+        out = out | (high << np.uint32(first))
+    return out
+
+
+def _join_planes(bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return uint8[count] from at most eight planes of single bits."""
+    out = bits[-1].copy()
+    for plane in bits[-2::-1]:
+        out <<= 1
+        out |= plane
+    return out

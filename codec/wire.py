@@ -1,0 +1,84 @@
+"""Bytes in and out, with bounds: variable-length integers, and a reader that refuses to run past its end."""
+
+from __future__ import annotations
+
+import struct
+
+from fedfleet.protocol.errors import PeerError
+
+__all__ = ["MAX_VARINT", "Reader", "check_padding", "varint"]
+
+MAX_VARINT = (1 << 35) - 1
+_MAX_VARINT_BYTES = 5
+_CONTINUED = 0x80
+_FLOAT32 = struct.Struct("<f")
+
+
+def varint(value: int) -> bytes:
+    """Return `value` (0 … 2^35 - 1) as unsigned LEB128 in the fewest bytes."""
+    if not 0 <= value <= MAX_VARINT:
+        raise ValueError(f"varint: expected 0 to {MAX_VARINT}, got {value}")
+    out = bytearray()
+    while value >= _CONTINUED:
+        out.append((value & 0x7F) | _CONTINUED)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def check_padding(last: int, used_bits: int, what: str) -> None:
+    """Refuse a bit stream of `used_bits` bits whose `last` byte has a bit set behind them (bits run from bit 7)."""
+    unused = -used_bits % 8
+    if last & ((1 << unused) - 1):
+        raise PeerError("padding-not-zero", f"{what}: the {unused} bits behind the last must be zero")
+
+
+class Reader:
+    """A cursor over received bytes: every read is checked against what is left, nothing is copied.
+
+    Raises PeerError `truncated`, `varint-not-canonical` or `trailing-bytes`, naming `what` is being read.
+    """
+
+    def __init__(self, data: memoryview, *, what: str) -> None:
+        self._data = data
+        self._at = 0
+        self._what = what
+
+    @property
+    def left(self) -> int:
+        """Bytes not yet read."""
+        return len(self._data) - self._at
+
+    def take(self, count: int) -> memoryview:
+        """Return the next `count` bytes."""
+        if count > self.left:
+            raise PeerError("truncated", f"{self._what}: needs {count} more bytes, {self.left} are left")
+        start = self._at
+        self._at = start + count
+        return self._data[start : self._at]
+
+    def u8(self) -> int:
+        """Return the next byte as a number."""
+        return self.take(1)[0]
+
+    def f32(self) -> float:
+        """Return the next four bytes as a little-endian float32 (finite or not)."""
+        value: float = _FLOAT32.unpack(self.take(4))[0]
+        return value
+
+    def varint(self) -> int:
+        """Return the next unsigned LEB128 number; only its shortest form of at most five bytes is accepted."""
+        value = 0
+        for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
+            byte = self.u8()
+            value |= (byte & 0x7F) << shift
+            if byte < _CONTINUED:
+                if byte == 0 and shift:
+                    raise PeerError("varint-not-canonical", f"{self._what}: {value} is not in its shortest form")
+                return value
+        raise PeerError("varint-not-canonical", f"{self._what}: longer than {_MAX_VARINT_BYTES} bytes")
+
+    def end(self) -> None:
+        """Refuse bytes that nothing has read."""
+        if self.left:
+            raise PeerError("trailing-bytes", f"{self._what}: {self.left} bytes too many")
