@@ -1,6 +1,6 @@
-"""Reads JUnit reports: exit 0 only when tests passed on a real Mosquitto and on a real NATS server, and none was skipped.
+"""Reads JUnit reports: exit 0 only when tests passed on a real Mosquitto and a real NATS server, none skipped.
 
-tests/conftest.py marks such tests and turns their skips into failures; this catches tests that were never collected.
+tests/conftest.py marks such tests and turns their skips into failures; this catches tests never collected.
 """
 
 import sys
@@ -37,7 +37,7 @@ def main(reports: list[str]) -> int:
         if not passed or other:
             status = 1
     if status:
-        print("brokers_tested: the contract must pass on a real Mosquitto and a real NATS server", file=sys.stderr)
+        print("brokers_tested: the contract must pass on a real Mosquitto and NATS server", file=sys.stderr)
     return status
 
 

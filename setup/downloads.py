@@ -1,7 +1,7 @@
 """Reads pip's installation reports (`pip install --dry-run --report`): what would come, and how large.
 
-    downloads.py brings-cuda REPORT   exit 0 when the first package needs the CUDA libraries here, else 1
-    downloads.py sizes REPORT         print number and size of the packages, largest first
+`downloads.py brings-cuda REPORT`: exit 0 when the first package needs the CUDA libraries here, else 1.
+`downloads.py sizes REPORT`: print number and size of the packages, the largest by name.
 """
 
 import json
@@ -39,7 +39,8 @@ def size_bytes(url: str) -> int | None:
         return path.stat().st_size if path.is_file() else None
     if parts.scheme not in {"http", "https"}:
         return None
-    context = ssl.create_default_context(cafile=os.environ.get("PIP_CERT") or os.environ.get("REQUESTS_CA_BUNDLE"))
+    authorities = os.environ.get("PIP_CERT") or os.environ.get("REQUESTS_CA_BUNDLE")
+    context = ssl.create_default_context(cafile=authorities)
     try:
         request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - http and https only, above
         with urllib.request.urlopen(request, timeout=10, context=context) as answer:  # noqa: S310
@@ -58,7 +59,8 @@ def sizes(packages: Sequence[Mapping[str, Any]]) -> str:
     largest = ", ".join(f"{name} {size / MEGABYTE:.0f} MB" for size, name in known[:4])
     unknown = len(packages) - len(known)
     more = f", {unknown} of unknown size" if unknown else ""
-    return f"{len(packages)} packages, {total / MEGABYTE:.0f} MB to fetch{more}; largest: {largest or 'unknown'}"
+    fetched = f"{len(packages)} packages, {total / MEGABYTE:.0f} MB to fetch{more}"
+    return f"{fetched}; largest: {largest or 'unknown'}"
 
 
 def main(command: str, report: str) -> int:

@@ -81,7 +81,7 @@ choose_torch() {
   local report="$VENV/.torch-report.json"
   read -r -a TORCH <<<"${FEDFLEET_TORCH:-$(grep '^torch==' constraints.txt)}"
   if [ -n "${FEDFLEET_TORCH:-}" ]; then return; fi
-  if timeout 120 "$PY" -m pip --disable-pip-version-check --no-input install -q --dry-run --ignore-installed --no-deps \
+  if timeout 120 "$PY" -m pip --disable-pip-version-check --no-input install -qq --dry-run --ignore-installed --no-deps \
     --report "$report" "${TORCH[@]}" 2>/dev/null && ! "$PY" setup/downloads.py brings-cuda "$report"; then
     return
   fi
@@ -93,15 +93,15 @@ install_packages() {
   local pins="$VENV/.constraints.txt" report="$VENV/.report.json"
   # torch is left to FEDFLEET_TORCH, everything else to constraints.txt.
   grep -v '^torch==' constraints.txt >"$pins"
-  pip install -q -c "$pins" pip setuptools packaging
+  pip install -qq -c "$pins" pip setuptools packaging
   choose_torch
   say "resolving packages"
-  if pip install -q --dry-run --no-build-isolation -c "$pins" --report "$report" "${TORCH[@]}" ".[$EXTRAS]"; then
+  if pip install -qq --dry-run --no-build-isolation -c "$pins" --report "$report" "${TORCH[@]}" ".[$EXTRAS]"; then
     "$PY" setup/downloads.py sizes "$report" >&2
   else
     stop "packages could not be resolved (see pip's message above); is a package index reachable?"
   fi
-  pip install -q --no-build-isolation -c "$pins" "${TORCH[@]}" -e ".[$EXTRAS]"
+  pip install -qq --no-build-isolation -c "$pins" "${TORCH[@]}" -e ".[$EXTRAS]"
   rm -f "$report" "$VENV/.torch-report.json"
 }
 
