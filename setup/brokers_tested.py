@@ -1,4 +1,4 @@
-"""Reads JUnit reports: exit 0 only when tests passed on a real Mosquitto and a real NATS server, none skipped.
+"""Reads JUnit reports: exit 0 only when tests passed on real Mosquitto and NATS servers, none skipped.
 
 tests/conftest.py marks such tests and turns their skips into failures; this catches tests never collected.
 """
