@@ -31,7 +31,9 @@ def _decompress(frame: bytes, limit_bytes: int, what: str) -> bytes:
         told = zstandard.get_frame_parameters(frame).content_size
         if told > limit_bytes:
             raise PeerError("too-large", f"{what} unpacks to {told} bytes, limit {limit_bytes}")
-        data = zstandard.ZstdDecompressor().decompress(frame, max_output_size=limit_bytes, allow_extra_data=False)
+        data = zstandard.ZstdDecompressor().decompress(
+            frame, max_output_size=limit_bytes, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise PeerError("malformed-blob", f"{what}: {error}") from error
     return data
@@ -50,7 +52,9 @@ def unpack_graph(blob: bytes, *, limit_bytes: int) -> tuple[bytes, bytes]:
     magic, layout_bytes = _GRAPH.unpack_from(data)
     end = _GRAPH.size + layout_bytes
     if magic != _GRAPH_MAGIC or end > len(data):
-        raise PeerError("malformed-blob", f"graph blob begins {magic!r} with a layout of {layout_bytes} bytes")
+        raise PeerError(
+            "malformed-blob", f"graph blob begins {magic!r} with a layout of {layout_bytes} bytes"
+        )
     return data[_GRAPH.size : end], data[end:]
 
 
@@ -80,6 +84,10 @@ def unpack_canary(blob: bytes, *, limit_bytes: int) -> tuple[Floats, Floats]:
         raise PeerError("malformed-blob", f"canary blob unpacks to {len(data)} bytes")
     magic, rows, width_in, width_out = _CANARY.unpack_from(data)
     if magic != _CANARY_MAGIC or len(data) != _CANARY.size + 4 * rows * (width_in + width_out):
-        raise PeerError("malformed-blob", f"canary blob of {rows} rows {width_in}+{width_out} has {len(data)} bytes")
+        raise PeerError(
+            "malformed-blob", f"canary blob of {rows} rows {width_in}+{width_out} has {len(data)} bytes"
+        )
     values = np.frombuffer(data, dtype="<f4", offset=_CANARY.size).astype(np.float32)
-    return values[: rows * width_in].reshape(rows, width_in), values[rows * width_in :].reshape(rows, width_out)
+    return values[: rows * width_in].reshape(rows, width_in), values[rows * width_in :].reshape(
+        rows, width_out
+    )

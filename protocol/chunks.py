@@ -55,12 +55,16 @@ def read_chunk(frame: bytes, *, number: int, limit_bytes: int) -> Chunk:
         raise PeerError("truncated", f"a chunk of {len(frame)} bytes holds no data")
     magic, version, flags, count, own, total, digest = _FIXED.unpack_from(frame)
     if magic != MAGIC or version != VERSION or flags != 0:
-        raise PeerError("unknown-version", f"chunk version {version} flags {flags}, this side reads {VERSION} and 0")
+        raise PeerError(
+            "unknown-version", f"chunk version {version} flags {flags}, this side reads {VERSION} and 0"
+        )
     if total > limit_bytes:
         raise PeerError("too-large", f"chunked message is {total} bytes, limit {limit_bytes}")
     size = len(frame) - _FIXED.size
     if own != number or not number < count <= total or size > total:
-        raise PeerError("malformed-chunk", f"chunk {own} of {count} with {size} of {total} bytes at number {number}")
+        raise PeerError(
+            "malformed-chunk", f"chunk {own} of {count} with {size} of {total} bytes at number {number}"
+        )
     return Chunk(digest.hex(), number, count, total, frame[_FIXED.size :])
 
 

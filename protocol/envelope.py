@@ -82,7 +82,9 @@ def peek(sealed: bytes, *, limit_bytes: int) -> Header:
     if len(sealed) > limit_bytes:
         raise PeerError("too-large", f"message is {len(sealed)} bytes, limit {limit_bytes}")
     if len(sealed) < OVERHEAD_BYTES:
-        raise PeerError("truncated", f"message is {len(sealed)} bytes, an envelope has at least {OVERHEAD_BYTES}")
+        raise PeerError(
+            "truncated", f"message is {len(sealed)} bytes, an envelope has at least {OVERHEAD_BYTES}"
+        )
     magic, version, kind, cipher, name_bytes, body_bytes = _FIXED.unpack_from(sealed)
     if magic != MAGIC:
         raise PeerError("not-an-envelope", f"message begins {magic!r}, expected {MAGIC!r}")
@@ -128,7 +130,8 @@ def check_digest(sealed: bytes, header: Header) -> None:
     found = sha256(sealed[:head_bytes] + sealed[header.body_start :]).digest()
     if not hmac.compare_digest(told, found):
         raise PeerError(
-            "digest-mismatch", f"bytes from {header.sender} have SHA-256 {found.hex()[:12]}…, expected {told.hex()[:12]}…"
+            "digest-mismatch",
+            f"bytes from {header.sender} have SHA-256 {found.hex()[:12]}…, expected {told.hex()[:12]}…",
         )
 
 
@@ -138,7 +141,8 @@ def check_signature(sealed: bytes, header: Header, public: bytes, *, fleet: str)
     digest = sealed[signature_start - _DIGEST_BYTES : signature_start]
     if not is_valid(public, _signed(fleet, digest), sealed[signature_start : header.body_start]):
         raise PeerError(
-            "bad-signature", f"the signature is not {header.sender}'s enrolled key {public.hex()[:12]}… in fleet {fleet}"
+            "bad-signature",
+            f"the signature is not {header.sender}'s enrolled key {public.hex()[:12]}… in fleet {fleet}",
         )
 
 

@@ -22,6 +22,7 @@ SERVER = "fleet-server"
 
 Id = Annotated[str, StringConstraints(pattern=PATTERN)]
 _MATCH = re.compile(r"[a-z0-9-]{1,36}")
+_EPOCH_DIGITS = 16
 _U32 = 0xFFFFFFFF
 _U64 = 0xFFFFFFFFFFFFFFFF
 
@@ -59,7 +60,10 @@ class UpdateId:
     def __post_init__(self) -> None:
         """Refuse values that do not fit the wire."""
         if not is_id(self.vehicle) or not 0 <= self.epoch <= _U64 or not 0 <= self.sequence <= _U32:
-            raise PeerError("malformed-id", f"update id {self.vehicle!r}:{self.epoch}:{self.sequence} does not fit the wire")
+            raise PeerError(
+                "malformed-id",
+                f"update id {self.vehicle!r}:{self.epoch}:{self.sequence} does not fit the wire",
+            )
 
     def __str__(self) -> str:
         """Return the text form, ``vehicle:epoch (16 hex digits):sequence``."""
@@ -71,11 +75,12 @@ class UpdateId:
         parts = text.split(":")
         try:
             vehicle, epoch, sequence = parts
-            if len(epoch) != 16:  # noqa: PLR2004 - the width of a u64 in hex
-                raise ValueError(epoch)
-            return cls(vehicle, int(epoch, 16), int(sequence))
+            number = int(epoch, 16) if len(epoch) == _EPOCH_DIGITS else _U64 + 1
+            return cls(vehicle, number, int(sequence))
         except ValueError as error:
-            raise PeerError("malformed-id", f"update id {text[:80]!r}: expected vehicle:epoch:sequence") from error
+            raise PeerError(
+                "malformed-id", f"update id {text[:80]!r}: expected vehicle:epoch:sequence"
+            ) from error
 
 
 def task_id(name: str) -> str:

@@ -195,9 +195,9 @@ class Metrics(Message):
     bytes_down: Count
     trainings: Count
     rss_bytes: Count = 0
-    scores: Annotated[Mapping[Annotated[str, Field(max_length=40)], tuple[float, int]], Field(max_length=40)] = Field(
-        default_factory=dict
-    )
+    scores: Annotated[
+        Mapping[Annotated[str, Field(max_length=40)], tuple[float, int]], Field(max_length=40)
+    ] = Field(default_factory=dict)
     refusals: Annotated[Mapping[Annotated[str, Field(max_length=80)], int], Field(max_length=100)] = Field(
         default_factory=dict
     )
@@ -255,4 +255,6 @@ def decode(kind: type[M], body: bytes, *, sender: str) -> M:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
-        raise PeerError("malformed-message", f"{kind.__name__} from {sender}: {where}: {first['msg']}"[:300]) from error
+        raise PeerError(
+            "malformed-message", f"{kind.__name__} from {sender}: {where}: {first['msg']}"[:300]
+        ) from error

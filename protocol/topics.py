@@ -30,7 +30,17 @@ __all__ = [
 ]
 
 Kind = Literal[
-    "round", "settlement", "model", "release", "blob", "status", "update", "metrics", "request", "receipt", "command"
+    "round",
+    "settlement",
+    "model",
+    "release",
+    "blob",
+    "status",
+    "update",
+    "metrics",
+    "request",
+    "receipt",
+    "command",
 ]
 _WORDS: dict[str, Kind] = {
     "status": "status",
@@ -182,7 +192,9 @@ def parse(topic: str) -> Topic:
         case ["fl", "v1", fleet, "v", part, vehicle, *rest]:
             _ids(fleet, vehicle)
             if part != shard(vehicle):
-                raise PeerError("malformed-topic", f"vehicle {vehicle} is in shard {shard(vehicle)}, not {part[:8]}")
+                raise PeerError(
+                    "malformed-topic", f"vehicle {vehicle} is in shard {shard(vehicle)}, not {part[:8]}"
+                )
             return _vehicle_topic(fleet, vehicle, rest)
         case _:
             raise PeerError("malformed-topic", f"{topic[:80]!r} is not a topic of this protocol")
@@ -198,4 +210,6 @@ def _vehicle_topic(fleet: str, vehicle: str, rest: list[str]) -> Topic:
                 "update", fleet, vehicle=vehicle, task=task, round=_number(round_), number=_number(number)
             )
         case _:
-            raise PeerError("malformed-topic", f"{'/'.join(rest)[:60]!r} of vehicle {vehicle} is not a topic of ours")
+            raise PeerError(
+                "malformed-topic", f"{'/'.join(rest)[:60]!r} of vehicle {vehicle} is not a topic of ours"
+            )

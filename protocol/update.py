@@ -3,8 +3,8 @@
 The manifest says which round and base model the payload belongs to; the payload's meaning is the codec's.
 """
 
+import struct
 from dataclasses import dataclass
-from struct import Struct, error as StructError
 
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.ids import UpdateId, is_id
@@ -12,7 +12,7 @@ from fedfleet.protocol.ids import UpdateId, is_id
 __all__ = ["Manifest", "pack", "unpack"]
 
 VERSION = 1
-_FIXED = Struct(">BIIQI")
+_FIXED = struct.Struct(">BIIQI")
 _U32 = 0xFFFFFFFF
 
 
@@ -33,12 +33,16 @@ class Manifest:
         """Refuse values that do not fit the wire."""
         numbers_fit = 0 <= self.round <= _U32 and 0 <= self.base_version <= _U32
         if not (is_id(self.task) and is_id(self.region) and numbers_fit):
-            raise PeerError("malformed-manifest", f"update {self.id}: task, region, round or base does not fit the wire")
+            raise PeerError(
+                "malformed-manifest", f"update {self.id}: task, region, round or base does not fit the wire"
+            )
 
 
 def pack(manifest: Manifest, payload: bytes) -> bytes:
     """Return the body: manifest, then payload. The vehicle's name is the envelope's sender and not repeated."""
-    fixed = _FIXED.pack(VERSION, manifest.round, manifest.base_version, manifest.id.epoch, manifest.id.sequence)
+    fixed = _FIXED.pack(
+        VERSION, manifest.round, manifest.base_version, manifest.id.epoch, manifest.id.sequence
+    )
     task, region = manifest.task.encode(), manifest.region.encode()
     return fixed + bytes([len(task)]) + task + bytes([len(region)]) + region + payload
 
@@ -48,11 +52,15 @@ def unpack(body: bytes, *, sender: str) -> tuple[Manifest, bytes]:
     try:
         version, round_, base, epoch, sequence = _FIXED.unpack_from(body)
         if version != VERSION:
-            raise PeerError("unknown-version", f"update manifest version {version}, this side reads {VERSION}")
+            raise PeerError(
+                "unknown-version", f"update manifest version {version}, this side reads {VERSION}"
+            )
         task, start = _text(body, _FIXED.size)
         region, start = _text(body, start)
-    except (StructError, IndexError, UnicodeDecodeError) as error:
-        raise PeerError("malformed-manifest", f"update from {sender}: manifest is cut or not ASCII") from error
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
+        raise PeerError(
+            "malformed-manifest", f"update from {sender}: manifest is cut or not ASCII"
+        ) from error
     manifest = Manifest(UpdateId(sender, epoch, sequence), task, region, round=round_, base_version=base)
     return manifest, body[start:]
 
