@@ -1,0 +1,212 @@
+"""The plug-in protocol of a task, its plain values, and the registry.
+
+A task turns recordings into arrays, names its network and loss (torch is never imported here) and says how good
+an output is. Tasks are found by entry point (group `fedfleet.tasks`) or as `module:ATTRIBUTE`. numpy only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfleet.protocol.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = [
+    "Drive",
+    "Floats",
+    "Frames",
+    "Index",
+    "Metric",
+    "Samples",
+    "Specification",
+    "Sums",
+    "Task",
+    "load",
+    "names",
+    "resolve",
+]
+
+GROUP = "fedfleet.tasks"
+
+Floats: TypeAlias = NDArray[np.float32]
+Sums: TypeAlias = Mapping[str, tuple[float, int]]
+"""Metric name -> (sum over samples, number of samples); the mean is sum / count, and sums of parts add up."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number is called, its unit, and which direction is good."""
+
+    name: str
+    unit: str
+    better: Literal["lower", "higher"]
+
+
+@dataclass(frozen=True)
+class Specification:
+    """Input and output of the model file, float32 both; shapes are without the dynamic batch axis in front."""
+
+    input_name: str
+    input_shape: tuple[int, ...]
+    output_name: str
+    output_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled examples: inputs f32[N,*in], targets f32[N,*out], judged bool[N] (counts for the metrics)."""
+
+    inputs: Floats
+    targets: Floats
+    judged: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        """Raise ValueError when the three lengths differ."""
+        if not len(self.inputs) == len(self.targets) == len(self.judged):
+            lengths = f"{len(self.inputs)} inputs, {len(self.targets)} targets, {len(self.judged)} judged"
+            raise ValueError(f"samples of different lengths: {lengths}")
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.inputs)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What the vehicle sees: rows `offsets[i]:offsets[i+1]` of inputs f32[F,*in] belong to frame i.
+
+    A frame may have no row. `sample` int64[F] is the row of Samples (of the same drives) whose target tells the
+    truth for this prediction, -1 = none.
+    """
+
+    inputs: Floats
+    offsets: NDArray[np.int64]
+    sample: NDArray[np.int64]
+    rate_hz: float
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class Drive:
+    """One continuous trip of one vehicle: splits are made of whole drives, never of pieces."""
+
+    region: str
+    drive: str
+    recordings: int
+    seconds: float
+
+    @property
+    def key(self) -> str:
+        """Return `region/drive`, the name of the drive everywhere outside its own region."""
+        return f"{self.region}/{self.drive}"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a folder of recordings holds, and how many tracks or files were left out for which reason."""
+
+    drives: tuple[Drive, ...]
+    problems: Mapping[str, int]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What every room needs to know about a learning task; `drives` are `Drive.key` values.
+
+    `metrics[0]` is the primary metric. `network` and `loss` are `module:function` names, resolved only in
+    processes that hold torch: the network function takes nothing and returns an `nn.Module` with the weights of
+    version 0 (drawn from torch's seeded generator); the loss takes (outputs, targets) and returns a scalar tensor.
+    """
+
+    @property
+    def name(self) -> str:
+        """Return the task's id, also used in topics."""
+
+    @property
+    def version(self) -> int:
+        """Return the version of specification, features and metrics together."""
+
+    @property
+    def specification(self) -> Specification:
+        """Return input and output of the model."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Return the metrics, primary first."""
+
+    @property
+    def network(self) -> str:
+        """Return `module:function` of the network."""
+
+    @property
+    def loss(self) -> str:
+        """Return `module:function` of the loss."""
+
+    def index(self, folder: Path) -> Index:
+        """List the drives of a folder; UsageError for an empty or unreadable one."""
+
+    def samples(self, folder: Path, drives: Sequence[str]) -> Samples:
+        """Read the labelled examples of these drives; UsageError for an unknown drive."""
+
+    def frames(self, folder: Path, drives: Sequence[str]) -> Frames:
+        """Read these drives frame by frame, `sample` pointing into `samples(folder, drives)`."""
+
+    def score(self, outputs: Floats, samples: Samples) -> Sums:
+        """Sum every metric over the judged samples."""
+
+    def score_all(self, outputs: Floats, samples: Samples) -> Sums:
+        """Sum every metric over all samples."""
+
+    def baseline(self, inputs: Floats) -> Floats:
+        """Return the trivial answer f32[N,*out] that a model has to beat."""
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the installed tasks, sorted."""
+    return tuple(sorted({entry.name for entry in entry_points(group=GROUP)}))
+
+
+def load(name: str) -> Task:
+    """Load a task by its installed name or as `module:ATTRIBUTE`.
+
+    Raises UsageError, naming the installed tasks, when there is none of that name or it is not a task.
+    """
+    if ":" in name:
+        found = _attribute(name)
+    else:
+        entry = next(iter(entry_points(group=GROUP, name=name)), None)
+        if entry is None:
+            known = ", ".join(names()) or "none"
+            raise UsageError(
+                f"unknown task {name!r}: expected an installed task ({known}) or module:ATTRIBUTE"
+            )
+        found = entry.load()
+    if not isinstance(found, Task):
+        missing = sorted(each for each in Task.__protocol_attrs__ if not hasattr(found, each))  # type: ignore[attr-defined]
+        raise UsageError(f"{name} is not a task: it has no {', '.join(missing)}")
+    return found
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """Return the function that `module:function` names; UsageError when there is none."""
+    return cast("Callable[..., Any]", _attribute(name))
+
+
+def _attribute(name: str) -> object:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"cannot load {name!r}, expected module:ATTRIBUTE: {error}") from error
