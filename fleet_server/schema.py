@@ -1,0 +1,227 @@
+"""The tables of the store, version 1. One store serves one fleet and one task."""
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+__all__ = [
+    "VERSION",
+    "audit",
+    "blob",
+    "chunk",
+    "clearing",
+    "code",
+    "counter",
+    "member",
+    "metadata",
+    "model",
+    "optimizer",
+    "property_",
+    "quarantine",
+    "release",
+    "round_",
+    "score",
+    "settlement",
+    "update",
+    "vehicle",
+]
+
+VERSION = 1
+
+metadata = MetaData()
+
+property_ = Table(
+    "property", metadata, Column("name", String, primary_key=True), Column("value", Text, nullable=False)
+)
+"""Schema version, fleet and task: what must match before anything else is read."""
+
+vehicle = Table(
+    "vehicle",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("region", String, nullable=False),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("denied", Boolean, nullable=False, default=False),
+    Column("enrolled_at_s", Float, nullable=False),
+    Column("state", String, nullable=False, default="OFFLINE"),
+    Column("status_at_s", Float, nullable=False, default=0.0),
+    Column("epoch", BigInteger, nullable=False, default=0),
+    Column("session", BigInteger, nullable=False, default=0),
+    Column("lease_round", BigInteger),
+    Column("lease_until_s", Float),
+    Column("active_version", BigInteger, nullable=False, default=0),
+    Column("eligible", Boolean, nullable=False, default=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("metrics_at_s", Float, nullable=False, default=-1.0),
+    Column("metrics", LargeBinary),
+)
+
+code = Table(
+    "code",
+    metadata,
+    Column("vehicle", String, primary_key=True),
+    Column("code_sha256", String, nullable=False),
+    Column("used_at_s", Float, nullable=False),
+)
+"""The one-time codes that were used; a new code for the same vehicle has another digest."""
+
+update = Table(
+    "update",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("vehicle", String, nullable=False),
+    Column("epoch", String, nullable=False),  # 16 hex digits: u64 does not fit a signed integer
+    Column("sequence", BigInteger, nullable=False),
+    Column("shard", String, nullable=False),
+    Column("region", String, nullable=False),
+    Column("round", BigInteger, nullable=False),
+    Column("base_version", BigInteger, nullable=False),
+    Column("steps", BigInteger, nullable=False),
+    Column("examples", BigInteger, nullable=False),
+    Column("sealed_sha256", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("payload", LargeBinary),  # the codec's bytes; gone some rounds after the settlement
+    Column("stored_at_s", Float, nullable=False),
+    Column("fate", String),
+    Column("reason", Text, nullable=False, default=""),
+)
+Index(
+    "update_of_round",
+    *(update.c.round, update.c.region, update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence),
+)
+
+chunk = Table(
+    "chunk",
+    metadata,
+    Column("vehicle", String, primary_key=True),
+    Column("round", BigInteger, primary_key=True),
+    Column("digest", String, primary_key=True),
+    Column("number", BigInteger, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    Column("stored_at_s", Float, nullable=False),
+)
+"""Pieces of updates that are not complete yet, as they came: frames of ``protocol.chunks``."""
+
+round_ = Table(
+    "round",
+    metadata,
+    Column("round", BigInteger, primary_key=True),
+    Column("region", String, primary_key=True),
+    Column("state", String, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("plan", LargeBinary, nullable=False),  # the message Plan, JSON
+    Column("target", BigInteger, nullable=False),
+    Column("contributors", Text),  # JSON list when the round closes by a fixed list
+    Column("opened_at_s", Float, nullable=False),
+    Column("deadline_s", Float, nullable=False),
+    Column("planned_at_s", Float, nullable=False),  # when the newest revision was made
+    Column("closed_at_s", Float),
+    Column("reason", Text, nullable=False, default=""),
+)
+
+member = Table(
+    "member",
+    metadata,
+    Column("round", BigInteger, primary_key=True),
+    Column("region", String, primary_key=True),
+    Column("update_id", String, primary_key=True),
+)
+"""Frozen when a round closes: exactly these updates are folded."""
+
+settlement = Table(
+    "settlement",
+    metadata,
+    Column("round", BigInteger, primary_key=True),
+    Column("region", String, primary_key=True),
+    Column("message", LargeBinary, nullable=False),  # the message Settlement, JSON
+    Column("retired", Boolean, nullable=False, default=False),
+)
+
+model = Table(
+    "model",
+    metadata,
+    Column("version", BigInteger, primary_key=True),
+    Column("round", BigInteger),  # the round that made it; NULL for version 0
+    Column("onnx_sha256", String, nullable=False),
+    Column("vector_sha256", String, nullable=False),
+    Column("vector", LargeBinary),  # float32, little-endian; only the newest is kept
+    Column("error", LargeBinary),  # the downlink's residual, float32; only the newest is kept
+    Column("full_sha256", String, nullable=False),
+    Column("delta_sha256", String),  # leads here from version - 1
+    Column("created_at_s", Float, nullable=False),
+)
+
+optimizer = Table(
+    "optimizer", metadata, Column("name", String, primary_key=True), Column("data", LargeBinary, nullable=False)
+)
+"""The strategy's state that belongs to the newest model: float64, little-endian."""
+
+release = Table(
+    "release",
+    metadata,
+    Column("number", BigInteger, primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("canary_sha256", String, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("released_at_s", Float, nullable=False),
+)
+
+score = Table(
+    "score",
+    metadata,
+    Column("version", BigInteger, primary_key=True),  # BASELINE for the task's trivial answer
+    Column("region", String, primary_key=True),
+    Column("metric", String, primary_key=True),
+    Column("sum", Float, nullable=False),
+    Column("count", BigInteger, nullable=False),
+)
+
+blob = Table(
+    "blob",
+    metadata,
+    Column("sha256", String, primary_key=True),
+    Column("kind", String, nullable=False),  # graph, full, delta, canary
+    Column("data", LargeBinary, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("retired_round", BigInteger),  # NULL while live
+)
+
+clearing = Table("clearing", metadata, Column("topic", String, primary_key=True))
+"""Retained topics that the broker must still forget."""
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("at_s", Float, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("head", LargeBinary, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("position", Integer, primary_key=True),
+    Column("update_id", String, nullable=False),
+    Column("sealed_sha256", String, nullable=False),
+    Column("leaf", String, nullable=False),
+)
+"""A hash chain over every stored update: leaf = SHA-256(previous leaf, update id, sealed digest)."""
+
+counter = Table(
+    "counter", metadata, Column("name", String, primary_key=True), Column("value", BigInteger, nullable=False)
+)

@@ -1,0 +1,232 @@
+"""Rows of updates: what was stored, its fate, the pieces of what is not complete, and what was put aside."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from sqlalchemy import Connection, Select, func, select
+from sqlalchemy.dialects.sqlite import insert
+
+from fedfleet.fleet_server.schema import audit, chunk, counter, member, quarantine, update
+from fedfleet.protocol.ids import UpdateId, shard
+from fedfleet.protocol.messages import Fate
+from fedfleet.protocol.update import Manifest
+
+__all__ = [
+    "Known",
+    "Quarantined",
+    "StoredUpdate",
+    "add_chunk",
+    "add_update",
+    "audit_head",
+    "chunks",
+    "count",
+    "counters",
+    "drop_chunks",
+    "forget_payloads",
+    "known",
+    "members",
+    "pending",
+    "put_aside",
+    "quarantined",
+    "received",
+    "set_fates",
+    "unsettled",
+]
+
+HEAD_BYTES = 4096
+MAX_QUARANTINED = 10_000
+
+
+@dataclass(frozen=True)
+class StoredUpdate:
+    """An update that passed every check; ``payload`` is the codec's bytes, ``sealed_sha256`` names the message."""
+
+    manifest: Manifest
+    payload: bytes
+    steps: int
+    examples: int
+    sealed_sha256: str
+    sealed_bytes: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is recorded of an update: the digest of its message, and its fate once it has one."""
+
+    update_id: str
+    sealed_sha256: str
+    fate: Fate | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A message that was refused: why, where it came, and its first bytes."""
+
+    at_s: float
+    reason: str
+    detail: str
+    topic: str
+    sha256: str
+    size_bytes: int
+    head: bytes
+
+
+def known(connection: Connection, update_id: UpdateId) -> Known | None:
+    """Return what is recorded under this id."""
+    return _known(connection, select(update).where(update.c.id == str(update_id)))
+
+
+def received(connection: Connection, *, round_: int, vehicle: str) -> Known | None:
+    """Return the update that this vehicle has stored for this round."""
+    return _known(connection, select(update).where(update.c.round == round_, update.c.vehicle == vehicle))
+
+
+def _known(connection: Connection, query: Select[tuple[object, ...]]) -> Known | None:
+    row = connection.execute(query.limit(1)).one_or_none()
+    return Known(row.id, row.sealed_sha256, row.fate, row.reason) if row else None
+
+
+def add_update(
+    connection: Connection, stored: StoredUpdate, *, now_s: float, fate: Fate | None = None, reason: str = ""
+) -> None:
+    """Add the dedupe row with the update's bytes, and its leaf in the audit chain."""
+    manifest = stored.manifest
+    row = {
+        "id": str(manifest.id),
+        "vehicle": manifest.id.vehicle,
+        "epoch": f"{manifest.id.epoch:016x}",
+        "sequence": manifest.id.sequence,
+        "shard": shard(manifest.id.vehicle),
+        "region": manifest.region,
+        "round": manifest.round,
+        "base_version": manifest.base_version,
+        "steps": stored.steps,
+        "examples": stored.examples,
+        "sealed_sha256": stored.sealed_sha256,
+        "size_bytes": stored.sealed_bytes,
+        "payload": stored.payload,
+        "stored_at_s": now_s,
+        "fate": fate,
+        "reason": reason,
+    }
+    connection.execute(update.insert(), row)
+    position, leaf = audit_head(connection)
+    chained = sha256(f"{leaf}\n{manifest.id}\n{stored.sealed_sha256}".encode()).hexdigest()
+    row = {
+        "position": position + 1,
+        "update_id": str(manifest.id),
+        "sealed_sha256": stored.sealed_sha256,
+        "leaf": chained,
+    }
+    connection.execute(audit.insert(), row)
+
+
+def audit_head(connection: Connection) -> tuple[int, str]:
+    """Return the position and the leaf at the head of the audit chain; (0, "") before the first update."""
+    query = select(audit.c.position, audit.c.leaf).order_by(audit.c.position.desc()).limit(1)
+    row = connection.execute(query).one_or_none()
+    return (row.position, row.leaf) if row else (0, "")
+
+
+def pending(connection: Connection, *, round_: int, region: str) -> list[UpdateId]:
+    """Return the updates of a region's round that have no fate yet, in fold order."""
+    query = select(update.c.id).where(
+        update.c.round == round_, update.c.region == region, update.c.fate.is_(None)
+    )
+    return [UpdateId.parse(text) for text in connection.execute(_in_fold_order(query)).scalars()]
+
+
+def unsettled(connection: Connection, *, round_: int, region: str) -> tuple[list[UpdateId], list[UpdateId]]:
+    """Return the members of a region's round and the updates that came after it had closed."""
+    mine = (update.c.round == round_) & (update.c.region == region)
+    frozen = select(member.c.update_id).where(member.c.round == round_, member.c.region == region)
+    inside = connection.execute(_in_fold_order(select(update.c.id).where(mine, update.c.id.in_(frozen))))
+    late = connection.execute(_in_fold_order(select(update.c.id).where(mine, update.c.id.not_in(frozen))))
+    return [UpdateId.parse(text) for text in inside.scalars()], [UpdateId.parse(text) for text in late.scalars()]
+
+
+def members(connection: Connection, *, round_: int, region: str) -> Iterator[tuple[UpdateId, bytes, int]]:
+    """Yield (id, payload, examples) of the frozen members of a closed round, shard by shard in id order."""
+    query = select(update.c.id, update.c.payload, update.c.examples).join(member, member.c.update_id == update.c.id)
+    query = query.where(member.c.round == round_, member.c.region == region)
+    rows = connection.execution_options(yield_per=16).execute(_in_fold_order(query))
+    for text, payload, examples in rows:
+        yield UpdateId.parse(text), payload, examples
+
+
+def _in_fold_order(query: Select[tuple[str]]) -> Select[tuple[str]]:
+    return query.order_by(update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence)
+
+
+def set_fates(connection: Connection, fates: Mapping[UpdateId, tuple[Fate, str]]) -> None:
+    """Record the fate of updates, and why."""
+    for update_id, (fate, reason) in fates.items():
+        values = {"fate": fate, "reason": reason}
+        connection.execute(update.update().where(update.c.id == str(update_id)).values(**values))
+
+
+def forget_payloads(connection: Connection, *, before_round: int) -> None:
+    """Drop the bytes of updates of older rounds; their rows and audit leaves stay."""
+    old = (update.c.round < before_round) & update.c.payload.is_not(None) & update.c.fate.is_not(None)
+    connection.execute(update.update().where(old).values(payload=None))
+    connection.execute(chunk.delete().where(chunk.c.round < before_round))
+
+
+def add_chunk(
+    connection: Connection, frame: bytes, *, vehicle: str, round_: int, digest: str, number: int, now_s: float
+) -> None:
+    """Keep a piece of an update that is not complete; a piece that is there already changes nothing."""
+    key = {"vehicle": vehicle, "round": round_, "digest": digest, "number": number}
+    values = key | {"data": frame, "stored_at_s": now_s}
+    connection.execute(insert(chunk).values(**values).on_conflict_do_nothing())
+
+
+def chunks(connection: Connection, *, vehicle: str) -> list[tuple[int, str, int, bytes]]:
+    """Return (round, digest, number, frame) of the vehicle's incomplete messages, the oldest first."""
+    query = select(chunk.c.round, chunk.c.digest, chunk.c.number, chunk.c.data).where(chunk.c.vehicle == vehicle)
+    rows = connection.execute(query.order_by(chunk.c.stored_at_s, chunk.c.digest, chunk.c.number))
+    return [(row.round, row.digest, row.number, row.data) for row in rows]
+
+
+def drop_chunks(connection: Connection, *, vehicle: str, keep_digest: str = "") -> None:
+    """Forget the pieces of a vehicle's messages, but for those of one digest."""
+    connection.execute(chunk.delete().where(chunk.c.vehicle == vehicle, chunk.c.digest != keep_digest))
+
+
+def put_aside(connection: Connection, one: Quarantined) -> None:
+    """Keep a refused message, and count its reason. The newest 10,000 stay."""
+    row = vars(one) | {"head": one.head[:HEAD_BYTES], "detail": one.detail[:300], "topic": one.topic[:300]}
+    number = connection.execute(quarantine.insert(), row).inserted_primary_key
+    if number is not None:
+        connection.execute(quarantine.delete().where(quarantine.c.number <= number[0] - MAX_QUARANTINED))
+    count(connection, f"refused:{one.reason}")
+
+
+def quarantined(connection: Connection, *, limit: int) -> list[Quarantined]:
+    """Return the newest refused messages, the newest first."""
+    rows = connection.execute(select(quarantine).order_by(quarantine.c.number.desc()).limit(limit)).mappings()
+    return [Quarantined(**{name: row[name] for name in Quarantined.__annotations__}) for row in rows]
+
+
+def count(connection: Connection, name: str, by: int = 1) -> None:
+    """Add to a counter."""
+    statement = insert(counter).values(name=name, value=by)
+    sum_ = {"value": counter.c.value + by}
+    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=sum_))
+
+
+def counters(connection: Connection, names: Iterable[str] = ()) -> dict[str, int]:
+    """Return the counters of these names, or all."""
+    query = select(counter.c.name, counter.c.value).order_by(counter.c.name)
+    wanted = list(names)
+    rows = connection.execute(query.where(counter.c.name.in_(wanted)) if wanted else query)
+    return {name: value for name, value in rows}
+
+
+def total_bytes(connection: Connection, region: str) -> tuple[int, int]:
+    """Return how many updates of a region were stored, and the bytes of their sealed messages."""
+    query = select(func.count(), func.coalesce(func.sum(update.c.size_bytes), 0)).where(update.c.region == region)
+    number, size = connection.execute(query).one()
+    return number, size

@@ -1,0 +1,147 @@
+"""Rows of vehicles: who is enrolled, with which key, in which region; what each last said of itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+from sqlalchemy import Connection, func, select
+from sqlalchemy.dialects.sqlite import insert
+
+from fedfleet.fleet_server.schema import code, vehicle
+from fedfleet.protocol.ids import SERVER, check_id
+from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.messages import Metrics, Status, decode, encode
+from fedfleet.protocol.signing import KEY_BYTES, Keyring
+
+__all__ = [
+    "Presence",
+    "code_is_open",
+    "deny",
+    "enrol",
+    "enrolled",
+    "keyring",
+    "last_metrics",
+    "presences",
+    "regions",
+    "save_metrics",
+    "save_status",
+    "use_code",
+]
+
+
+@dataclass(frozen=True)
+class Presence:
+    """What a vehicle's newest status said. ``lease_until_s`` is 0 without a lease."""
+
+    vehicle: str
+    region: str
+    online: bool
+    lease_round: int
+    lease_until_s: float
+
+
+def enrol(connection: Connection, name: str, *, region: str, public_key: bytes, now_s: float) -> None:
+    """Register a vehicle's key and region; enrolling the same key again moves the vehicle to the region.
+
+    Raises UsageError for an id outside the alphabet, the server's own name, or another key than the enrolled one.
+    """
+    check_id(name, "vehicle")
+    check_id(region, "region")
+    if name == SERVER:
+        raise UsageError(f"vehicle id {name!r} is the server's own name")
+    if len(public_key) != KEY_BYTES:
+        raise UsageError(f"vehicle {name}: public key has {len(public_key)} bytes, expected {KEY_BYTES}")
+    known = connection.execute(select(vehicle.c.public_key).where(vehicle.c.id == name)).scalar_one_or_none()
+    if known is None:
+        row = {"id": name, "region": region, "public_key": public_key, "enrolled_at_s": now_s}
+        connection.execute(vehicle.insert(), row)
+    elif known != public_key:
+        raise UsageError(f"vehicle {name} is enrolled with another key {known.hex()[:12]}…")
+    else:
+        connection.execute(vehicle.update().where(vehicle.c.id == name).values(region=region))
+
+
+def deny(connection: Connection, name: str, *, denied: bool = True) -> None:
+    """Put an enrolled vehicle on the deny-list, or take it off; UsageError when it is not enrolled."""
+    changed = connection.execute(vehicle.update().where(vehicle.c.id == name).values(denied=denied))
+    if changed.rowcount == 0:
+        raise UsageError(f"vehicle {name} is not enrolled, so it cannot be denied")
+
+
+def keyring(connection: Connection) -> Keyring:
+    """Return the enrolled keys and the deny-list."""
+    rows = connection.execute(select(vehicle.c.id, vehicle.c.public_key, vehicle.c.denied)).all()
+    return Keyring({row.id: row.public_key for row in rows}, frozenset(row.id for row in rows if row.denied))
+
+
+def regions(connection: Connection) -> dict[str, str]:
+    """Return the region of every enrolled vehicle."""
+    return {name: region for name, region in connection.execute(select(vehicle.c.id, vehicle.c.region))}
+
+
+def enrolled(connection: Connection) -> dict[str, int]:
+    """Return the number of enrolled vehicles by region, without the denied."""
+    rows = connection.execute(
+        select(vehicle.c.region, func.count()).where(~vehicle.c.denied).group_by(vehicle.c.region)
+    )
+    return {region: count for region, count in rows}
+
+
+def presences(connection: Connection) -> list[Presence]:
+    """Return the presence of every vehicle that is enrolled and not denied, by id."""
+    rows = connection.execute(select(vehicle).where(~vehicle.c.denied).order_by(vehicle.c.id))
+    return [
+        Presence(row.id, row.region, row.state == "ONLINE", row.lease_round or 0, row.lease_until_s or 0.0)
+        for row in rows
+    ]
+
+
+def save_status(connection: Connection, status: Status) -> bool:
+    """Record a vehicle's status; False when it is older than the recorded one and was ignored.
+
+    Within one session the order of arrival counts, as a will carries the time at which it was deposited.
+    """
+    columns = (vehicle.c.epoch, vehicle.c.session, vehicle.c.status_at_s)
+    row = connection.execute(select(*columns).where(vehicle.c.id == status.vehicle)).one()
+    older = status.session < row.session if status.epoch == row.epoch else status.at_s < row.status_at_s
+    if older:
+        return False
+    values = {
+        "state": status.state,
+        "status_at_s": max(status.at_s, row.status_at_s),
+        "epoch": status.epoch,
+        "session": status.session,
+        "lease_round": status.lease.round if status.lease else None,
+        "lease_until_s": status.lease.until_s if status.lease else None,
+        "active_version": status.active_version,
+        "eligible": status.eligible,
+        "reason": status.reason,
+    }
+    connection.execute(vehicle.update().where(vehicle.c.id == status.vehicle).values(**values))
+    return True
+
+
+def save_metrics(connection: Connection, metrics: Metrics) -> bool:
+    """Record a vehicle's metrics; False when they are not newer than the recorded ones and were ignored."""
+    newer = (vehicle.c.id == metrics.vehicle) & (vehicle.c.metrics_at_s < metrics.at_s)
+    values = {"metrics_at_s": metrics.at_s, "metrics": encode(metrics)}
+    return connection.execute(vehicle.update().where(newer).values(**values)).rowcount > 0
+
+
+def last_metrics(connection: Connection) -> Mapping[str, Metrics]:
+    """Return the last metrics of every vehicle that sent some."""
+    rows = connection.execute(select(vehicle.c.id, vehicle.c.metrics).where(vehicle.c.metrics.is_not(None)))
+    return {name: decode(Metrics, data, sender=name) for name, data in rows}
+
+
+def code_is_open(connection: Connection, name: str, secret: str) -> bool:
+    """Tell whether this vehicle's one-time code was not used yet."""
+    found = connection.execute(select(code.c.code_sha256).where(code.c.vehicle == name)).scalar_one_or_none()
+    return found != sha256(secret.encode()).hexdigest()
+
+
+def use_code(connection: Connection, name: str, secret: str, *, now_s: float) -> None:
+    """Mark a vehicle's one-time code as used."""
+    values = {"vehicle": name, "code_sha256": sha256(secret.encode()).hexdigest(), "used_at_s": now_s}
+    statement = insert(code).values(**values)
+    connection.execute(statement.on_conflict_do_update(index_elements=["vehicle"], set_=values))
