@@ -1,4 +1,4 @@
-"""The payload's shell: magic, version, typed sections in rising order, checksum. Knows nothing of what they hold."""
+"""The payload's shell: magic, version, typed sections in rising order, checksum; not what they hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from fedfleet.codec.wire import Reader, varint
 from fedfleet.protocol.errors import PeerError
 
 __all__ = [
-    "CONTROL_VARIATE",
     "DELTA",
     "EXAMPLES",
     "MAGIC",
@@ -24,13 +23,12 @@ __all__ = [
 MAGIC = b"fdu"
 VERSION = 1
 DELTA = 0x01
-CONTROL_VARIATE = 0x02  # reserved
 STEPS = 0x10
 EXAMPLES = 0x11
 OPTIONAL = 0x80  # section types from here on may be skipped by who does not know them
 
 _KNOWN = frozenset({DELTA, STEPS, EXAMPLES})
-_PER_SEGMENT = frozenset({DELTA, CONTROL_VARIATE})
+_PER_SEGMENT = frozenset({DELTA})
 _CHECKSUM_BYTES = 4
 _SHORTEST = len(MAGIC) + 1 + _CHECKSUM_BYTES
 _ALLOWANCE_BYTES = 4096
@@ -39,12 +37,12 @@ SectionKey = tuple[int, int]  # type, segment (0 for types that have none)
 
 
 def limit_bytes(size: int) -> int:
-    """Return the length above which no payload for `size` parameters is looked at: dense float32 and 4 KiB."""
+    """Return the longest payload in bytes for `size` parameters: dense float32 and 4 KiB."""
     return 4 * size + _ALLOWANCE_BYTES
 
 
 def join(sections: Mapping[SectionKey, bytes]) -> bytes:
-    """Return a payload of these sections; the body of a per-segment section starts with its segment's byte."""
+    """Return a payload of these sections; a per-segment section's body starts with its segment's byte."""
     parts = [MAGIC, bytes((VERSION,))]
     for (kind, _), body in sorted(sections.items()):
         parts += [bytes((kind,)), varint(len(body)), body]
@@ -53,10 +51,10 @@ def join(sections: Mapping[SectionKey, bytes]) -> bytes:
 
 
 def split(data: bytes, *, limit: int) -> dict[SectionKey, memoryview]:
-    """Return the known sections' bodies, uncopied, after length, checksum, magic and version were found right.
+    """Return the known sections' bodies, uncopied, after length, checksum, magic and version, in this order.
 
-    Unknown optional sections are left out. Raises PeerError, also for an unknown section that is not optional,
-    a duplicate, or sections out of order.
+    Unknown optional sections are left out. Raises PeerError for each of the four, for an unknown section that
+    is not optional, a duplicate, and sections out of order.
     """
     if len(data) > limit:
         raise PeerError("payload-too-long", f"payload of {len(data)} bytes, limit {limit}")

@@ -17,17 +17,17 @@ _BLOCK = 65_536
 
 @dataclass(frozen=True, eq=False)
 class Delta:
-    """A change of float32[size]: strictly rising `indices` int64[k] and `values` float32[k]; None = values[size]."""
+    """A change of `size` parameters: `values` float32[k] at rising `indices` int64[k], or at all (None)."""
 
     size: int
     indices: npt.NDArray[np.int64] | None
     values: npt.NDArray[np.float32]
 
     def add_to(self, accumulator: npt.NDArray[np.float64], weight: float) -> None:
-        """Add weight * values to accumulator float64[size], each coordinate as one float64 product and one sum.
+        """Add weight * values to accumulator float64[size]: per coordinate one float64 product and one sum.
 
         A weight of zero adds zero. A sparse delta allocates O(k), a dense one O(1).
-        Raises UsageError, with the accumulator unchanged, on a wrong shape or type or a weight that is not finite.
+        Raises UsageError, the accumulator unchanged, for a wrong shape or type or a weight not finite.
         """
         if accumulator.shape != (self.size,) or accumulator.dtype != np.float64:
             got = f"{accumulator.dtype}{list(accumulator.shape)}"

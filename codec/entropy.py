@@ -1,6 +1,6 @@
 """Index sets as bytes: Rice coding of the gaps between rising indices (Rice and Plaunt 1971; Golomb 1966).
 
-Quotients stand in one unary stream and remainders in bit planes, so that both decode without a loop over elements.
+Quotients stand in one unary stream and remainders in bit planes: both decode without a loop over elements.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _PLANES_PER_BYTE = 8
 
 
 def rice_parameter(gaps: npt.NDArray[np.int64]) -> int:
-    """Return the parameter b that needs the fewest bits for gaps int64[k ≥ 1] (each ≥ 0); the lowest among equals.
+    """Return the parameter b with the fewest bits for gaps int64[k ≥ 1], each ≥ 0; the lowest of equals.
 
-    Cost is k (b + 1) + sum(gap >> b). Since it is never below k (b + 1), the search ends with the true optimum.
+    The cost k (b + 1) + sum(gap >> b) is never below k (b + 1), so the search ends, with the true optimum.
     """
     best, best_bits = 0, gaps.size + int(gaps.sum())
     parameter = 1
@@ -33,7 +33,7 @@ def rice_parameter(gaps: npt.NDArray[np.int64]) -> int:
 
 
 def pack_indices(indices: npt.NDArray[np.int64]) -> bytes:
-    """Return strictly rising indices int64[k] as: varint k; if k > 0 also u8 b, varint bytes, unary, remainders.
+    """Return strictly rising indices int64[k] as bytes: the counts, the unary stream, the bit planes.
 
     docs/codec-format.md, "Rice".
     """
@@ -53,8 +53,8 @@ def pack_indices(indices: npt.NDArray[np.int64]) -> bytes:
 def unpack_indices(reader: Reader, *, size: int) -> npt.NDArray[np.int64]:
     """Return the strictly rising indices int64[k], each in 0 … size - 1, that `reader` stands before.
 
-    Every length is checked against k and `size` before an array is made: a unary run that leads past `size` is
-    refused by the length of its stream. Raises PeerError.
+    Every length is checked against k and `size` before an array is made: a unary run that leads far past
+    `size` does not fit the longest stream. Raises PeerError.
     """
     count = reader.varint()
     if count > size:
@@ -67,7 +67,7 @@ def unpack_indices(reader: Reader, *, size: int) -> npt.NDArray[np.int64]:
     longest = (count + ((size - count) >> parameter) + 7) // 8
     length = reader.varint()
     if not (count + 7) // 8 <= length <= longest:
-        raise PeerError("stream-length", f"rice: unary stream of {length} bytes, at most {longest} are possible")
+        raise PeerError("stream-length", f"rice: unary stream of {length} bytes, at most {longest} possible")
     quotients = reader.take(length)
     remainders = reader.take((count * parameter + 7) // 8)
     indices = _ends(quotients, count)
@@ -83,30 +83,31 @@ def unpack_indices(reader: Reader, *, size: int) -> npt.NDArray[np.int64]:
 
 
 def _ends(stream: memoryview, count: int) -> npt.NDArray[np.int64]:
-    """Return the positions int64[count] of the ones in the unary stream, the last of them in its last byte."""
+    """Return the positions int64[count] of the ones in the unary stream, the last one in its last byte."""
     if stream[-1] == 0:
         raise PeerError("stream-length", "rice: the unary stream ends with an empty byte")
     ends = np.flatnonzero(np.unpackbits(np.frombuffer(stream, dtype=np.uint8)).view(np.bool_))
     if ends.size != count:
-        raise PeerError("count-mismatch", f"rice: the unary stream holds {ends.size} indices, expected {count}")
+        raise PeerError("count-mismatch", f"rice: unary stream of {ends.size} indices, expected {count}")
     return ends
 
 
 def _remainders(stream: memoryview, count: int, parameter: int) -> npt.NDArray[np.unsignedinteger]:
-    """Return the remainders uint8 or uint32[count] from `parameter` bit planes, the lowest bit's plane first."""
+    """Return the remainders uint8 or uint32[count] from `parameter` bit planes, the lowest bit's first."""
     check_padding(stream[-1], count * parameter, "rice remainders")
-    bits = np.unpackbits(np.frombuffer(stream, dtype=np.uint8), count=count * parameter).reshape(parameter, count)
-    out: npt.NDArray[np.unsignedinteger] = _join_planes(bits[:_PLANES_PER_BYTE])
+    bits = np.unpackbits(np.frombuffer(stream, dtype=np.uint8), count=count * parameter)
+    planes = bits.reshape(parameter, count)
+    out: npt.NDArray[np.unsignedinteger] = _join_planes(planes[:_PLANES_PER_BYTE])
     for first in range(_PLANES_PER_BYTE, parameter, _PLANES_PER_BYTE):
-        high = _join_planes(bits[first : first + _PLANES_PER_BYTE]).astype(np.uint32)
+        high = _join_planes(planes[first : first + _PLANES_PER_BYTE]).astype(np.uint32)
         out = out | (high << np.uint32(first))
     return out
 
 
-def _join_planes(bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+def _join_planes(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Return uint8[count] from at most eight planes of single bits."""
-    out = bits[-1].copy()
-    for plane in bits[-2::-1]:
+    out: npt.NDArray[np.uint8] = planes[-1].copy()
+    for plane in planes[-2::-1]:
         out <<= 1
         out |= plane
     return out

@@ -22,11 +22,14 @@ BODY = 0  # the segment that every model has
 MAX_SIZE = (1 << 31) - 1
 MAX_COUNT = (1 << 32) - 1
 
-_DENSE, _RICE = 0, 1
-_INDEX_CODES = {"dense": _DENSE, "rice": _RICE}
+_INDEX_CODES = {"dense": 0, "rice": 1}
 _VALUE_CODES = {"sign": 0, "int8": 1, "float32": 2}
-_PAIRS = frozenset({("dense", "sign"), ("dense", "int8"), ("dense", "float32"), ("rice", "sign"), ("rice", "int8")})
-_MODES = {_INDEX_CODES[index] << 4 | _VALUE_CODES[value]: (index, value) for index, value in _PAIRS}
+_MODES = {
+    code_i << 4 | code_v: (index, value)
+    for index, code_i in _INDEX_CODES.items()
+    for value, code_v in _VALUE_CODES.items()
+    if (index, value) != ("rice", "float32")
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def encode(delta: npt.NDArray[np.float32], settings: Settings, *, steps: int, ex
     """Return delta float32[M], M ≥ 1, as a payload; equal inputs give equal bytes.
 
     Zeros are never sent by index, so an all-zero delta under index "rice" has k = 0.
-    Raises UsageError for a wrong type or shape, a value that is not finite (naming its index), or a count out of range.
+    Raises UsageError for a wrong type or shape, a value that is not finite (naming its index), or a count out
+    of range.
     """
     if delta.ndim != 1 or delta.dtype != np.float32 or not 1 <= delta.size <= MAX_SIZE:
         raise UsageError(f"delta: expected float32[1 to {MAX_SIZE}], got {delta.dtype}{list(delta.shape)}")
@@ -61,8 +65,8 @@ def encode(delta: npt.NDArray[np.float32], settings: Settings, *, steps: int, ex
 def decode(data: bytes, *, size: int) -> Payload:
     """Return the update in `data` for a model of `size` parameters, after every check.
 
-    Lengths, counts and indices are checked before memory is taken for them; what is taken is bounded by `size`
-    and by the length of `data`. Raises PeerError for any bytes that are not exactly one valid payload.
+    Lengths, counts and indices are checked before memory is taken for them; what is taken is bounded by
+    `size` and by the length of `data`. Raises PeerError for any bytes that are not exactly one valid payload.
     """
     sections = container.split(data, limit=container.limit_bytes(size))
     for kind, segment in sections:

@@ -1,4 +1,4 @@
-"""Values as bytes: sign + mean, eight bits with a scale, exact float32; and the receiver's exact arithmetic."""
+"""Values as bytes: sign + mean, eight bits with a scale, float32; and the receiver's exact arithmetic."""
 
 from __future__ import annotations
 
@@ -80,5 +80,6 @@ def _unpack_float32(stream: memoryview) -> npt.NDArray[np.float32]:
     values = np.frombuffer(stream, dtype="<f4").astype(np.float32)
     finite = np.isfinite(values)
     if not finite.all():
-        raise PeerError("non-finite-value", f"float32: {values[~finite][0]} at index {int(np.argmin(finite))}")
+        at = int(np.argmin(finite))
+        raise PeerError("non-finite-value", f"float32: {values[at]} at index {at}")
     return values

@@ -1,4 +1,4 @@
-"""Error feedback: what one update does not carry stays behind for the next (Seide et al. 2014; Stich et al. 2018)."""
+"""Error feedback: what one update does not carry stays for the next (Seide 2014; Stich 2018)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def encode_with_feedback(
 ) -> tuple[bytes, npt.NDArray[np.float32]]:
     """Return the payload of p = delta + residual, and the new residual p - decoded, all float32[M].
 
-    `decoded` comes from the very bytes that are returned, so sender and receiver agree to the last bit; neither
-    input is changed. Raises UsageError as `encode` does, and when the shapes or types differ.
+    `decoded` comes from the very bytes that are returned, so sender and receiver agree to the last bit.
+    Neither input is changed. Raises UsageError as `encode` does, and when the shapes or types differ.
     """
     if residual.shape != delta.shape or residual.dtype != np.float32:
         got = f"{residual.dtype}{list(residual.shape)}"

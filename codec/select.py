@@ -12,7 +12,7 @@ __all__ = ["magnitude_bits", "top_k"]
 _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = 0x7F800000
 _SAMPLE = 16_384  # magnitudes looked at to guess the threshold
-_SLACK_SIGMAS = 4.0  # how far below its expectation the guess aims, so that it nearly never has to be repeated
+_SLACK_SIGMAS = 4.0  # how far beyond `count` the guess aims, so that it rarely falls short
 
 
 def magnitude_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
@@ -28,7 +28,7 @@ def magnitude_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
 
 
 def top_k(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
-    """Return the rising indices int64[≤ count] of the largest magnitudes in values float32[M], zeros left out.
+    """Return rising indices int64[≤ count] of the largest magnitudes in values float32[M], zeros left out.
 
     Among equal magnitudes the lowest index wins, so the result depends on nothing but the values.
     Raises UsageError when a value is not finite.
@@ -46,7 +46,7 @@ def top_k(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
 
 
 def _candidates(bits: npt.NDArray[np.uint32], count: int) -> npt.NDArray[np.int64]:
-    """Return rising indices of nonzero magnitudes that hold the top `count`: few if the sample guesses well."""
+    """Return rising indices of nonzero magnitudes, among them the top `count` with all their ties."""
     guess = _sampled_threshold(bits, count)
     candidates = np.flatnonzero(bits >= guess)
     if candidates.size < count and guess > 1:

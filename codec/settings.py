@@ -17,10 +17,10 @@ VALUE_MODES = ("sign", "int8", "float32")
 class Settings:
     """How an update is encoded.
 
-    `index` "rice" sends the `density` share of coordinates with the largest magnitudes, "dense" sends them all
-    (`density` is then without effect). `value` "sign" sends one mean magnitude and a sign bit per coordinate
-    (sparse ternary compression, Sattler et al. 2019), "int8" eight bits per coordinate and one scale, "float32"
-    the exact values, and needs index "dense".
+    `index` "rice" sends the `density` share of coordinates with the largest magnitudes, "dense" sends all
+    (`density` is then without effect). `value` "sign" sends one mean magnitude and a sign per coordinate
+    (sparse ternary compression, Sattler et al. 2019), "int8" eight bits per coordinate and one scale,
+    "float32" the exact values, and needs index "dense".
 
     Raises UsageError for an unknown mode, a density outside (0, 1], or float32 with index "rice".
     """

@@ -27,7 +27,7 @@ def varint(value: int) -> bytes:
 
 
 def check_padding(last: int, used_bits: int, what: str) -> None:
-    """Refuse a bit stream of `used_bits` bits whose `last` byte has a bit set behind them (bits run from bit 7)."""
+    """Refuse a stream of `used_bits` bits, most significant first, whose `last` byte has more bits set."""
     unused = -used_bits % 8
     if last & ((1 << unused) - 1):
         raise PeerError("padding-not-zero", f"{what}: the {unused} bits behind the last must be zero")
@@ -67,14 +67,14 @@ class Reader:
         return value
 
     def varint(self) -> int:
-        """Return the next unsigned LEB128 number; only its shortest form of at most five bytes is accepted."""
+        """Return the next unsigned LEB128 number, in its shortest form of at most five bytes."""
         value = 0
         for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
             byte = self.u8()
             value |= (byte & 0x7F) << shift
             if byte < _CONTINUED:
                 if byte == 0 and shift:
-                    raise PeerError("varint-not-canonical", f"{self._what}: {value} is not in its shortest form")
+                    raise PeerError("varint-not-canonical", f"{self._what}: {value} in a longer form")
                 return value
         raise PeerError("varint-not-canonical", f"{self._what}: longer than {_MAX_VARINT_BYTES} bytes")
 

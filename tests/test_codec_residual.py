@@ -1,0 +1,81 @@
+"""What was not sent is kept, to the last bit."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fedfleet.codec import payload
+from fedfleet.codec.residual import encode_with_feedback
+from fedfleet.codec.settings import Settings
+from fedfleet.protocol.errors import UsageError
+
+Vector = npt.NDArray[np.float32]
+
+ALL = [
+    Settings(density=0.1),
+    Settings(value="int8", density=0.1),
+    Settings("dense", "sign"),
+    Settings("dense", "int8"),
+    Settings("dense", "float32"),
+]
+PAIRS = hnp.arrays(
+    np.float32,
+    st.tuples(st.just(2), st.integers(1, 100)),
+    elements=st.floats(-(2.0**100), 2.0**100, width=32),
+)
+
+
+@given(PAIRS, st.sampled_from(ALL))
+def test_residual_is_what_the_receiver_lacks(pair: npt.NDArray[np.float32], settings: Settings) -> None:
+    # given
+    delta, residual = pair[0].copy(), pair[1].copy()
+    # when
+    data, left = encode_with_feedback(delta, residual, settings, steps=1, examples=1)
+    # then sender's and receiver's arithmetic agree bit by bit, and the inputs stay as they were
+    wanted = delta + residual
+    received = payload.decode(data, size=delta.size).delta.dense()
+    assert left.dtype == np.float32
+    np.testing.assert_array_equal(left, wanted - received)
+    np.testing.assert_array_equal(pair, np.stack((delta, residual)))
+    assert data == payload.encode(wanted, settings, steps=1, examples=1)
+
+
+@pytest.mark.parametrize("settings", ALL)
+def test_nothing_is_lost_over_many_rounds(settings: Settings) -> None:
+    # given a constant wish of small whole numbers, so that float32 sums are nearly exact
+    rng = np.random.default_rng(3)
+    delta = rng.integers(-8, 9, 500).astype(np.float32)
+    residual = np.zeros(500, dtype=np.float32)
+    received = np.zeros(500)
+    # when it is sent for fifty rounds
+    for _ in range(50):
+        data, residual = encode_with_feedback(delta, residual, settings, steps=1, examples=1)
+        payload.decode(data, size=500).delta.add_to(received, 1.0)
+    # then what arrived and what is left make the whole
+    np.testing.assert_allclose(received + residual, 50.0 * delta, atol=1e-2)
+
+
+def test_exact_values_leave_nothing() -> None:
+    delta = np.random.default_rng(1).standard_normal(100).astype(np.float32)
+    _, left = encode_with_feedback(delta, delta, Settings("dense", "float32"), steps=1, examples=1)
+    assert not left.any()
+
+
+def test_a_residual_of_another_model_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^residual: expected float32\[3\] as the delta, got float64\[4\]$"):
+        encode_with_feedback(
+            np.ones(3, dtype=np.float32),
+            np.ones(4),  # type: ignore[arg-type]  # the mistake under test
+            Settings(),
+            steps=1,
+            examples=1,
+        )
+
+
+def test_a_sum_beyond_float32_is_refused() -> None:
+    huge = np.full(3, 3e38, dtype=np.float32)
+    with pytest.raises(UsageError, match="got inf at index 0 of 3"):
+        encode_with_feedback(huge, huge, Settings(), steps=1, examples=1)
