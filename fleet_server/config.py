@@ -1,0 +1,266 @@
+"""The server's whole configuration: one frozen value, checked when it is made, parsed in `main` and passed down.
+
+The descriptions are the documentation: `docs/` draws its table from them. Unknown keys are errors.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from fedfleet.codec.settings import Settings
+from fedfleet.fleet_server.strategies import Strategy, create
+from fedfleet.link.config import BrokerConfig
+from fedfleet.models.settings import TrainSettings
+from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.ids import SERVER, Id
+from fedfleet.protocol.messages import CodecPlan, Setting
+
+__all__ = [
+    "CodecConfig",
+    "DownlinkConfig",
+    "EnrolmentCode",
+    "GateConfig",
+    "GroupCommitConfig",
+    "RoundsConfig",
+    "ServerConfig",
+    "StrategyConfig",
+]
+
+Density = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, Field(max_length=40)]
+Positive = Annotated[float, Field(gt=0, le=1e7)]
+
+
+class Config(BaseModel):
+    """What all parts share: frozen, finite numbers, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RoundsConfig(Config):
+    """When rounds open, whom they ask, and when they close."""
+
+    total: int = Field(default=0, ge=0, description="rounds to run, then the server ends; 0: no end")
+    quorum: int = Field(
+        default=2, ge=1, le=100_000, description="fewest updates of a region that are worth a fold"
+    )
+    deadline_s: Positive = Field(
+        default=300.0, description="seconds from the opening to the close at the latest"
+    )
+    lease_s: Positive = Field(
+        default=60.0, description="seconds that a vehicle may train before it is given up"
+    )
+    start_wait_s: float = Field(
+        default=30.0,
+        ge=0,
+        le=1e7,
+        description="seconds to wait for the quorum of every region before opening",
+    )
+    share_wanted: int | None = Field(
+        default=None, ge=1, description="vehicles wanted per region and round; all when not given"
+    )
+    contributors: Mapping[Id, tuple[Id, ...]] | None = Field(
+        default=None,
+        description="by region, the exact vehicles each round waits for, with no deadline; for reproducible runs",
+    )
+    seed: int = Field(default=0, ge=0, le=2**53, description="seed of the public draw and of the first model")
+    keep_settlements: int = Field(
+        default=3, ge=1, le=100, description="settlements kept on the broker per region"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.lease_s > self.deadline_s:
+            raise ValueError(
+                f"lease_s: expected at most deadline_s = {self.deadline_s:g}, got {self.lease_s:g}"
+            )
+        if self.contributors is not None:
+            named = Counter(vehicle for vehicles in self.contributors.values() for vehicle in vehicles)
+            if double := [vehicle for vehicle, times in named.items() if times > 1]:
+                raise ValueError(f"contributors: {double[0]} is named twice")
+            if empty := [region for region, vehicles in self.contributors.items() if not vehicles]:
+                raise ValueError(f"contributors: {empty[0]} has no vehicle")
+        return self
+
+
+class CodecConfig(Config):
+    """How vehicles encode their updates."""
+
+    index: Literal["rice", "dense"] = Field(
+        default="rice", description="rice: the largest values; dense: all"
+    )
+    value: Literal["sign", "int8", "float32"] = Field(
+        default="sign", description="bits per value: sign 1, int8 8, float32 32 (dense only)"
+    )
+    density: Density = Field(default=0.01, description="share of the values that is sent, with index rice")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _settings(self.index, self.value, self.density)
+        return self
+
+    def plan(self) -> CodecPlan:
+        """Return what a round plan says about the codec."""
+        coordinates: Literal["own", "dense"] = "dense" if self.index == "dense" else "own"
+        return CodecPlan(index=self.index, value=self.value, density=self.density, coordinates=coordinates)
+
+
+class DownlinkConfig(Config):
+    """How the server encodes the step from one version to the next."""
+
+    value: Literal["sign", "int8", "float32"] = Field(
+        default="int8", description="bits per value: sign 1, int8 8, float32 32 (then all are sent)"
+    )
+    density: Density = Field(default=0.1, description="share of the values that is sent; float32 sends all")
+
+    def settings(self) -> Settings:
+        """Return the codec settings of the downlink."""
+        return _settings("dense" if self.value == "float32" else "rice", self.value, self.density)
+
+
+class StrategyConfig(Config):
+    """The server optimizer."""
+
+    name: Literal["fedavg", "fedavgm"] = Field(default="fedavg", description="fedavg; fedavgm adds momentum")
+    server_learning_rate: float = Field(
+        default=1.0, gt=0, le=100, description="factor on the step of a round"
+    )
+    momentum: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the last step that runs on (fedavgm)"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.strategy()
+        return self
+
+    def strategy(self) -> Strategy:
+        """Return the strategy."""
+        try:
+            return create(self.name, server_learning_rate=self.server_learning_rate, momentum=self.momentum)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+
+class GateConfig(Config):
+    """When a candidate may be published."""
+
+    tolerance: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="how much worse the primary metric may get, relative; 0.05 = 5 %",
+    )
+    batch: int = Field(default=1024, ge=1, le=1_000_000, description="validation samples per inference call")
+
+
+class GroupCommitConfig(Config):
+    """How many updates one transaction of the store takes."""
+
+    updates: int = Field(default=32, ge=1, le=10_000, description="updates per transaction at most")
+    wait_ms: float = Field(
+        default=10.0, ge=0, le=1000, description="milliseconds that an update waits for others"
+    )
+
+
+class EnrolmentCode(Config):
+    """A one-time code with which one vehicle enrols; the code itself never travels."""
+
+    vehicle: Id = Field(description="id of the vehicle")
+    region: Id = Field(description="region that it is put in")
+    code: SecretStr = Field(min_length=8, description="the secret, at least 8 characters")
+
+
+class ServerConfig(Config):
+    """Everything that the fleet server is told."""
+
+    fleet: Id = Field(description="id of the fleet, in every topic and signature")
+    regions: tuple[Id, ...] = Field(min_length=1, max_length=10_000, description="ids of the regions")
+    data_dir: Path = Field(
+        description="folder of the store, the keys and the exported model; made when absent"
+    )
+    validation_dir: Path = Field(
+        description="folder with one prepared validation folder per region, by its id"
+    )
+    task: str = Field(
+        default="motion_forecast",
+        min_length=1,
+        description="learning task: an installed name or module:ATTRIBUTE",
+    )
+    broker: BrokerConfig = Field(default_factory=BrokerConfig, description="the broker")
+    rounds: RoundsConfig = Field(default_factory=RoundsConfig, description="rounds")
+    codec: CodecConfig = Field(default_factory=CodecConfig, description="encoding of the vehicles' updates")
+    downlink: DownlinkConfig = Field(
+        default_factory=DownlinkConfig, description="encoding of the server's steps"
+    )
+    training: Mapping[Name, Setting] = Field(
+        default_factory=dict,
+        max_length=40,
+        description="training settings sent with each plan (see TrainSettings)",
+    )
+    strategy: StrategyConfig = Field(default_factory=StrategyConfig, description="server optimizer")
+    gate: GateConfig = Field(default_factory=GateConfig, description="validation before publishing")
+    release_policy: Literal["every-accepted"] = Field(
+        default="every-accepted", description="which published version may drive: each that the gate accepts"
+    )
+    merge_cap: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="largest weight of a region in the merge, where their number allows it",
+    )
+    example_cap: int = Field(
+        default=10_000, ge=1, le=2**32 - 1, description="most examples that count as one update's weight"
+    )
+    update_limit_bytes: int = Field(
+        default=4_000_000,
+        ge=1024,
+        le=2**31 - 1,
+        description="largest sealed update that is accepted, in bytes",
+    )
+    enrolment: tuple[EnrolmentCode, ...] = Field(default=(), description="open one-time enrolment codes")
+    group_commit: GroupCommitConfig = Field(
+        default_factory=GroupCommitConfig, description="transactions of the store"
+    )
+    quarantine_keep: int = Field(
+        default=1000,
+        ge=1,
+        le=10_000_000,
+        description="refused messages that are kept for inspection, newest first",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if double := [region for region, times in Counter(self.regions).items() if times > 1]:
+            raise ValueError(f"regions: {double[0]} is named twice")
+        self._check_known("rounds.contributors", self.rounds.contributors or {})
+        self._check_known("enrolment", [code.region for code in self.enrolment])
+        vehicles = Counter(code.vehicle for code in self.enrolment)
+        if double := [vehicle for vehicle, times in vehicles.items() if times > 1]:
+            raise ValueError(f"enrolment: {double[0]} has two codes")
+        if SERVER in vehicles:
+            raise ValueError(f"enrolment: {SERVER} is the server's own name")
+        self._check_training()
+        return self
+
+    def _check_training(self) -> None:
+        try:
+            TrainSettings.model_validate(dict(self.training))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in ("training", *first["loc"]))
+            raise ValueError(f"{key}: {first['msg']}, got {first['input']!r}") from error
+
+    def _check_known(self, key: str, regions: Mapping[str, object] | list[str]) -> None:
+        if unknown := sorted(set(regions) - set(self.regions)):
+            raise ValueError(f"{key}: unknown region {unknown[0]}, expected one of {', '.join(self.regions)}")
+
+
+def _settings(index: str, value: str, density: float) -> Settings:
+    try:
+        return Settings(index, value, density)
+    except UsageError as error:
+        raise ValueError(str(error)) from error

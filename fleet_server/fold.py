@@ -1,0 +1,100 @@
+"""The weighted mean of a region's updates, the same to the last bit however they arrived.
+
+Updates are added per shard in id order into a float64 accumulator, and the shards' accumulators in shard order,
+so that a restart, or several ingest processes, fold to the same bytes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+import numpy.typing as npt
+
+from fedfleet.codec.delta import Delta
+from fedfleet.protocol.errors import PeerError
+from fedfleet.protocol.ids import UpdateId, shard
+
+__all__ = ["Aggregate", "check_update", "example_weight", "fold", "fold_key", "fold_ordered"]
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregate:
+    """The result of a fold: `mean` float64[M] = Σ weight·delta / Σ weight, the sum of weights, how many updates."""
+
+    mean: npt.NDArray[np.float64]
+    weight: float
+    count: int
+
+
+def example_weight(examples: int, *, cap: int) -> float:
+    """Return an update's weight: its number of examples, at most `cap`, so that no vehicle dominates.
+
+    No examples give weight 0, which the fold refuses.
+    """
+    return float(min(examples, cap))
+
+
+def fold_key(id_: UpdateId) -> tuple[str, UpdateId]:
+    """Return the sort key of the fold order: shard, then vehicle, journal epoch and sequence."""
+    return shard(id_.vehicle), id_
+
+
+def check_update(id_: UpdateId, delta: Delta, weight: float, *, size: int) -> None:
+    """Raise PeerError unless the update can be folded into a model of `size` parameters.
+
+    Reasons: wrong-size, bad-weight (zero, negative, not finite), not-finite (a value is NaN or infinite).
+    """
+    if delta.size != size:
+        raise PeerError("wrong-size", f"update {id_} has {delta.size} parameters, the model has {size}")
+    if not (isfinite(weight) and weight > 0):
+        raise PeerError("bad-weight", f"update {id_} has weight {weight}, expected a finite number above 0")
+    if not np.isfinite(delta.values).all():
+        wrong = int(np.count_nonzero(~np.isfinite(delta.values)))
+        raise PeerError(
+            "not-finite", f"update {id_}: {wrong} of {delta.values.size} values are NaN or infinite"
+        )
+
+
+def fold(updates: Iterable[tuple[UpdateId, Delta, float]], *, size: int) -> Aggregate:
+    """Return the weighted mean of the updates (id, delta of `size` parameters, weight), in whatever order they come.
+
+    All are held at once; `fold_ordered` streams. The weights are the caller's, capped already. Nothing is
+    skipped: one bad update fails the fold, so the caller drops those that `check_update` refuses first.
+    Raises PeerError as `check_update`, or duplicate-update for an id that comes twice; ValueError for no updates.
+    """
+    return fold_ordered(sorted(updates, key=lambda update: fold_key(update[0])), size=size)
+
+
+def fold_ordered(updates: Iterable[tuple[UpdateId, Delta, float]], *, size: int) -> Aggregate:
+    """Fold as `fold` does, in memory O(size); the updates must come sorted by `fold_key` (else ValueError)."""
+    total, part = np.zeros(size), np.zeros(size)
+    weight = part_weight = 0.0
+    count = 0
+    last: tuple[str, UpdateId] | None = None
+    for id_, delta, update_weight in updates:
+        key = fold_key(id_)
+        _check_order(last, key)
+        check_update(id_, delta, update_weight, size=size)
+        if last is not None and last[0] != key[0]:
+            total += part
+            weight += part_weight
+            part.fill(0.0)
+            part_weight = 0.0
+        delta.add_to(part, update_weight)
+        part_weight += update_weight
+        count += 1
+        last = key
+    if last is None:
+        raise ValueError("nothing to fold: expected at least one update")
+    total += part
+    weight += part_weight
+    return Aggregate(total / weight, weight, count)
+
+
+def _check_order(last: tuple[str, UpdateId] | None, key: tuple[str, UpdateId]) -> None:
+    if last is None or last < key:
+        return
+    if last == key:
+        raise PeerError("duplicate-update", f"update {key[1]} comes twice in one fold")
+    raise ValueError(f"fold: update {key[1]} comes after {last[1]}, expected (shard, id) order")

@@ -1,0 +1,93 @@
+"""The gate: a candidate is published only when it is not worse on validation drives, overall and in every region."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import TypeAlias
+
+from fedfleet.models.task import Metric
+
+__all__ = ["Scores", "Verdict", "judge"]
+
+Scores: TypeAlias = Mapping[str, Mapping[str, tuple[float, int]]]
+"""By region, then metric: the sum over judged validation samples and their number."""
+
+OVERALL = "overall"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the candidate may be published, and why, in one line."""
+
+    accepted: bool
+    reason: str
+
+
+def judge(
+    before: Scores, after: Scores, *, metrics: Sequence[Metric], tolerance: float, finite: bool
+) -> Verdict:
+    """Judge a candidate by the primary metric, `metrics[0]`; `before` scores the published model, `after` the candidate.
+
+    Refused when the weights are not `finite`, when there is no validation (no region, or no judged sample in one),
+    when a score is not finite, or when the mean overall or of a region is worse than before by more than
+    `tolerance` × |before| (0.05 = 5 %). Worse by exactly that is accepted. The overall mean is over all samples.
+    The published model's own score that is not finite is not held against the candidate.
+    Raises ValueError when both do not score the same regions on the same number of samples, for a tolerance
+    below 0 or not finite, or for no metric.
+    """
+    if not metrics or not (isfinite(tolerance) and tolerance >= 0):
+        raise ValueError(
+            f"gate: expected a metric and a tolerance ≥ 0, got {len(metrics)} metrics, tolerance {tolerance}"
+        )
+    if not finite:
+        return Verdict(accepted=False, reason="weights: a value is NaN or infinite")
+    metric = metrics[0]
+    was, now = _primary(before, metric), _primary(after, metric)
+    _check_same(was, now)
+    if not now:
+        return Verdict(accepted=False, reason="no region has validation samples")
+    for region, (_, count) in now.items():
+        if count == 0:
+            return Verdict(accepted=False, reason=f"{region}: no judged validation samples")
+    compared = [(region, _mean([now[region]]), _mean([was[region]])) for region in now]
+    overall = _mean(now.values()), _mean(was.values())
+    for name, new, old in (*compared, (OVERALL, *overall)):
+        if not isfinite(new):
+            return Verdict(accepted=False, reason=f"{name}: {metric.name} is {new}, expected a finite number")
+        if _is_worse(new, old, metric=metric, tolerance=tolerance):
+            return Verdict(
+                accepted=False, reason=f"{_told(name, new, old, metric)}, tolerance {tolerance * 100:g} %"
+            )
+    return Verdict(accepted=True, reason=_told(OVERALL, *overall, metric))
+
+
+def _primary(scores: Scores, metric: Metric) -> dict[str, tuple[float, int]]:
+    missing = sorted(region for region, by_metric in scores.items() if metric.name not in by_metric)
+    if missing:
+        raise ValueError(f"gate: {missing[0]} has no score {metric.name!r}")
+    return {region: by_metric[metric.name] for region, by_metric in sorted(scores.items())}
+
+
+def _check_same(was: Mapping[str, tuple[float, int]], now: Mapping[str, tuple[float, int]]) -> None:
+    counts_before = {region: count for region, (_, count) in was.items()}
+    counts_after = {region: count for region, (_, count) in now.items()}
+    if counts_before != counts_after:
+        raise ValueError(
+            f"gate: scored before on {counts_before}, after on {counts_after}, expected the same samples"
+        )
+
+
+def _mean(sums: Collection[tuple[float, int]]) -> float:
+    return sum(total for total, _ in sums) / sum(count for _, count in sums)
+
+
+def _is_worse(new: float, old: float, *, metric: Metric, tolerance: float) -> bool:
+    slack = tolerance * abs(old)
+    return new > old + slack if metric.better == "lower" else new < old - slack
+
+
+def _told(name: str, new: float, old: float, metric: Metric) -> str:
+    # As few decimals as show the difference, at least two.
+    digits = next((d for d in range(2, 9) if f"{new:.{d}f}" != f"{old:.{d}f}"), 2)
+    unit = f" {metric.unit}" if metric.unit else ""
+    return f"{name}: {metric.name} {new:.{digits}f}{unit}, before {old:.{digits}f}{unit}"
