@@ -26,6 +26,7 @@ __all__ = [
     "GroupCommitConfig",
     "RoundsConfig",
     "ServerConfig",
+    "ServerSettings",
     "StrategyConfig",
 ]
 
@@ -174,23 +175,9 @@ class EnrolmentCode(Config):
     code: SecretStr = Field(min_length=8, description="the secret, at least 8 characters")
 
 
-class ServerConfig(Config):
-    """Everything that the fleet server is told."""
+class ServerSettings(Config):
+    """What a configuration file may say of the server, besides who and where it is."""
 
-    fleet: Id = Field(description="id of the fleet, in every topic and signature")
-    regions: tuple[Id, ...] = Field(min_length=1, max_length=10_000, description="ids of the regions")
-    data_dir: Path = Field(
-        description="folder of the store, the keys and the exported model; made when absent"
-    )
-    validation_dir: Path = Field(
-        description="folder with one prepared validation folder per region, by its id"
-    )
-    task: str = Field(
-        default="motion_forecast",
-        min_length=1,
-        description="learning task: an installed name or module:ATTRIBUTE",
-    )
-    broker: BrokerConfig = Field(default_factory=BrokerConfig, description="the broker")
     rounds: RoundsConfig = Field(default_factory=RoundsConfig, description="rounds")
     codec: CodecConfig = Field(default_factory=CodecConfig, description="encoding of the vehicles' updates")
     downlink: DownlinkConfig = Field(
@@ -231,6 +218,25 @@ class ServerConfig(Config):
         le=10_000_000,
         description="refused messages that are kept for inspection, newest first",
     )
+
+
+class ServerConfig(ServerSettings):
+    """Everything that the fleet server is told."""
+
+    fleet: Id = Field(description="id of the fleet, in every topic and signature")
+    regions: tuple[Id, ...] = Field(min_length=1, max_length=10_000, description="ids of the regions")
+    data_dir: Path = Field(
+        description="folder of the store, the keys and the exported model; made when absent"
+    )
+    validation_dir: Path = Field(
+        description="folder with one prepared validation folder per region, by its id"
+    )
+    task: str = Field(
+        default="motion_forecast",
+        min_length=1,
+        description="learning task: an installed name or module:ATTRIBUTE",
+    )
+    broker: BrokerConfig = Field(default_factory=BrokerConfig, description="the broker")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,0 +1,153 @@
+"""The configuration of an agent (one vehicle) and of a fleet process (many): one frozen value, parsed once."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from fedfleet.link.config import BrokerConfig
+from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.ids import SERVER, Id, is_id
+from fedfleet.protocol.signing import KEY_BYTES
+from fedfleet.vehicle_agent.eligibility import Rule, Signal
+
+__all__ = ["AgentConfig", "AgentSettings", "CommonConfig", "FleetConfig", "VehicleEntry", "load", "server_key"]
+
+Forbid = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+Positive = Annotated[float, Field(gt=0, le=1e6)]
+
+
+class AgentSettings(BaseModel):
+    """What a configuration file may say of every vehicle, besides who and where it is."""
+
+    model_config = Forbid
+
+    server_public_key: str | None = Field(
+        default=None, description="the server's key, 64 hex digits or a file with them; else learned at enrolment"
+    )
+    rules: tuple[Rule, ...] = Field(default=(), description="conditions that must hold before a training starts")
+    conditions: dict[str, Signal] = Field(default={}, description="fixed vehicle signals, by VSS name")
+    conditions_file: Path | None = Field(
+        default=None, description="trace of signals instead (CSV: time_s, signal, value), replayed from the start"
+    )
+    nice: int = Field(default=10, ge=0, le=19, description="how much the trainer process yields to others")
+    max_warm_trainers: int = Field(default=2, ge=1, le=16, description="trainer processes at a time; others wait")
+    trainer_idle_s: Positive = Field(default=60.0, description="seconds without work after which a trainer ends")
+    training_limit_s: Positive = Field(default=600.0, description="seconds after which a training is given up")
+    rate_hz: float | None = Field(
+        default=None, gt=0, le=1000, description="frames per second of inference; default: the recording's own rate"
+    )
+    metrics_interval_s: Positive = Field(default=2.0, description="seconds between two metrics messages")
+    tick_s: float = Field(default=0.25, gt=0, le=10, description="seconds between two looks at timers")
+    resend_min_s: Positive = Field(default=5.0, description="seconds before an update without receipt is sent again")
+    resend_cap_s: Positive = Field(default=60.0, description="longest such wait, and of requests and downloads")
+    forget_after_rounds: int = Field(
+        default=20, ge=1, le=10_000, description="rounds without word after which an update counts as folded"
+    )
+    blob_timeout_s: Positive = Field(default=10.0, description="seconds to wait for a piece of a model before asking again")
+    max_model_bytes: int = Field(
+        default=64_000_000, ge=1024, le=2**31, description="largest model file or blob, in bytes"
+    )
+    max_update_bytes: int = Field(default=4_000_000, ge=1024, le=2**31, description="largest update to send, in bytes")
+    receive_window: int = Field(default=16, ge=1, le=1000, description="messages taken from the broker before acknowledging")
+    record_events: bool = Field(default=False, description="append every event to events.jsonl in the vehicle's folder")
+
+    @model_validator(mode="after")
+    def _one_source_of_conditions(self) -> Self:
+        if self.conditions and self.conditions_file is not None:
+            raise ValueError("conditions and conditions_file: expected one of them")
+        return self
+
+
+class CommonConfig(AgentSettings):
+    """What all vehicles of a process share."""
+
+    fleet: Id = Field(description="id of the fleet, the same as the server's")
+    task: str = Field(min_length=1, description="task to learn: an installed name or module:ATTRIBUTE")
+    work_dir: Path = Field(description="folder that holds one folder for each vehicle: journal and key")
+    broker: BrokerConfig = Field(default=BrokerConfig(), description="how to reach the broker")
+
+
+class VehicleEntry(BaseModel):
+    """One vehicle of a fleet process."""
+
+    model_config = Forbid
+
+    vehicle: Id = Field(description="id of the vehicle, also its name at the broker")
+    data_dir: Path = Field(description="folder of the prepared samples and frames of this vehicle")
+    enrolment_code: SecretStr | None = Field(default=None, description="one-time code, when not enrolled yet")
+
+    @model_validator(mode="after")
+    def _not_the_server(self) -> Self:
+        if self.vehicle == SERVER:
+            raise ValueError(f"vehicle {SERVER}: this name is the server's")
+        return self
+
+
+class FleetConfig(CommonConfig):
+    """Many vehicles in one process."""
+
+    vehicles: tuple[VehicleEntry, ...] = Field(min_length=1, max_length=2000, description="the vehicles")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        names = [entry.vehicle for entry in self.vehicles]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"vehicles: {twice[0]} is there twice")
+        return self
+
+
+class AgentConfig(CommonConfig):
+    """One vehicle in a process of its own."""
+
+    vehicle: Id = Field(description="id of the vehicle, also its name at the broker")
+    data_dir: Path = Field(description="folder of the prepared samples and frames of this vehicle")
+    enrolment_code: SecretStr | None = Field(default=None, description="one-time code, when not enrolled yet")
+
+    def as_fleet(self) -> FleetConfig:
+        """Return the same as a fleet of one."""
+        shared = {name: getattr(self, name) for name in CommonConfig.model_fields}
+        own = VehicleEntry(vehicle=self.vehicle, data_dir=self.data_dir, enrolment_code=self.enrolment_code)
+        return FleetConfig(**shared, vehicles=(own,))
+
+
+def load(kind: Literal["agent", "fleet"], path: Path) -> FleetConfig:
+    """Read a JSON configuration file of one vehicle or of many.
+
+    Raises UsageError naming the file, the key, what was expected and what was found.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    try:
+        if kind == "agent":
+            return AgentConfig.model_validate_json(text).as_fleet()
+        return FleetConfig.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "file"
+        got = "" if key == "file" or "code" in key else f", got {str(first['input'])[:80]!r}"
+        if first["type"] == "string_pattern_mismatch" and not is_id(str(first["input"])):
+            raise UsageError(f"{path}: {key}: expected 1 to 36 of a-z, 0-9 and '-'{got}") from error
+        raise UsageError(f"{path}: {key}: {first['msg']}{got}") from error
+
+
+def server_key(text: str | None) -> bytes | None:
+    """Return the server's public key from 64 hex digits or the file that holds them; UsageError otherwise."""
+    if text is None:
+        return None
+    digits = text.strip()
+    if len(digits) != 2 * KEY_BYTES:
+        try:
+            digits = Path(text).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"server_public_key: {text[:80]!r} is neither 64 hex digits nor a readable file") from error
+    try:
+        key = bytes.fromhex(digits)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise UsageError(f"server_public_key: expected 64 hex digits, got {digits[:80]!r}")
+    return key
