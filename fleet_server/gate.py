@@ -26,7 +26,7 @@ class Verdict:
 def judge(
     before: Scores, after: Scores, *, metrics: Sequence[Metric], tolerance: float, finite: bool
 ) -> Verdict:
-    """Judge a candidate by the primary metric, `metrics[0]`; `before` scores the published model, `after` the candidate.
+    """Judge a candidate (`after`) against the published model (`before`) by the primary metric, `metrics[0]`.
 
     Refused when the weights are not `finite`, when there is no validation (no region, or no judged sample in one),
     when a score is not finite, or when the mean overall or of a region is worse than before by more than

@@ -17,6 +17,14 @@ Fates: TypeAlias = Mapping[UpdateId, tuple[Fate, str]]
 """Fate and reason of each update; the reason of a folded one is empty."""
 
 
+_OF_MEMBERS: Mapping[Outcome, tuple[Fate, str]] = {
+    "published": ("folded", ""),
+    "below-quorum": ("returned", "below-quorum"),
+    "refused-by-gate": ("dropped", "refused-by-gate"),
+}
+_LATE: tuple[Fate, str] = ("returned", "late")
+
+
 @dataclass(frozen=True)
 class Membership:
     """What `closing` commits: the members in fold order, and the stored updates that are none, with the reason.
@@ -67,12 +75,7 @@ def fates(
     members, late = frozenset(members), frozenset(late)
     if both := members & late:
         raise ValueError(f"settlement: {min(both)} is both member and late")
-    of_members: tuple[Fate, str] = {
-        "published": ("folded", ""),
-        "below-quorum": ("returned", "below-quorum"),
-        "refused-by-gate": ("dropped", "refused-by-gate"),
-    }[outcome]
-    found: dict[UpdateId, tuple[Fate, str]] = dict.fromkeys(members, of_members)
-    found.update({id_: ("returned", "late") for id_ in late})
+    found = dict.fromkeys(members, _OF_MEMBERS[outcome])
+    found |= dict.fromkeys(late, _LATE)
     found.update({id_: ("dropped", reason) for id_, reason in refused.items()})
     return {id_: found[id_] for id_ in sorted(found, key=fold_key)}
