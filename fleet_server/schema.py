@@ -118,13 +118,10 @@ round_ = Table(
     Column("round", BigInteger, primary_key=True),
     Column("region", String, primary_key=True),
     Column("state", String, nullable=False),
-    Column("revision", BigInteger, nullable=False),
     Column("plan", LargeBinary, nullable=False),  # the message Plan, JSON
-    Column("target", BigInteger, nullable=False),
+    Column("target", Text, nullable=False),  # JSON list of vehicles
     Column("contributors", Text),  # JSON list when the round closes by a fixed list
-    Column("opened_at_s", Float, nullable=False),
-    Column("deadline_s", Float, nullable=False),
-    Column("planned_at_s", Float, nullable=False),  # when the newest revision was made
+    Column("announced_at_s", Float, nullable=False),  # when the newest revision of the plan was made
     Column("closed_at_s", Float),
     Column("reason", Text, nullable=False, default=""),
 )
@@ -173,13 +170,14 @@ release = Table(
     Column("version", BigInteger, nullable=False),
     Column("canary_sha256", String, nullable=False),
     Column("policy", Text, nullable=False),
+    Column("round", BigInteger, nullable=False),
     Column("released_at_s", Float, nullable=False),
 )
 
 score = Table(
     "score",
     metadata,
-    Column("version", BigInteger, primary_key=True),  # BASELINE for the task's trivial answer
+    Column("version", BigInteger, primary_key=True),  # -1: the task's trivial answer
     Column("region", String, primary_key=True),
     Column("metric", String, primary_key=True),
     Column("sum", Float, nullable=False),

@@ -1,0 +1,236 @@
+"""Rows of models: the published vector with what belongs to it, releases, scores, and the blobs that are live."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection, select
+
+from fedfleet.fleet_server import schema
+from fedfleet.fleet_server.gate import Scores
+from fedfleet.protocol.chunks import CHUNK_BYTES
+from fedfleet.protocol.messages import BlobRef
+
+__all__ = [
+    "BASELINE",
+    "Model",
+    "ReleaseRow",
+    "add_release",
+    "all_scores",
+    "blob_bytes",
+    "cleared",
+    "deltas",
+    "graph_ref",
+    "model_row",
+    "newest_model",
+    "newest_release",
+    "put_blob",
+    "ref",
+    "retire_blobs",
+    "save_model",
+    "save_scores",
+    "scores",
+    "to_clear",
+]
+
+BASELINE = -1
+"""The version under which the scores of the task's trivial answer stand."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A published model: x float32[M], the downlink's residual float32[M], the strategy's state float64[M] by name.
+
+    ``delta_sha256`` names the blob that leads here from the version before; None for version 0.
+    """
+
+    version: int
+    vector: npt.NDArray[np.float32]
+    error: npt.NDArray[np.float32]
+    optimizer: Mapping[str, npt.NDArray[np.float64]]
+    onnx_sha256: str
+    full_sha256: str
+    delta_sha256: str | None
+    round: int | None
+    created_at_s: float
+
+    @property
+    def vector_sha256(self) -> str:
+        """SHA-256 (hex) of the vector's little-endian bytes."""
+        return sha256(self.vector.astype("<f4", copy=False).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ReleaseRow:
+    """A release: its number, the published version it promotes, the canary blob, and the policy that decided."""
+
+    number: int
+    version: int
+    canary_sha256: str
+    policy: str
+    round: int
+    released_at_s: float
+
+
+def save_model(connection: Connection, model: Model) -> None:
+    """Make this the newest model; the vectors of the older one go."""
+    connection.execute(schema.model.update().values(vector=None, error=None))
+    row = {
+        "version": model.version,
+        "round": model.round,
+        "onnx_sha256": model.onnx_sha256,
+        "vector_sha256": model.vector_sha256,
+        "vector": model.vector.astype("<f4", copy=False).tobytes(),
+        "error": model.error.astype("<f4", copy=False).tobytes(),
+        "full_sha256": model.full_sha256,
+        "delta_sha256": model.delta_sha256,
+        "created_at_s": model.created_at_s,
+    }
+    connection.execute(schema.model.insert(), row)
+    connection.execute(schema.optimizer.delete())
+    for name, array in model.optimizer.items():
+        data = array.astype("<f8", copy=False).tobytes()
+        connection.execute(schema.optimizer.insert(), {"name": name, "data": data})
+
+
+def newest_model(connection: Connection) -> Model | None:
+    """Return the newest published model, or None before the first."""
+    query = select(schema.model).order_by(schema.model.c.version.desc()).limit(1)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        return None
+    optimizer = {each.name: _floats64(each.data) for each in connection.execute(select(schema.optimizer))}
+    return Model(
+        version=row.version,
+        vector=_floats32(row.vector),
+        error=_floats32(row.error),
+        optimizer=optimizer,
+        onnx_sha256=row.onnx_sha256,
+        full_sha256=row.full_sha256,
+        delta_sha256=row.delta_sha256,
+        round=row.round,
+        created_at_s=row.created_at_s,
+    )
+
+
+def _floats32(data: bytes) -> npt.NDArray[np.float32]:
+    return np.frombuffer(data, dtype="<f4").astype(np.float32)
+
+
+def _floats64(data: bytes) -> npt.NDArray[np.float64]:
+    return np.frombuffer(data, dtype="<f8").astype(np.float64)
+
+
+def model_row(connection: Connection, version: int) -> tuple[str, str, str]:
+    """Return (ONNX SHA-256, vector SHA-256, SHA-256 of the full blob) of a published version."""
+    columns = (schema.model.c.onnx_sha256, schema.model.c.vector_sha256, schema.model.c.full_sha256)
+    row = connection.execute(select(*columns).where(schema.model.c.version == version)).one()
+    return row.onnx_sha256, row.vector_sha256, row.full_sha256
+
+
+def deltas(connection: Connection, *, to_version: int, last: int) -> list[tuple[int, str]]:
+    """Return (version, SHA-256) of the last deltas that lead to a version, the oldest first."""
+    version = schema.model.c.version
+    query = select(version, schema.model.c.delta_sha256).where(
+        version > to_version - last, version <= to_version, schema.model.c.delta_sha256.is_not(None)
+    )
+    return [(row.version, row.delta_sha256) for row in connection.execute(query.order_by(version))]
+
+
+def add_release(connection: Connection, row: ReleaseRow) -> None:
+    """Add the newest release."""
+    connection.execute(schema.release.insert(), vars(row))
+
+
+def newest_release(connection: Connection) -> ReleaseRow | None:
+    """Return the newest release."""
+    query = select(schema.release).order_by(schema.release.c.number.desc()).limit(1)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else ReleaseRow(**row)
+
+
+def save_scores(connection: Connection, version: int, found: Scores) -> None:
+    """Record the validation scores of a version, by region and metric."""
+    rows = [
+        {"version": version, "region": region, "metric": metric, "sum": total, "count": count}
+        for region, by_metric in found.items()
+        for metric, (total, count) in by_metric.items()
+    ]
+    if rows:
+        connection.execute(schema.score.insert(), rows)
+
+
+def scores(connection: Connection, version: int) -> Scores:
+    """Return the validation scores of a version."""
+    return all_scores(connection, version=version).get(version, {})
+
+
+def all_scores(connection: Connection, *, version: int | None = None) -> dict[int, Scores]:
+    """Return the validation scores of all versions, or of one."""
+    query = select(schema.score).order_by(schema.score.c.version, schema.score.c.region, schema.score.c.metric)
+    if version is not None:
+        query = query.where(schema.score.c.version == version)
+    found: dict[int, dict[str, dict[str, tuple[float, int]]]] = {}
+    for row in connection.execute(query).mappings():
+        regions = found.setdefault(row["version"], {})
+        regions.setdefault(row["region"], {})[row["metric"]] = (row["sum"], row["count"])
+    return dict(found)
+
+
+def put_blob(connection: Connection, kind: str, data: bytes, *, topics: Iterable[str] = ()) -> str:
+    """Keep a blob and return its SHA-256; ``topics`` of it that were to be cleared no longer are."""
+    digest = sha256(data).hexdigest()
+    table = schema.blob
+    if connection.execute(select(table.c.sha256).where(table.c.sha256 == digest)).one_or_none() is None:
+        row = {"sha256": digest, "kind": kind, "data": data, "size_bytes": len(data)}
+        connection.execute(table.insert(), row)
+    connection.execute(table.update().where(table.c.sha256 == digest).values(retired_round=None))
+    wanted = list(topics)
+    connection.execute(schema.clearing.delete().where(schema.clearing.c.topic.in_(wanted)))
+    return digest
+
+
+def blob_bytes(connection: Connection, digest: str) -> bytes:
+    """Return a kept blob."""
+    found = connection.execute(select(schema.blob.c.data).where(schema.blob.c.sha256 == digest)).scalar_one()
+    return bytes(found)
+
+
+def ref(connection: Connection, digest: str) -> BlobRef:
+    """Return the reference to a kept blob, as messages carry it."""
+    query = select(schema.blob.c.size_bytes).where(schema.blob.c.sha256 == digest)
+    size = connection.execute(query).scalar_one()
+    return BlobRef(sha256=digest, size_bytes=size, chunks=max(1, -(-size // CHUNK_BYTES)))
+
+
+def graph_ref(connection: Connection) -> BlobRef:
+    """Return the reference to the graph, of which there is one per store."""
+    query = select(schema.blob.c.sha256).where(schema.blob.c.kind == "graph")
+    return ref(connection, connection.execute(query).scalar_one())
+
+
+def retire_blobs(connection: Connection, live: Iterable[BlobRef], *, round_: int, grace_rounds: int) -> list[BlobRef]:
+    """Retire blobs that are not live any more, and forget those whose grace is over, which are returned."""
+    table = schema.blob
+    dead = table.c.sha256.not_in([each.sha256 for each in live])
+    connection.execute(table.update().where(dead, table.c.retired_round.is_(None)).values(retired_round=round_))
+    over = table.c.retired_round <= round_ - grace_rounds
+    gone = [ref(connection, digest) for digest in connection.execute(select(table.c.sha256).where(over)).scalars().all()]
+    connection.execute(table.delete().where(over))
+    return gone
+
+
+def to_clear(connection: Connection, topics: Iterable[str] = ()) -> list[str]:
+    """Add retained topics that the broker is to forget; return all such topics."""
+    for topic in topics:
+        connection.execute(schema.clearing.insert().prefix_with("OR IGNORE"), {"topic": topic})
+    return list(connection.execute(select(schema.clearing.c.topic).order_by(schema.clearing.c.topic)).scalars())
+
+
+def cleared(connection: Connection, topics: Iterable[str]) -> None:
+    """Note that the broker has taken over the clearing of these topics."""
+    connection.execute(schema.clearing.delete().where(schema.clearing.c.topic.in_(list(topics))))
+
+
