@@ -1,0 +1,158 @@
+"""Task `motion_forecast`: from 2 s of a track, where it will be in the next 3 s.
+
+Specification, features and metrics, in numpy. Each track is put into its own frame: origin at the last observed point,
+x axis along its heading. The network is in `nets_motion_forecast`; recordings are read by `scenarios.reading`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfleet.models.task import Drive, Floats, Frames, Index, Metric, Samples, Specification, Sums
+from fedfleet.protocol.errors import UsageError
+from fedfleet.scenarios import labels
+from fedfleet.scenarios.reading import drive_key, read
+from fedfleet.scenarios.records import Scenario
+
+__all__ = ["TASK", "MotionForecast", "agent_frame", "constant_velocity"]
+
+PAST: Final = 20
+FUTURE: Final = 30
+WINDOW: Final = PAST + FUTURE
+RATE_HZ: Final = 10.0
+BACK: Final = 5
+"""Velocity and heading look at the last BACK steps, 0.5 s: one step of 0.1 s is mostly noise."""
+STANDING_M: Final = 0.2
+MISS_M: Final = 2.0
+
+SPECIFICATION: Final = Specification("history", (PAST, 2), "future", (FUTURE, 2))
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MotionForecast:
+    """The task; see `models.task.Task` for what each member promises."""
+
+    name: str = "motion_forecast"
+    version: int = 1
+    specification: Specification = SPECIFICATION
+    metrics: tuple[Metric, ...] = (
+        Metric("ADE", "m", "lower"),
+        Metric("FDE", "m", "lower"),
+        Metric("miss_rate", "share", "lower"),
+    )
+    network: str = "fedfleet.models.nets_motion_forecast:network"
+    loss: str = "fedfleet.models.nets_motion_forecast:loss"
+
+    def index(self, folder: Path) -> Index:
+        """List the drives of a folder of recordings and count the tracks that cannot teach."""
+        problems: Counter[str] = Counter()
+        drives: dict[str, Drive] = {}
+        for scenario in read(folder):
+            problems += _verdict(scenario).problems
+            old = drives.get(drive_key(scenario), Drive(scenario.region, scenario.drive, 0, 0.0))
+            recordings, seconds = old.recordings + 1, old.seconds + scenario.seconds
+            drives[old.key] = Drive(old.region, old.drive, recordings, seconds)
+        return Index(tuple(drives.values()), dict(sorted(problems.items())))
+
+    def samples(self, folder: Path, drives: Sequence[str]) -> Samples:
+        """One sample per track that was seen in the first 50 frames of a scenario; judged = kind AGENT."""
+        inputs, targets, judged = [_none(PAST)], [_none(FUTURE)], [np.empty(0, dtype=np.bool_)]
+        for scenario in read(folder, drives):
+            chosen = _verdict(scenario).labelled
+            window = scenario.xy[chosen, :WINDOW]
+            local = agent_frame(window[:, :PAST], window)
+            inputs.append(local[:, :PAST])
+            targets.append(local[:, PAST:])
+            judged.append(np.array(scenario.kinds)[chosen] == "AGENT")
+        return Samples(np.concatenate(inputs), np.concatenate(targets), np.concatenate(judged))
+
+    def frames(self, folder: Path, drives: Sequence[str]) -> Frames:
+        """Every frame that has 2 s of past in its scenario, with all tracks seen throughout these 2 s."""
+        inputs, counts, sample = [_none(PAST)], [], [np.empty(0, dtype=np.int64)]
+        rows = 0
+        for scenario in read(folder, drives):
+            verdict = _verdict(scenario)
+            if scenario.frames < PAST:
+                continue
+            past = np.lib.stride_tricks.sliding_window_view(scenario.xy, PAST, axis=1).transpose(1, 0, 3, 2)
+            visible = ~np.isnan(past).any(axis=(2, 3)) & verdict.sound  # [frames, tracks]
+            truth = np.full(visible.shape, -1, dtype=np.int64)
+            truth[0, verdict.labelled] = np.arange(rows, rows + int(verdict.labelled.sum()))
+            rows += int(verdict.labelled.sum())
+            inputs.append(agent_frame(past[visible], past[visible]))
+            counts.append(visible.sum(axis=1))
+            sample.append(truth[visible])
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), *counts]).cumsum(dtype=np.int64)
+        return Frames(np.concatenate(inputs), offsets, np.concatenate(sample), RATE_HZ)
+
+    def score(self, outputs: Floats, samples: Samples) -> Sums:
+        """ADE, FDE and miss rate (FDE above 2 m) over AGENT tracks."""
+        judged = np.asarray(samples.judged)
+        return _sums(outputs[judged], samples.targets[judged])
+
+    def score_all(self, outputs: Floats, samples: Samples) -> Sums:
+        """The same over all tracks."""
+        return _sums(outputs, samples.targets)
+
+    def baseline(self, inputs: Floats) -> Floats:
+        """Constant velocity."""
+        return constant_velocity(inputs)
+
+
+TASK: Final = MotionForecast()
+
+
+def constant_velocity(history: Floats) -> Floats:
+    """From f32[N, 20, 2] the future f32[N, 30, 2] at the mean velocity of the last 0.5 s."""
+    if history.shape[1:] != (PAST, 2):
+        raise UsageError(f"history: expected float32[N, {PAST}, 2], got {history.dtype}{list(history.shape)}")
+    last = history[:, -1:]
+    step = (last - history[:, -1 - BACK, None]) / np.float32(BACK)
+    ahead = np.arange(1, FUTURE + 1, dtype=np.float32)[:, None]
+    return np.asarray(last + step * ahead, dtype=np.float32)
+
+
+def agent_frame(history: Doubles, points: Doubles) -> Floats:
+    """`points` float64[N, T, 2] in the frame of `history` float64[N, 20, 2], as f32[N, T, 2] metres.
+
+    The heading is the direction of the last 0.5 s; of a track that moved less than 0.2 m in them, the direction from
+    the farthest of its earlier points; of a track that stood all the time, along the axis x east.
+    """
+    last = history[:, -1]
+    way = last[:, None] - history  # [N, 20, 2]
+    metres = np.hypot(way[..., 0], way[..., 1])
+    recent = metres[:, -1 - BACK] >= STANDING_M
+    back = np.where(recent, PAST - 1 - BACK, metres.argmax(axis=1))
+    each = np.arange(len(history))
+    length = metres[each, back]
+    moved = length >= STANDING_M
+    safe = np.where(moved, length, 1.0)
+    cos = np.where(moved, way[each, back, 0] / safe, 1.0)[:, None]
+    sin = np.where(moved, way[each, back, 1] / safe, 0.0)[:, None]
+    east, north = np.moveaxis(points - last[:, None], -1, 0)
+    return np.stack([cos * east + sin * north, cos * north - sin * east], axis=-1).astype(np.float32)
+
+
+def _verdict(scenario: Scenario) -> labels.Verdict:
+    return labels.judge(scenario, frames=WINDOW, rate_hz=RATE_HZ)
+
+
+def _none(points: int) -> NDArray[Any]:
+    return np.empty((0, points, 2), dtype=np.float32)
+
+
+def _sums(outputs: Floats, targets: Floats) -> Sums:
+    miss = np.subtract(outputs, targets, dtype=np.float64)
+    metres = np.hypot(miss[..., 0], miss[..., 1])
+    final = metres[:, -1]
+    each = {"ADE": metres.mean(axis=1), "FDE": final, "miss_rate": final > MISS_M}
+    return {name: (float(values.sum(dtype=np.float64)), len(values)) for name, values in each.items()}

@@ -1,0 +1,198 @@
+"""Fine-tuning on one vehicle (torch): from a base vector and samples to a delta.
+
+Deterministic: one thread, every random choice drawn from the seed. Runs in the trainer process, or anywhere in a test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedfleet.models.settings import TrainSettings
+from fedfleet.models.task import Floats, Samples, Task, resolve
+from fedfleet.protocol.errors import UsageError
+
+__all__ = [
+    "FineTuning",
+    "Progress",
+    "Trained",
+    "TrainingError",
+    "fine_tune",
+    "load_vector",
+    "network",
+    "vector",
+]
+
+LOSS_SAMPLES = 4096
+"""The loss before and after is measured on at most so many samples, evenly spaced."""
+
+
+class TrainingError(Exception):
+    """Training cannot give a usable delta: no samples, or a loss or weight that is not finite."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out: delta f32[M] = trained - base, finite; `examples` = samples seen at least once in `steps`."""
+
+    delta: Floats
+    steps: int
+    examples: int
+    loss_before: float
+    loss_after: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a running training is: steps done of how many, and the loss of the last batch."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+class FineTuning:
+    """One fine-tuning, batch by batch: call `advance` until it returns None, or stop early; then take `result`.
+
+    Raises UsageError when base or samples do not fit the task, TrainingError for no samples and for a loss or a
+    weight that is not finite; then there is no result.
+    """
+
+    def __init__(
+        self, task: Task, base: Floats, samples: Samples, settings: TrainSettings, *, seed: int
+    ) -> None:
+        torch.set_num_threads(1)
+        _check(task, samples)
+        self._base, self._settings, self._size = base, settings, len(samples)
+        self._model = network(task, seed=seed)
+        load_vector(self._model, base)
+        self._loss = cast("Callable[[Tensor, Tensor], Tensor]", resolve(task.loss))
+        self._inputs, self._targets = (
+            torch.from_numpy(np.array(a)) for a in (samples.inputs, samples.targets)
+        )
+        self._optimizer = _optimizer(self._model, settings)
+        self._chance = torch.Generator().manual_seed(seed)
+        self._per_epoch = math.ceil(len(samples) / settings.batch_size)
+        self.steps = settings.epochs * self._per_epoch
+        if settings.max_steps:
+            self.steps = min(self.steps, settings.max_steps)
+        self._done = 0
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._loss_before = self._measure()
+
+    def advance(self) -> Progress | None:
+        """Train on the next batch; None when all are done."""
+        if self._done == self.steps:
+            return None
+        at = self._done % self._per_epoch
+        if at == 0:
+            self._order = torch.randperm(self._size, generator=self._chance)
+        batch = self._order[at * self._settings.batch_size : (at + 1) * self._settings.batch_size]
+        self._optimizer.zero_grad()
+        loss = self._loss(self._model(self._inputs[batch]), self._targets[batch])
+        value = _finite(loss.item(), f"the loss of step {self._done + 1}")
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self._settings.clip_norm:
+            nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip_norm)
+        self._optimizer.step()
+        self._done += 1
+        return Progress(self._done, self.steps, value)
+
+    def result(self) -> Trained:
+        """What the batches done so far have changed."""
+        delta = vector(self._model) - self._base
+        if not np.isfinite(delta).all():
+            raise TrainingError(f"weights are not finite after {self._done} steps")
+        examples = min(self._size, self._done * self._settings.batch_size)
+        return Trained(delta, self._done, examples, self._loss_before, self._measure())
+
+    def _measure(self) -> float:
+        rows = slice(None, None, max(1, math.ceil(self._size / LOSS_SAMPLES)))
+        self._model.eval()
+        with torch.no_grad():
+            value = self._loss(self._model(self._inputs[rows]), self._targets[rows]).item()
+        self._model.train()
+        return _finite(value, f"the loss after {self._done} steps")
+
+
+def fine_tune(
+    task: Task,
+    base: Floats,
+    samples: Samples,
+    settings: TrainSettings,
+    *,
+    seed: int,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Fine-tune from `base` f32[M]; the same arguments give the same bytes.
+
+    `should_stop` is asked between batches; when it says yes the work so far counts. Raises as `FineTuning` does.
+    """
+    tuning = FineTuning(task, base, samples, settings, seed=seed)
+    while not should_stop() and tuning.advance() is not None:
+        pass
+    return tuning.result()
+
+
+def network(task: Task, *, seed: int) -> nn.Module:
+    """The task's network with the initial weights of `seed`."""
+    torch.manual_seed(seed)
+    model = resolve(task.network)()
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"network of {task.name}: {task.network} gave {type(model).__name__}, expected nn.Module"
+        )
+    return model
+
+
+def vector(model: nn.Module) -> Floats:
+    """The float32 tensors of the state dict, in its order, as one f32[M]."""
+    parts = [tensor.detach().reshape(-1).numpy() for tensor in _floats(model)]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+
+
+def load_vector(model: nn.Module, weights: Floats) -> None:
+    """Write f32[M] into the model's float32 tensors; UsageError when the length differs."""
+    tensors = _floats(model)
+    size = sum(tensor.numel() for tensor in tensors)
+    if weights.shape != (size,) or weights.dtype != np.float32:
+        raise UsageError(f"base vector: expected float32[{size}], got {weights.dtype}{list(weights.shape)}")
+    flat = torch.from_numpy(np.array(weights))
+    with torch.no_grad():
+        start = 0
+        for tensor in tensors:
+            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+            start += tensor.numel()
+
+
+def _floats(model: nn.Module) -> Sequence[Tensor]:
+    return [tensor for tensor in model.state_dict().values() if tensor.dtype == torch.float32]
+
+
+def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    return torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
+
+
+def _check(task: Task, samples: Samples) -> None:
+    expected = task.specification
+    shapes = samples.inputs.shape[1:], samples.targets.shape[1:]
+    if shapes != (expected.input_shape, expected.output_shape):
+        text = f"expected {list(expected.input_shape)} -> {list(expected.output_shape)}"
+        got = f"{list(shapes[0])} -> {list(shapes[1])}"
+        raise UsageError(f"samples do not match task {task.name}: {text}, got {got}")
+    if len(samples) == 0:
+        raise TrainingError("no samples to train on")
+
+
+def _finite(value: float, what: str) -> float:
+    if not math.isfinite(value):
+        raise TrainingError(f"{what} is {value}")
+    return value

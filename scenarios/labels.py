@@ -1,0 +1,67 @@
+"""Which tracks can teach: labels come from the future of the recording, so bad tracks are left out, with a reason.
+
+May live here: quality filters on one scenario, each with its reason. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfleet.scenarios.records import Scenario
+
+__all__ = ["GAP", "JUMP", "MAX_SPEED_MPS", "TOO_SHORT", "WRONG_RATE", "Verdict", "judge"]
+
+MAX_SPEED_MPS: Final = 60.0
+"""A faster step between two observed frames is a measurement error, or two objects under one name."""
+
+WRONG_RATE: Final = "wrong-rate"
+JUMP: Final = "jump"
+TOO_SHORT: Final = "too-short"
+GAP: Final = "gap"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On the tracks of one scenario, bool[tracks] each.
+
+    `sound` tracks may be looked at, `labelled` ones are also observed in every frame of the first window;
+    `problems` counts, by reason, the tracks that are not labelled.
+    """
+
+    sound: NDArray[np.bool_]
+    labelled: NDArray[np.bool_]
+    problems: Counter[str]
+
+
+def judge(scenario: Scenario, *, frames: int, rate_hz: float) -> Verdict:
+    """Judge each track against a window of the first `frames` frames at `rate_hz`.
+
+    The first of these reasons counts: `wrong-rate` (of the scenario), `jump` (above MAX_SPEED_MPS), `too-short` (seen
+    without a gap, but not in every frame of the window), `gap` (not seen in some frame in between).
+    """
+    count = len(scenario.track_ids)
+    if abs(scenario.rate_hz - rate_hz) > 1e-3 * rate_hz:
+        nothing = np.zeros(count, dtype=np.bool_)
+        return Verdict(nothing, nothing, Counter({WRONG_RATE: count}))
+    seen = ~np.isnan(scenario.xy[..., 0])
+    jump = np.array([_jumps(scenario.xy[track], rate_hz) for track in range(count)], dtype=np.bool_)
+    whole = seen[:, :frames].all(axis=1) & (scenario.frames >= frames)
+    # A gap is a frame that was not seen, with frames that were seen before and after it.
+    before = np.logical_or.accumulate(seen, axis=1)
+    after = np.logical_or.accumulate(seen[:, ::-1], axis=1)[:, ::-1]
+    gap = (before & after & ~seen)[:, :frames].any(axis=1)
+    reasons = Counter({JUMP: int(jump.sum()), GAP: int((gap & ~jump).sum())})
+    reasons[TOO_SHORT] = int((~whole & ~gap & ~jump).sum())
+    return Verdict(~jump, whole & ~jump, +reasons)
+
+
+def _jumps(xy: NDArray[np.float64], rate_hz: float) -> bool:
+    """Whether float64[frames, 2] moves faster than MAX_SPEED_MPS between two frames in which it was seen."""
+    at = np.flatnonzero(~np.isnan(xy[:, 0]))
+    metres = np.hypot(*np.diff(xy[at], axis=0).T)
+    return bool(np.any(metres * rate_hz > MAX_SPEED_MPS * np.diff(at)))
