@@ -9,11 +9,11 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from fedfleet.link.outlet import Outlet
 from fedfleet.link.port import (
     Connected,
     Delivery,
     Disconnected,
-    Event,
     LinkFull,
     Published,
     Sink,
@@ -89,9 +89,8 @@ class MemoryLink:
         self.connected = self.closed = False
         self.filters: dict[str, int] = {}
         self.outbox: deque[_Message | _Subscription] = deque()
-        self._broker, self._sink = broker, sink
-        self._owed: deque[Event] = deque()
-        self._ticket = 0
+        self.outlet = Outlet(client_id, sink, self.counts)
+        self._broker, self._ticket = broker, 0
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
         """Take a message over and return its ticket; see ``Link.publish``."""
@@ -126,27 +125,6 @@ class MemoryLink:
     def close(self) -> None:
         """Say goodbye; see ``Link.close``."""
         self._broker.leave(self)
-
-    def emit(self, event: Event) -> bool:
-        """Offer what the sink refused before, then this event; False when it refuses (broker's side only)."""
-        if isinstance(event, Delivery):
-            return not self._owed and self._offer(event)
-        self._owed.append(event)
-        return self.settle()
-
-    def settle(self) -> bool:
-        """Offer what the sink refused before; False when it refuses again (broker's side only)."""
-        while self._owed and self._offer(self._owed[0]):
-            self._owed.popleft()
-        return not self._owed
-
-    def _offer(self, event: Event) -> bool:
-        try:
-            self._sink(event)
-        except Exception:  # noqa: BLE001 - whatever a sink raises: not taken, counted, offered again
-            self.counts["sink_errors"] += 1
-            return False
-        return True
 
 
 class MemoryBroker:
@@ -202,7 +180,7 @@ class MemoryBroker:
         if link.connected:
             self._forget(link)
             self._last_will(link)
-            link.emit(Disconnected(f"broker memory:0 {reason}"))
+            link.outlet.emit(Disconnected(f"broker memory:0 {reason}"))
 
     def kill(self, client_id: str) -> None:
         """End a client as kill -9 does: the will is published, its pending messages die with it, no event."""
@@ -218,7 +196,7 @@ class MemoryBroker:
         for link in self._links.values():
             if link.connected:
                 self._forget(link)
-                link.emit(Disconnected("broker memory:0 refuses: it is stopped"))
+                link.outlet.emit(Disconnected("broker memory:0 refuses: it is stopped"))
         if lose:
             self._sessions.clear()
             self._retained.clear()
@@ -241,11 +219,11 @@ class MemoryBroker:
 
     def _welcome(self) -> None:
         for link in list(self._links.values()) if self._up else []:
-            if not link.connected and link.settle():
+            if not link.connected and link.outlet.settle():
                 present = link.client_id in self._sessions
                 self._sessions.setdefault(link.client_id, _Session())
                 link.connected = True
-                if not link.emit(Connected(present)):
+                if not link.outlet.emit(Connected(present)):
                     self.cut(link.client_id, "event refused by the sink")
                 for topic_filter, qos in {} if present else link.filters.items():
                     self._subscribe(link, _Subscription(topic_filter, qos))
@@ -275,7 +253,7 @@ class MemoryBroker:
             self._route(action)
         if action.qos and lost:
             self._route(action)
-        if not link.emit(Published(action.ticket)):
+        if not link.outlet.emit(Published(action.ticket)):
             self.cut(link.client_id, "event refused by the sink")
         return 1
 
@@ -323,7 +301,7 @@ class MemoryBroker:
         delivery = Delivery(
             message.topic, message.payload, message.qos, message.retain, message.duplicate, self._token
         )
-        if not link.emit(delivery):
+        if not link.outlet.emit(delivery):
             self.cut(link.client_id, "event refused by the sink")
         return 1
 

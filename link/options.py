@@ -1,0 +1,97 @@
+"""How one link behaves: who it is to the broker, its limits, its patience."""
+
+import random
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedfleet.link.config import BrokerConfig
+from fedfleet.protocol.errors import UsageError
+
+__all__ = ["Backoff", "Options", "options_for"]
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Waiting before attempt n: full jitter, uniform from 0 to ``min(cap_s, base_s · 2ⁿ)`` seconds.
+
+    n starts again at 0 after a connection that lasted ``stable_s`` seconds. There is no last attempt.
+    """
+
+    base_s: float = 0.25
+    cap_s: float = 15.0
+    stable_s: float = 2.0
+
+    def delay_s(self, attempt: int, rng: random.Random) -> float:
+        """Return the seconds to wait before attempt ``attempt`` (0 is the first)."""
+        return rng.uniform(0.0, min(self.cap_s, self.base_s * 2.0 ** min(attempt, 32)))
+
+
+@dataclass(frozen=True)
+class Options:
+    """How one link behaves. ``username`` is the client id when None (brokers write ACLs for user names).
+
+    ``send_window`` and ``receive_window`` bound the QoS-1 messages without acknowledgement each way;
+    ``max_pending`` and ``max_pending_bytes`` what ``publish`` takes before LinkFull. ``clean`` gives up the
+    session at the broker: for tools that only look, never for a vehicle or a server.
+    """
+
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: ssl.SSLContext | None = None
+    clean: bool = False
+    keepalive_s: int = 30
+    send_window: int = 64
+    receive_window: int = 100
+    max_pending: int = 1000
+    max_pending_bytes: int = 16 * 1024 * 1024
+    connect_timeout_s: float = 5.0
+    backoff: Backoff = Backoff()
+
+    def __post_init__(self) -> None:
+        for name in ("send_window", "receive_window", "max_pending", "max_pending_bytes", "keepalive_s"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"link option {name} = {getattr(self, name)}: expected at least 1")
+        if self.send_window > 1000:
+            raise UsageError(f"link option send_window = {self.send_window}: expected at most 1000")
+
+
+def options_for(config: BrokerConfig) -> Options:
+    """Return the options that a configuration asks for; UsageError names the file that cannot be used."""
+    password = None
+    if config.password_file is not None:
+        password = _first_line(config.password_file)
+    return Options(
+        username=config.username,
+        password=password,
+        tls=_context(config),
+        keepalive_s=config.keepalive_s,
+    )
+
+
+def _first_line(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"broker.password_file {path}: cannot be read: {error}") from error
+    if not lines or not lines[0]:
+        raise UsageError(f"broker.password_file {path}: expected the password in the first line, got nothing")
+    return lines[0]
+
+
+def _context(config: BrokerConfig) -> ssl.SSLContext | None:
+    if config.ca_file is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(config.ca_file)
+    except OSError as error:
+        raise UsageError(f"broker.ca_file {config.ca_file}: cannot be used: {error}") from error
+    if config.cert_file is not None:
+        try:
+            context.load_cert_chain(config.cert_file, config.key_file)
+        except OSError as error:
+            files = f"broker.cert_file {config.cert_file}, key_file {config.key_file}"
+            raise UsageError(f"{files}: cannot be used: {error}") from error
+    return context

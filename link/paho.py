@@ -1,0 +1,206 @@
+"""Links over real MQTT 3.1.1 brokers: the only file that imports paho.
+
+paho parses and builds packets and remembers QoS-1 messages in flight, nothing else: no thread, loop, queue or
+reconnect of its own, no callback that does more than append. Each of its clients is used by one thread at a time:
+the reactor's, or while a connection is opened the reactor's second one.
+"""
+
+import random
+import socket as sockets
+import ssl
+import time
+from collections.abc import Callable
+
+from paho.mqtt.client import Client, ConnectFlags, MQTTMessage, error_string
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from fedfleet.link.live import LiveLink
+from fedfleet.link.options import Options
+from fedfleet.link.port import Sink, Will
+from fedfleet.link.reactor import Reactor
+from fedfleet.link.windows import Pending
+from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, Packet, Refused
+
+__all__ = ["Loop"]
+
+
+class Loop:
+    """One epoll loop in one thread for any number of links. ``clock`` counts seconds; ``rng`` gives jitter."""
+
+    def __init__(
+        self, *, clock: Callable[[], float] = time.monotonic, rng: random.Random | None = None
+    ) -> None:
+        self._rng = rng or random.Random()
+        self._reactor = Reactor(clock)
+        self._links: list[LiveLink] = []
+
+    def start(self) -> "Loop":
+        """Start the thread; returns the loop."""
+        self._reactor.start()
+        return self
+
+    def connect(
+        self,
+        host: str,
+        port: int,
+        *,
+        client_id: str,
+        sink: Sink,
+        will: Will | None = None,
+        options: Options | None = None,
+    ) -> LiveLink:
+        """Return a link that connects, and connects again, by itself; failures come as Disconnected events.
+
+        The ``client_id`` is stable and unique: the session at the broker hangs on it.
+        """
+        options = options or Options()
+        wire = _Wire((host, port), options, client_id=client_id, will=will)
+        link = LiveLink(wire, self._reactor, options, sink=sink, client_id=client_id, rng=self._rng)
+        self._links = [known for known in self._links if not known.gone.is_set()]
+        self._links.append(link)
+        self._reactor.wake(link)
+        return link
+
+    def stop(self) -> None:
+        """Close every link with a goodbye and end the thread. Not from inside a sink."""
+        for link in self._links:
+            link.leave(goodbye=True)
+        for link in self._links:
+            link.close()
+        self._reactor.stop()
+
+
+class _Wire:
+    """The ``Wire`` over paho's external-loop interface."""
+
+    def __init__(
+        self, where: tuple[str, int], options: Options, *, client_id: str, will: Will | None
+    ) -> None:
+        self.name = f"broker {where[0]}:{where[1]}"
+        self.trouble = ""
+        self._packets: list[Packet] = []
+        self._reading = False
+        client = self._client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            clean_session=options.clean,
+            protocol=MQTTProtocolVersion.MQTTv311,
+            reconnect_on_failure=False,
+            manual_ack=True,
+        )
+        client.max_inflight_messages = 0  # no queue inside paho: the window is ours
+        client.connect_timeout = options.connect_timeout_s
+        client.username_pw_set(client_id if options.username is None else options.username, options.password)
+        if options.tls is not None:
+            client.tls_set_context(options.tls)
+        if will is not None:
+            client.will_set(will.topic, will.payload, will.qos, will.retain)
+        client.on_connect = self._on_connect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        client.on_unsubscribe = self._on_unsubscribe
+        client.connect_async(*where, keepalive=options.keepalive_s)
+
+    def open(self) -> None:
+        """Connect and send CONNECT (see ``Wire.open``)."""
+        self.trouble = "ended the connection"
+        self._packets.clear()
+        code = self._client.reconnect()
+        if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            raise ConnectionError(error_string(code))
+
+    def socket(self) -> sockets.socket | None:
+        """Return the open socket."""
+        found = self._client.socket()
+        return found if isinstance(found, sockets.socket) else None
+
+    def want_write(self) -> bool:
+        """Whether bytes wait for the socket to become writable."""
+        return self._client.want_write()
+
+    def read(self) -> list[Packet]:
+        """Read one packet (epoll reports again), and what TLS has decrypted already (epoll does not see it)."""
+        self._reading = True
+        try:
+            self._note(self._client.loop_read())
+            while isinstance(found := self._client.socket(), ssl.SSLSocket) and found.pending():
+                self._note(self._client.loop_read())
+        finally:
+            self._reading = False
+        packets, self._packets = self._packets, []
+        return packets
+
+    def write(self) -> None:
+        """Write what waits."""
+        self._note(self._client.loop_write())
+
+    def tick(self) -> None:
+        """Ping; a ping without answer for the time of the keepalive ends the connection."""
+        if self._client.socket() is not None:
+            self._client.loop_misc()
+            if self._client.socket() is None:
+                self.trouble = f"did not answer within {self._client.keepalive} s (keepalive)"
+
+    def publish(self, message: Pending) -> int:
+        """Send a message. Whatever paho's return code says about the connection, paho has it from now on."""
+        while True:
+            info = self._client.publish(message.topic, message.payload, message.qos, message.retain)
+            if info.rc != MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:  # else the packet id is in flight: take the next
+                self._note(info.rc)
+                return info.mid
+
+    def puback(self, mid: int) -> None:
+        """Acknowledge a QoS-1 message of this connection."""
+        self._note(self._client.ack(mid, 1))
+
+    def subscribe(self, filters: list[tuple[str, int]]) -> int:
+        """Send SUBSCRIBE; 0 when the connection has ended."""
+        code, mid = self._client.subscribe(filters)
+        self._note(code)
+        return mid or 0
+
+    def unsubscribe(self, filters: list[str]) -> int:
+        """Send UNSUBSCRIBE; 0 when the connection has ended."""
+        code, mid = self._client.unsubscribe(filters)
+        self._note(code)
+        return mid or 0
+
+    def end(self, *, goodbye: bool) -> None:
+        """Disconnect if asked; then close the socket under paho and let it notice."""
+        if goodbye:
+            self._client.disconnect()
+        found = self.socket()
+        if found is not None:
+            found.close()
+            self._client.loop_read()
+
+    def _note(self, code: MQTTErrorCode) -> None:
+        if code not in {MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN}:
+            self.trouble = f"ended the connection: {error_string(code).rstrip('.').lower()}"
+
+    # paho's callbacks only append.
+
+    def _on_connect(self, _c: Client, _u: object, flags: ConnectFlags, code: ReasonCode, _p: object) -> None:
+        accepted = Accepted(flags.session_present)
+        self._packets.append(Refused(str(code).lower()) if code.is_failure else accepted)
+
+    def _on_message(self, _c: Client, _u: object, message: MQTTMessage) -> None:
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            topic = "\ufffd"  # no topic of anyone; the receiver drops it as malformed, and acknowledges it
+        payload = bytes(message.payload)
+        arrived = Arrived(message.mid, topic, payload, message.qos, message.retain, message.dup)
+        self._packets.append(arrived)
+
+    def _on_publish(self, _c: Client, _u: object, mid: int, _r: ReasonCode, _p: object) -> None:
+        if self._reading:  # else QoS 0 was written: its packet id means nothing
+            self._packets.append(Acknowledged(mid))
+
+    def _on_subscribe(self, _c: Client, _u: object, mid: int, codes: list[ReasonCode], _p: object) -> None:
+        self._packets.append(Answered(mid, tuple(code.is_failure for code in codes)))
+
+    def _on_unsubscribe(self, _c: Client, _u: object, mid: int, _r: list[ReasonCode], _p: object) -> None:
+        self._packets.append(Answered(mid, ()))
