@@ -1,0 +1,101 @@
+"""The recordings of a configuration: how they are split, and their preparation as arrays for vehicles and server."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfleet.cli.config import Settings
+from fedfleet.cli.options import pack_dir
+from fedfleet.cli.processes import run
+from fedfleet.models import prepared
+from fedfleet.models import task as tasks
+from fedfleet.protocol.errors import UsageError
+from fedfleet.scenarios.partition import Partition, partition
+
+__all__ = ["Job", "held_out_jobs", "jobs_of", "prepare", "scenarios_dir", "split", "test_dir", "validation_dir", "vehicle_dir"]
+
+PREPARE_LIMIT_S = 1800.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A folder to prepare: these parts of these drives."""
+
+    out: Path
+    drives: Sequence[str]
+    parts: Sequence[prepared.Part]
+
+
+def scenarios_dir(settings: Settings, chosen: Path | None = None) -> Path:
+    """Return the folder of recordings: the chosen one, the configured one, or the shipped pack."""
+    return chosen or settings.data.scenarios or pack_dir()
+
+
+def split(settings: Settings, folder: Path) -> Partition:
+    """Share the drives of a folder out among vehicles, validation and test, the same for every command."""
+    index = tasks.load(settings.task).index(folder)
+    regions = sorted({drive.region for drive in index.drives})
+    data = settings.data
+    train = 1.0 - data.validation - data.test
+    return partition(
+        index.drives,
+        vehicles=dict.fromkeys(regions, data.vehicles_per_region),
+        seed=data.seed,
+        fractions=(train, data.validation, data.test),
+    )
+
+
+def vehicle_dir(settings: Settings, vehicle: str) -> Path:
+    """Return the folder of a vehicle's prepared data."""
+    return settings.work_dir / "data" / "vehicles" / vehicle
+
+
+def validation_dir(settings: Settings) -> Path:
+    """Return the folder that holds one prepared validation folder for each region."""
+    return settings.work_dir / "data" / "validation"
+
+
+def test_dir(settings: Settings) -> Path:
+    """Return the folder that holds one prepared test folder for each region."""
+    return settings.work_dir / "data" / "test"
+
+
+def prepare(settings: Settings, folder: Path, jobs: Sequence[Job]) -> None:
+    """Prepare what is not there yet, in one process that ends afterwards."""
+    tasks.load(settings.task)
+    missing = [job for job in jobs if not _is_prepared(job)]
+    if not missing:
+        return
+    listed = settings.work_dir / "data" / "jobs.json"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"out": str(job.out), "drives": list(job.drives), "parts": list(job.parts)} for job in missing]
+    listed.write_text(json.dumps(rows), encoding="utf-8")
+    arguments = ["--task", settings.task, "--scenarios", str(folder), "--jobs", str(listed)]
+    run("fedfleet.scenarios.prepare", arguments, timeout_s=PREPARE_LIMIT_S)
+
+
+def _is_prepared(job: Job) -> bool:
+    if not (job.out / "meta.json").is_file():
+        return False
+    meta = prepared.open_meta(job.out)
+    if set(meta.drives) != set(job.drives):
+        raise UsageError(f"{job.out} was prepared from other drives: remove it, or choose another work_dir")
+    return set(job.parts) <= set(meta.parts)
+
+
+def jobs_of(settings: Settings, parts: Partition, vehicles: Sequence[str]) -> list[Job]:
+    """Return what these vehicles need: their training samples and the frames that they replay."""
+    known: Mapping[str, tuple[str, tuple[str, ...]]] = parts.vehicles
+    for vehicle in vehicles:
+        if vehicle not in known:
+            raise UsageError(f"no vehicle {vehicle!r} in this split: expected one of {', '.join(sorted(known))}")
+    return [Job(vehicle_dir(settings, vehicle), known[vehicle][1], ("train", "frames")) for vehicle in vehicles]
+
+
+def held_out_jobs(settings: Settings, parts: Partition, *, test: bool) -> list[Job]:
+    """Return what the server needs: validation drives by region; with ``test`` also the test drives."""
+    jobs = [Job(validation_dir(settings) / region, drives, ("validation",)) for region, drives in parts.validation.items()]
+    if test:
+        jobs += [Job(test_dir(settings) / region, drives, ("test",)) for region, drives in parts.test.items()]
+    return jobs

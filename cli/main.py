@@ -1,0 +1,43 @@
+"""Entry point of the ``fedfleet`` command: puts the groups together and turns errors into one line."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from fedfleet.cli import agent, broker, demo, scenarios, server, status
+from fedfleet.protocol.errors import PeerError, UsageError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fedfleet",
+    help="Federated learning for autonomous-vehicle fleets over MQTT: raw driving data never leave the vehicle.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command("broker")(broker.broker)
+app.add_typer(server.app, name="server")
+app.command("agent")(agent.agent)
+app.command("fleet")(agent.fleet)
+app.command("demo")(demo.demo)
+app.command("status")(status.status)
+app.add_typer(scenarios.app, name="scenarios")
+
+
+def main() -> None:
+    """Run the command; a mistake of the user or a peer is one line on stderr and exit code 2."""
+    try:
+        app()
+    except (UsageError, PeerError) as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"fedfleet: {error}", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("fedfleet: stopped")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Child processes of a command: each by its own process id, each with its log file, none left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfleet.protocol.errors import UsageError
+
+__all__ = ["Child", "run", "start"]
+
+_THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+_LAST_LINES = 5
+
+
+@dataclass(frozen=True)
+class Child:
+    """A running child process and where its output goes."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.process.pid
+
+    def is_running(self) -> bool:
+        """Tell whether it still runs."""
+        return self.process.poll() is None
+
+    def kill(self) -> int:
+        """Kill -9 and reap; return the exit status as Python gives it (-9)."""
+        self.process.send_signal(signal.SIGKILL)
+        return self.process.wait()
+
+    def stop(self, *, timeout_s: float = 10.0) -> int:
+        """Ask it to end (SIGTERM), kill it when it does not within the time; return its exit status."""
+        if self.is_running():
+            self.process.terminate()
+            try:
+                return self.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                return self.kill()
+        return self.process.wait()
+
+    def last_words(self) -> str:
+        """Return the last lines of its log, for an error message."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return " | ".join(lines[-_LAST_LINES:]) or "no output"
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return our environment with numeric libraries held to one thread each."""
+    return {**os.environ, **_THREADS, **(extra or {})}
+
+
+def start(name: str, module: str, arguments: Sequence[str], *, log_dir: Path) -> Child:
+    """Start ``python -m module`` in a session of its own, so that Ctrl-C reaches only the command that started it."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    log = log_dir / f"{name}.log"
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            start_new_session=True,
+        )
+    return Child(name, process, log)
+
+
+def run(module: str, arguments: Sequence[str], *, timeout_s: float) -> str:
+    """Run ``python -m module`` to its end and return its standard output; UsageError with its last line otherwise."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UsageError(f"{module}: not done after {timeout_s:.0f} s") from error
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise UsageError(lines[-1])
+    return done.stdout

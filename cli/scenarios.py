@@ -1,0 +1,94 @@
+"""``fedfleet scenarios``: what is in a folder of recordings, what is wrong with it, and the shipped pack made again."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedfleet.cli.config import load
+from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, pack_dir
+from fedfleet.cli.progress import steps
+from fedfleet.models import task as tasks
+from fedfleet.protocol.errors import UsageError
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Look into folders of driving scenarios, check them, generate the shipped pack.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_(config: ConfigFile = None, scenarios: ScenariosDir = None, as_json: Json = False) -> None:
+    """List regions, drives, recordings and seconds of a folder."""
+    settings = load(config)
+    folder = scenarios or settings.data.scenarios or pack_dir()
+    index = tasks.load(settings.task).index(folder)
+    regions: dict[str, list[tasks.Drive]] = defaultdict(list)
+    for drive in index.drives:
+        regions[drive.region].append(drive)
+    rows = {
+        region: {
+            "drives": len(drives),
+            "recordings": sum(drive.recordings for drive in drives),
+            "seconds": round(sum(drive.seconds for drive in drives), 1),
+        }
+        for region, drives in sorted(regions.items())
+    }
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "regions": rows, "problems": dict(index.problems)}, indent=2))
+        return
+    table = Table("region", "drives", "recordings", "seconds", title=str(folder))
+    for region, row in rows.items():
+        table.add_row(region, *(str(value) for value in row.values()))
+    console = Console()
+    console.print(table)
+    _print_problems(console, index.problems)
+
+
+@app.command("check")
+def check(config: ConfigFile = None, scenarios: ScenariosDir = None, as_json: Json = False) -> None:
+    """Read everything in a folder and count what the task would leave out, by reason; fails when nothing is usable."""
+    settings = load(config)
+    folder = scenarios or settings.data.scenarios or pack_dir()
+    task = tasks.load(settings.task)
+    index = task.index(folder)
+    samples = {drive.key: len(task.samples(folder, [drive.key])) for drive in index.drives}
+    empty = sorted(key for key, count in samples.items() if not count)
+    result: dict[str, Any] = {
+        "folder": str(folder),
+        "drives": len(samples),
+        "samples": sum(samples.values()),
+        "drives_without_samples": empty,
+        "problems": dict(index.problems),
+    }
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        console = Console()
+        console.print(f"{folder}: {len(samples)} drives, {result['samples']} samples for task {task.name}")
+        if empty:
+            console.print(f"{len(empty)} drives without a usable sample: {', '.join(empty[:5])}")
+        _print_problems(console, index.problems)
+    if not result["samples"]:
+        raise UsageError(f"{folder}: no sample is usable for task {task.name}")
+
+
+@app.command("generate")
+def generate(
+    out: Annotated[Path, typer.Argument(help="Folder to write the pack into.", show_default=False)],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the traffic; the shipped pack has seed 1.")] = 1,
+) -> None:
+    """Generate the pack of four regions with Eclipse SUMO (needs the [sumo] extra; takes minutes)."""
+    from fedfleet.scenarios import generate as generator
+
+    with steps("generating scenarios") as progress:
+        record = generator.generate(out, seed=seed, progress=progress)
+    Console().print(f"{out}: table hash {record['table_sha256']}", soft_wrap=True)
+
+
+def _print_problems(console: Console, problems: "tasks.Mapping[str, int]") -> None:
+    for reason, count in sorted(problems.items()):
+        console.print(f"left out: {count} × {reason}")
