@@ -107,10 +107,12 @@ chunk = Table(
     Column("round", BigInteger, primary_key=True),
     Column("digest", String, primary_key=True),
     Column("number", BigInteger, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("total_bytes", BigInteger, nullable=False),
     Column("data", LargeBinary, nullable=False),
     Column("stored_at_s", Float, nullable=False),
 )
-"""Pieces of updates that are not complete yet, as they came: frames of ``protocol.chunks``."""
+"""Pieces of updates that are not complete yet."""
 
 round_ = Table(
     "round",
@@ -159,7 +161,10 @@ model = Table(
 )
 
 optimizer = Table(
-    "optimizer", metadata, Column("name", String, primary_key=True), Column("data", LargeBinary, nullable=False)
+    "optimizer",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
 )
 """The strategy's state that belongs to the newest model: float64, little-endian."""
 

@@ -155,7 +155,7 @@ def _prepare(store: Store, expected: dict[str, str]) -> None:
 
 def _check(connection: Connection, folder: Path, expected: dict[str, str]) -> None:
     rows = connection.execute(select(schema.property_.c.name, schema.property_.c.value))
-    found = {name: value for name, value in rows}
+    found = {row.name: row.value for row in rows}
     for name, value in expected.items():
         if found.get(name) != value:
             raise UsageError(f"store {folder}: expected {name} {value}, it has {found.get(name, 'none')}")

@@ -169,7 +169,9 @@ def scores(connection: Connection, version: int) -> Scores:
 
 def all_scores(connection: Connection, *, version: int | None = None) -> dict[int, Scores]:
     """Return the validation scores of all versions, or of one."""
-    query = select(schema.score).order_by(schema.score.c.version, schema.score.c.region, schema.score.c.metric)
+    query = select(schema.score).order_by(
+        schema.score.c.version, schema.score.c.region, schema.score.c.metric
+    )
     if version is not None:
         query = query.where(schema.score.c.version == version)
     found: dict[int, dict[str, dict[str, tuple[float, int]]]] = {}
@@ -179,16 +181,14 @@ def all_scores(connection: Connection, *, version: int | None = None) -> dict[in
     return dict(found)
 
 
-def put_blob(connection: Connection, kind: str, data: bytes, *, topics: Iterable[str] = ()) -> str:
-    """Keep a blob and return its SHA-256; ``topics`` of it that were to be cleared no longer are."""
+def put_blob(connection: Connection, kind: str, data: bytes) -> str:
+    """Keep a blob, live again if it was retired, and return its SHA-256."""
     digest = sha256(data).hexdigest()
     table = schema.blob
     if connection.execute(select(table.c.sha256).where(table.c.sha256 == digest)).one_or_none() is None:
         row = {"sha256": digest, "kind": kind, "data": data, "size_bytes": len(data)}
         connection.execute(table.insert(), row)
     connection.execute(table.update().where(table.c.sha256 == digest).values(retired_round=None))
-    wanted = list(topics)
-    connection.execute(schema.clearing.delete().where(schema.clearing.c.topic.in_(wanted)))
     return digest
 
 
@@ -211,13 +211,18 @@ def graph_ref(connection: Connection) -> BlobRef:
     return ref(connection, connection.execute(query).scalar_one())
 
 
-def retire_blobs(connection: Connection, live: Iterable[BlobRef], *, round_: int, grace_rounds: int) -> list[BlobRef]:
+def retire_blobs(
+    connection: Connection, live: Iterable[BlobRef], *, round_: int, grace_rounds: int
+) -> list[BlobRef]:
     """Retire blobs that are not live any more, and forget those whose grace is over, which are returned."""
     table = schema.blob
     dead = table.c.sha256.not_in([each.sha256 for each in live])
-    connection.execute(table.update().where(dead, table.c.retired_round.is_(None)).values(retired_round=round_))
+    connection.execute(
+        table.update().where(dead, table.c.retired_round.is_(None)).values(retired_round=round_)
+    )
     over = table.c.retired_round <= round_ - grace_rounds
-    gone = [ref(connection, digest) for digest in connection.execute(select(table.c.sha256).where(over)).scalars().all()]
+    digests = connection.execute(select(table.c.sha256).where(over)).scalars().all()
+    gone = [ref(connection, digest) for digest in digests]
     connection.execute(table.delete().where(over))
     return gone
 
@@ -226,11 +231,11 @@ def to_clear(connection: Connection, topics: Iterable[str] = ()) -> list[str]:
     """Add retained topics that the broker is to forget; return all such topics."""
     for topic in topics:
         connection.execute(schema.clearing.insert().prefix_with("OR IGNORE"), {"topic": topic})
-    return list(connection.execute(select(schema.clearing.c.topic).order_by(schema.clearing.c.topic)).scalars())
+    return list(
+        connection.execute(select(schema.clearing.c.topic).order_by(schema.clearing.c.topic)).scalars()
+    )
 
 
 def cleared(connection: Connection, topics: Iterable[str]) -> None:
     """Note that the broker has taken over the clearing of these topics."""
     connection.execute(schema.clearing.delete().where(schema.clearing.c.topic.in_(list(topics))))
-
-

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, RowMapping, func, select
 
 from fedfleet.fleet_server.rounds import State
 from fedfleet.fleet_server.schema import clearing, member, round_, settlement, update
@@ -30,7 +30,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Round:
-    """One region's round. ``target`` are the vehicles asked at opening, ``contributors`` the exact list if there is one.
+    """One region's round. ``target`` are the vehicles asked at opening, ``contributors`` the exact list, if any.
 
     ``announced_at_s`` is when the newest revision of the plan was made.
     """
@@ -78,15 +78,15 @@ def find(connection: Connection, *, number: int, region: str) -> Round | None:
     return None if row is None else _round(row)
 
 
-def _round(row: Mapping[str, object]) -> Round:
+def _round(row: RowMapping) -> Round:
     listed = row["contributors"]
     return Round(
-        plan=decode(Plan, bytes(row["plan"]), sender="the store"),  # type: ignore[call-overload]
-        state=row["state"],  # type: ignore[arg-type]
+        plan=decode(Plan, row["plan"], sender="the store"),
+        state=row["state"],
         target=frozenset(json.loads(str(row["target"]))),
         contributors=None if listed is None else frozenset(json.loads(str(listed))),
-        announced_at_s=row["announced_at_s"],  # type: ignore[arg-type]
-        closed_at_s=row["closed_at_s"],  # type: ignore[arg-type]
+        announced_at_s=row["announced_at_s"],
+        closed_at_s=row["closed_at_s"],
         reason=str(row["reason"]),
     )
 
@@ -107,7 +107,13 @@ def set_state(connection: Connection, number: int, region: str, state: State) ->
 
 
 def close(
-    connection: Connection, one: Round, *, state: State, members: Collection[UpdateId], now_s: float, reason: str
+    connection: Connection,
+    one: Round,
+    *,
+    state: State,
+    members: Collection[UpdateId],
+    now_s: float,
+    reason: str,
 ) -> None:
     """Record that a region's round no longer takes updates, why, and which updates are its members."""
     number, region = one.plan.round, one.plan.region
@@ -120,7 +126,9 @@ def close(
 def received_by(connection: Connection, number: int) -> dict[str, frozenset[str]]:
     """Return, by region, the vehicles that have an update stored for this round before it closed."""
     fresh = update.c.fate.is_(None) | (update.c.reason != "late")
-    rows = connection.execute(select(update.c.region, update.c.vehicle).where(update.c.round == number, fresh))
+    rows = connection.execute(
+        select(update.c.region, update.c.vehicle).where(update.c.round == number, fresh)
+    )
     found: dict[str, set[str]] = {}
     for region, vehicle in rows:
         found.setdefault(region, set()).add(vehicle)
@@ -144,6 +152,8 @@ def live_settlements(connection: Connection) -> list[Settlement]:
 def retire_settlements(connection: Connection, topics: Mapping[tuple[int, str], str], *, before: int) -> None:
     """Retire the settlements of rounds below ``before``: their topics (by round and region) are to be cleared."""
     old = (settlement.c.round < before) & ~settlement.c.retired
-    for number, region in connection.execute(select(settlement.c.round, settlement.c.region).where(old)).all():
+    for number, region in connection.execute(
+        select(settlement.c.round, settlement.c.region).where(old)
+    ).all():
         connection.execute(clearing.insert().prefix_with("OR IGNORE"), {"topic": topics[number, region]})
     connection.execute(settlement.update().where(old).values(retired=True))

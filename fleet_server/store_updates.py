@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Select, select
 from sqlalchemy.dialects.sqlite import insert
 
 from fedfleet.fleet_server.schema import audit, chunk, counter, member, quarantine, update
+from fedfleet.protocol.chunks import Chunk
 from fedfleet.protocol.ids import UpdateId, shard
 from fedfleet.protocol.messages import Fate
 from fedfleet.protocol.update import Manifest
@@ -31,11 +33,10 @@ __all__ = [
     "quarantined",
     "received",
     "set_fates",
-    "unsettled",
+    "settled",
 ]
 
 HEAD_BYTES = 4096
-MAX_QUARANTINED = 10_000
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def received(connection: Connection, *, round_: int, vehicle: str) -> Known | No
     return _known(connection, select(update).where(update.c.round == round_, update.c.vehicle == vehicle))
 
 
-def _known(connection: Connection, query: Select[tuple[object, ...]]) -> Known | None:
+def _known(connection: Connection, query: Select[Any]) -> Known | None:
     row = connection.execute(query.limit(1)).one_or_none()
     return Known(row.id, row.sealed_sha256, row.fate, row.reason) if row else None
 
@@ -138,25 +139,25 @@ def pending(connection: Connection, *, round_: int, region: str) -> list[UpdateI
     return [UpdateId.parse(text) for text in connection.execute(_in_fold_order(query)).scalars()]
 
 
-def unsettled(connection: Connection, *, round_: int, region: str) -> tuple[list[UpdateId], list[UpdateId]]:
-    """Return the members of a region's round and the updates that came after it had closed."""
-    mine = (update.c.round == round_) & (update.c.region == region)
-    frozen = select(member.c.update_id).where(member.c.round == round_, member.c.region == region)
-    inside = connection.execute(_in_fold_order(select(update.c.id).where(mine, update.c.id.in_(frozen))))
-    late = connection.execute(_in_fold_order(select(update.c.id).where(mine, update.c.id.not_in(frozen))))
-    return [UpdateId.parse(text) for text in inside.scalars()], [UpdateId.parse(text) for text in late.scalars()]
+def settled(connection: Connection, *, round_: int, region: str) -> dict[UpdateId, tuple[Fate, str]]:
+    """Return the updates of a region's round whose fate is recorded already: late ones, and who is no member."""
+    mine = (update.c.round == round_) & (update.c.region == region) & update.c.fate.is_not(None)
+    rows = connection.execute(_in_fold_order(select(update.c.id, update.c.fate, update.c.reason).where(mine)))
+    return {UpdateId.parse(row.id): (row.fate, row.reason) for row in rows}
 
 
 def members(connection: Connection, *, round_: int, region: str) -> Iterator[tuple[UpdateId, bytes, int]]:
     """Yield (id, payload, examples) of the frozen members of a closed round, shard by shard in id order."""
-    query = select(update.c.id, update.c.payload, update.c.examples).join(member, member.c.update_id == update.c.id)
+    query = select(update.c.id, update.c.payload, update.c.examples).join(
+        member, member.c.update_id == update.c.id
+    )
     query = query.where(member.c.round == round_, member.c.region == region)
     rows = connection.execution_options(yield_per=16).execute(_in_fold_order(query))
     for text, payload, examples in rows:
         yield UpdateId.parse(text), payload, examples
 
 
-def _in_fold_order(query: Select[tuple[str]]) -> Select[tuple[str]]:
+def _in_fold_order(query: Select[Any]) -> Select[Any]:
     return query.order_by(update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence)
 
 
@@ -174,20 +175,23 @@ def forget_payloads(connection: Connection, *, before_round: int) -> None:
     connection.execute(chunk.delete().where(chunk.c.round < before_round))
 
 
-def add_chunk(
-    connection: Connection, frame: bytes, *, vehicle: str, round_: int, digest: str, number: int, now_s: float
-) -> None:
-    """Keep a piece of an update that is not complete; a piece that is there already changes nothing."""
-    key = {"vehicle": vehicle, "round": round_, "digest": digest, "number": number}
-    values = key | {"data": frame, "stored_at_s": now_s}
+def add_chunk(connection: Connection, piece: Chunk, *, vehicle: str, round_: int, now_s: float) -> None:
+    """Keep a piece of an update that is not complete; one that is there already changes nothing.
+
+    A vehicle sends one message at a time: the pieces of its other messages are forgotten, so that what a vehicle
+    leaves incomplete never takes more than one message's room.
+    """
+    drop_chunks(connection, vehicle=vehicle, keep_digest=piece.digest)
+    values = vars(piece) | {"vehicle": vehicle, "round": round_, "stored_at_s": now_s}
     connection.execute(insert(chunk).values(**values).on_conflict_do_nothing())
 
 
-def chunks(connection: Connection, *, vehicle: str) -> list[tuple[int, str, int, bytes]]:
-    """Return (round, digest, number, frame) of the vehicle's incomplete messages, the oldest first."""
-    query = select(chunk.c.round, chunk.c.digest, chunk.c.number, chunk.c.data).where(chunk.c.vehicle == vehicle)
-    rows = connection.execute(query.order_by(chunk.c.stored_at_s, chunk.c.digest, chunk.c.number))
-    return [(row.round, row.digest, row.number, row.data) for row in rows]
+def chunks(connection: Connection, *, vehicle: str) -> list[Chunk]:
+    """Return the pieces of the vehicle's incomplete message, by number."""
+    rows = connection.execute(
+        select(chunk).where(chunk.c.vehicle == vehicle).order_by(chunk.c.number)
+    ).mappings()
+    return [Chunk(**{name: row[name] for name in Chunk.__annotations__}) for row in rows]
 
 
 def drop_chunks(connection: Connection, *, vehicle: str, keep_digest: str = "") -> None:
@@ -195,12 +199,12 @@ def drop_chunks(connection: Connection, *, vehicle: str, keep_digest: str = "") 
     connection.execute(chunk.delete().where(chunk.c.vehicle == vehicle, chunk.c.digest != keep_digest))
 
 
-def put_aside(connection: Connection, one: Quarantined) -> None:
-    """Keep a refused message, and count its reason. The newest 10,000 stay."""
+def put_aside(connection: Connection, one: Quarantined, *, keep: int) -> None:
+    """Keep a refused message, and count its reason. The newest ``keep`` stay."""
     row = vars(one) | {"head": one.head[:HEAD_BYTES], "detail": one.detail[:300], "topic": one.topic[:300]}
     number = connection.execute(quarantine.insert(), row).inserted_primary_key
     if number is not None:
-        connection.execute(quarantine.delete().where(quarantine.c.number <= number[0] - MAX_QUARANTINED))
+        connection.execute(quarantine.delete().where(quarantine.c.number <= number[0] - keep))
     count(connection, f"refused:{one.reason}")
 
 
@@ -222,11 +226,4 @@ def counters(connection: Connection, names: Iterable[str] = ()) -> dict[str, int
     query = select(counter.c.name, counter.c.value).order_by(counter.c.name)
     wanted = list(names)
     rows = connection.execute(query.where(counter.c.name.in_(wanted)) if wanted else query)
-    return {name: value for name, value in rows}
-
-
-def total_bytes(connection: Connection, region: str) -> tuple[int, int]:
-    """Return how many updates of a region were stored, and the bytes of their sealed messages."""
-    query = select(func.count(), func.coalesce(func.sum(update.c.size_bytes), 0)).where(update.c.region == region)
-    number, size = connection.execute(query).one()
-    return number, size
+    return {row.name: row.value for row in rows}

@@ -8,8 +8,8 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from fedfleet.fleet_server.schema import code, vehicle
-from fedfleet.protocol.ids import SERVER, check_id
 from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.ids import SERVER, check_id
 from fedfleet.protocol.messages import Metrics, Status, decode, encode
 from fedfleet.protocol.signing import KEY_BYTES, Keyring
 
@@ -76,15 +76,17 @@ def keyring(connection: Connection) -> Keyring:
 
 def regions(connection: Connection) -> dict[str, str]:
     """Return the region of every enrolled vehicle."""
-    return {name: region for name, region in connection.execute(select(vehicle.c.id, vehicle.c.region))}
+    return {row.id: row.region for row in connection.execute(select(vehicle.c.id, vehicle.c.region))}
 
 
 def enrolled(connection: Connection) -> dict[str, int]:
     """Return the number of enrolled vehicles by region, without the denied."""
     rows = connection.execute(
-        select(vehicle.c.region, func.count()).where(~vehicle.c.denied).group_by(vehicle.c.region)
+        select(vehicle.c.region, func.count().label("number"))
+        .where(~vehicle.c.denied)
+        .group_by(vehicle.c.region)
     )
-    return {region: count for region, count in rows}
+    return {row.region: row.number for row in rows}
 
 
 def presences(connection: Connection) -> list[Presence]:
