@@ -52,6 +52,6 @@ def capped(amounts: Mapping[str, float], *, cap: float) -> dict[str, float]:
         left = 1 - cap * len(full)
         scale = left / sum(amounts[name] for name in free)
         above = {name for name in free if amounts[name] * scale > cap}
-        if not above:
+        if len(above) in {0, len(free)}:  # all above: by rounding only, when cap is barely above 1/n
             return {name: cap if name in full else amounts[name] * scale for name in names}
         full |= above

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 from fedfleet.fleet_server.fold import fold_key
@@ -63,13 +64,14 @@ def fates(
     *,
     outcome: Outcome,
     refused: Mapping[UpdateId, str],
+    returned: Mapping[UpdateId, str] = MappingProxyType({}),
 ) -> Fates:
     """Return the fate of every update, in fold order.
 
-    `refused` (what the fold, a norm bound or a robust rule would not take, with its reason) is dropped, also when it
-    is a member or late: returned, poison would come back. `late` is returned, reason "late", however the round
-    ended. Members are folded when it was published, returned ("below-quorum") when it was void, and dropped
-    ("refused-by-gate") when the gate refused what they made.
+    `refused` (what the fold, a norm bound or a robust rule would not take, with its reason) is dropped, also when
+    it is a member or late: returned, poison would come back. `late` is returned with reason "late", `returned` with
+    its own reasons (those of `Membership`), however the round ended. Members are folded when it was published,
+    returned ("below-quorum") when it was void, and dropped ("refused-by-gate") when the gate refused what they made.
     Raises ValueError for an id that is both member and late.
     """
     members, late = frozenset(members), frozenset(late)
@@ -77,5 +79,6 @@ def fates(
         raise ValueError(f"settlement: {min(both)} is both member and late")
     found = dict.fromkeys(members, _OF_MEMBERS[outcome])
     found |= dict.fromkeys(late, _LATE)
+    found.update({id_: ("returned", reason) for id_, reason in returned.items()})
     found.update({id_: ("dropped", reason) for id_, reason in refused.items()})
     return {id_: found[id_] for id_ in sorted(found, key=fold_key)}
