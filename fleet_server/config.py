@@ -36,9 +36,9 @@ Positive = Annotated[float, Field(gt=0, le=1e7)]
 
 
 class Config(BaseModel):
-    """What all parts share: frozen, finite numbers, unknown keys refused."""
+    """What all parts share: frozen, finite numbers, unknown keys refused, no input (a code) in an error's text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class RoundsConfig(Config):
@@ -219,6 +219,16 @@ class ServerSettings(Config):
         description="refused messages that are kept for inspection, newest first",
     )
 
+    @model_validator(mode="after")
+    def _check_training(self) -> Self:
+        try:
+            TrainSettings.model_validate(dict(self.training))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in ("training", *first["loc"]))
+            raise ValueError(f"{key}: {first['msg']}, got {first['input']!r}") from error
+        return self
+
 
 class ServerConfig(ServerSettings):
     """Everything that the fleet server is told."""
@@ -249,16 +259,7 @@ class ServerConfig(ServerSettings):
             raise ValueError(f"enrolment: {double[0]} has two codes")
         if SERVER in vehicles:
             raise ValueError(f"enrolment: {SERVER} is the server's own name")
-        self._check_training()
         return self
-
-    def _check_training(self) -> None:
-        try:
-            TrainSettings.model_validate(dict(self.training))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in ("training", *first["loc"]))
-            raise ValueError(f"{key}: {first['msg']}, got {first['input']!r}") from error
 
     def _check_known(self, key: str, regions: Mapping[str, object] | list[str]) -> None:
         if unknown := sorted(set(regions) - set(self.regions)):

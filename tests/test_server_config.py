@@ -50,6 +50,12 @@ def test_an_enrolment_code_is_not_shown() -> None:
     assert config.enrolment[0].code.get_secret_value() == "correct horse"
 
 
+def test_a_mistake_does_not_show_the_codes() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ServerConfig.model_validate(MINIMAL | {"enrolment": [CODE, CODE]})
+    assert "correct" not in str(caught.value)
+
+
 def test_codec_downlink_and_strategy_become_the_values_that_others_take() -> None:
     assert CodecConfig(index="dense", value="float32").plan().coordinates == "dense"
     assert DownlinkConfig(value="float32").settings() == Settings("dense", "float32", 0.1)
