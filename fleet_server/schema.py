@@ -104,7 +104,7 @@ chunk = Table(
     "chunk",
     metadata,
     Column("vehicle", String, primary_key=True),
-    Column("round", BigInteger, primary_key=True),
+    Column("round", BigInteger, nullable=False),
     Column("digest", String, primary_key=True),
     Column("number", BigInteger, primary_key=True),
     Column("count", BigInteger, nullable=False),

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from fedfleet.fleet_server import schema
 from fedfleet.fleet_server.gate import Scores
@@ -26,6 +26,8 @@ __all__ = [
     "model_row",
     "newest_model",
     "newest_release",
+    "newest_version",
+    "parameters",
     "put_blob",
     "ref",
     "retire_blobs",
@@ -121,6 +123,17 @@ def _floats32(data: bytes) -> npt.NDArray[np.float32]:
 
 def _floats64(data: bytes) -> npt.NDArray[np.float64]:
     return np.frombuffer(data, dtype="<f8").astype(np.float64)
+
+
+def newest_version(connection: Connection) -> int | None:
+    """Return the newest published version, or None before the first."""
+    return connection.execute(select(func.max(schema.model.c.version))).scalar_one()
+
+
+def parameters(connection: Connection) -> int:
+    """Return the number of parameters of the model."""
+    query = select(func.length(schema.model.c.vector)).order_by(schema.model.c.version.desc()).limit(1)
+    return int(connection.execute(query).scalar_one()) // 4
 
 
 def model_row(connection: Connection, version: int) -> tuple[str, str, str]:

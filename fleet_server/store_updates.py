@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from fedfleet.fleet_server.schema import audit, chunk, counter, member, quarantine, update
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 HEAD_BYTES = 4096
+MAX_INCOMPLETE = 3
 
 
 @dataclass(frozen=True)
@@ -178,25 +179,29 @@ def forget_payloads(connection: Connection, *, before_round: int) -> None:
 def add_chunk(connection: Connection, piece: Chunk, *, vehicle: str, round_: int, now_s: float) -> None:
     """Keep a piece of an update that is not complete; one that is there already changes nothing.
 
-    A vehicle sends one message at a time: the pieces of its other messages are forgotten, so that what a vehicle
-    leaves incomplete never takes more than one message's room.
+    What a vehicle leaves incomplete is bounded: only its newest messages, at most three, keep their pieces.
     """
-    drop_chunks(connection, vehicle=vehicle, keep_digest=piece.digest)
     values = vars(piece) | {"vehicle": vehicle, "round": round_, "stored_at_s": now_s}
     connection.execute(insert(chunk).values(**values).on_conflict_do_nothing())
+    newest = func.max(chunk.c.stored_at_s).desc()
+    query = select(chunk.c.digest).where(chunk.c.vehicle == vehicle, chunk.c.digest != piece.digest)
+    others = (
+        connection.execute(query.group_by(chunk.c.digest).order_by(newest, chunk.c.digest)).scalars().all()
+    )
+    for digest in others[MAX_INCOMPLETE - 1 :]:
+        drop_chunks(connection, vehicle=vehicle, digest=digest)
 
 
-def chunks(connection: Connection, *, vehicle: str) -> list[Chunk]:
-    """Return the pieces of the vehicle's incomplete message, by number."""
-    rows = connection.execute(
-        select(chunk).where(chunk.c.vehicle == vehicle).order_by(chunk.c.number)
-    ).mappings()
+def chunks(connection: Connection, *, vehicle: str, digest: str) -> list[Chunk]:
+    """Return the pieces of a vehicle's incomplete message, by number."""
+    mine = (chunk.c.vehicle == vehicle) & (chunk.c.digest == digest)
+    rows = connection.execute(select(chunk).where(mine).order_by(chunk.c.number)).mappings()
     return [Chunk(**{name: row[name] for name in Chunk.__annotations__}) for row in rows]
 
 
-def drop_chunks(connection: Connection, *, vehicle: str, keep_digest: str = "") -> None:
-    """Forget the pieces of a vehicle's messages, but for those of one digest."""
-    connection.execute(chunk.delete().where(chunk.c.vehicle == vehicle, chunk.c.digest != keep_digest))
+def drop_chunks(connection: Connection, *, vehicle: str, digest: str) -> None:
+    """Forget the pieces of one message."""
+    connection.execute(chunk.delete().where(chunk.c.vehicle == vehicle, chunk.c.digest == digest))
 
 
 def put_aside(connection: Connection, one: Quarantined, *, keep: int) -> None:

@@ -1,0 +1,113 @@
+"""What an update has to be before it counts. Pure: a message, its topic and a view of the store in, a verdict out."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from fedfleet.codec import payload
+from fedfleet.fleet_server.fold import check_update, example_weight
+from fedfleet.fleet_server.store_rounds import Round
+from fedfleet.fleet_server.store_updates import Known, StoredUpdate
+from fedfleet.protocol import envelope, update
+from fedfleet.protocol.envelope import Kind
+from fedfleet.protocol.errors import PeerError
+from fedfleet.protocol.ids import UpdateId
+from fedfleet.protocol.messages import Fate
+from fedfleet.protocol.signing import Keyring
+from fedfleet.protocol.topics import Topic
+
+__all__ = ["Accepted", "Duplicate", "Limits", "View", "expect", "judge"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What bounds an update: sealed bytes, parameters of the model, examples that count."""
+
+    update_bytes: int
+    parameters: int
+    example_cap: int
+    quarantine_keep: int = 1000
+
+
+@dataclass(frozen=True)
+class View:
+    """What `judge` may know: the keys, each vehicle's region, and what the store says of rounds and updates."""
+
+    fleet: str
+    task: str
+    keyring: Keyring
+    regions: Mapping[str, str]
+    limits: Limits
+    find_round: Callable[[int, str], Round | None]
+    find_update: Callable[[UpdateId], Known | None]
+    newest_round: int
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The update is good. ``fate`` is set when it came too late to be folded."""
+
+    update: StoredUpdate
+    fate: Fate | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """The very same message is stored already; this is what is recorded of it."""
+
+    known: Known
+
+
+def judge(sealed: bytes, topic: Topic, view: View) -> Accepted | Duplicate:
+    """Check an update message in the order size, header, digest, key, signature, manifest, freshness, payload.
+
+    Raises PeerError, besides the reasons of envelope, manifest, payload and fold: wrong-kind, wrong-sender,
+    wrong-topic, wrong-region, replayed-id, from-the-future, round-unknown, wrong-base.
+    """
+    opened = envelope.open_sealed(
+        sealed, view.keyring, fleet=view.fleet, limit_bytes=view.limits.update_bytes
+    )
+    expect(opened, Kind.UPDATE, topic)
+    manifest, body = update.unpack(opened.body, sender=opened.sender)
+    _check_place(manifest, topic, view)
+    known = view.find_update(manifest.id)
+    if known is not None:
+        if known.sealed_sha256 != opened.digest:
+            raise PeerError("replayed-id", f"update {manifest.id} is stored with other content")
+        return Duplicate(known)
+    state = _check_fresh(manifest, view)
+    decoded = payload.decode(body, size=view.limits.parameters)
+    weight = example_weight(decoded.examples, cap=view.limits.example_cap)
+    check_update(manifest.id, decoded.delta, weight, size=view.limits.parameters)
+    stored = StoredUpdate(manifest, body, decoded.steps, decoded.examples, opened.digest, len(sealed))
+    return Accepted(stored) if state == "open" else Accepted(stored, "returned", "late")
+
+
+def expect(opened: envelope.Opened, kind: Kind, topic: Topic) -> None:
+    """Raise PeerError wrong-kind or wrong-sender unless the message belongs to its topic."""
+    if opened.kind is not kind:
+        raise PeerError("wrong-kind", f"{opened.sender} sent {opened.kind.name} to a topic for {kind.name}")
+    if opened.sender != topic.vehicle:
+        raise PeerError("wrong-sender", f"{opened.sender} sent to a topic of {topic.vehicle}")
+
+
+def _check_place(manifest: update.Manifest, topic: Topic, view: View) -> None:
+    if (manifest.task, manifest.round) != (topic.task, topic.round) or manifest.task != view.task:
+        told = f"{manifest.task} round {manifest.round} in a topic of {topic.task} round {topic.round}"
+        raise PeerError("wrong-topic", f"update {manifest.id}: {told}, this server runs {view.task}")
+    expected = view.regions[manifest.id.vehicle]
+    if manifest.region != expected:
+        raise PeerError("wrong-region", f"update {manifest.id} is for {manifest.region}, expected {expected}")
+
+
+def _check_fresh(manifest: update.Manifest, view: View) -> str:
+    if manifest.round > view.newest_round:
+        told = f"round {manifest.round}: update {manifest.id} came before it, newest is {view.newest_round}"
+        raise PeerError("from-the-future", told)
+    found = view.find_round(manifest.round, manifest.region)
+    if found is None:
+        raise PeerError("round-unknown", f"round {manifest.round} of {manifest.region} is not known")
+    if manifest.base_version != found.plan.base_version:
+        told = f"update {manifest.id} trained from version {manifest.base_version}"
+        raise PeerError("wrong-base", f"round {manifest.round}: {told}, expected {found.plan.base_version}")
+    return found.state

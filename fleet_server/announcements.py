@@ -1,0 +1,99 @@
+"""What the broker is to retain: made from the store alone, so it can be published again at any time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from fedfleet.fleet_server import store_models, store_rounds
+from fedfleet.fleet_server.requests import Party
+from fedfleet.protocol import topics
+from fedfleet.protocol.envelope import Kind
+from fedfleet.protocol.messages import BlobRef, DeltaRef, ModelPointer, Release, Segment
+
+__all__ = ["DELTAS_KEPT", "Announcement", "announce", "blob_topics", "live_blobs"]
+
+DELTAS_KEPT = 4
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """Blobs by digest, then the messages that name them, by topic; topics that the broker is to forget."""
+
+    blobs: Mapping[str, BlobRef] = field(default_factory=dict)
+    messages: Mapping[str, bytes] = field(default_factory=dict)
+    clear: tuple[str, ...] = ()
+
+
+def blob_topics(fleet: str, blob: BlobRef) -> list[str]:
+    """Return the topics of a blob's chunks, in order."""
+    return [topics.blob(fleet, blob.sha256, number) for number in range(blob.chunks)]
+
+
+def pointer(connection: Connection, *, task: str, region: str, version: int) -> ModelPointer:
+    """Return the pointer to a published version, as a region's vehicles get it."""
+    onnx_sha256, vector_sha256, full = store_models.model_row(connection, version)
+    parameters = store_models.parameters(connection)
+    chain = store_models.deltas(connection, to_version=version, last=DELTAS_KEPT)
+    return ModelPointer(
+        task=task,
+        region=region,
+        version=version,
+        parameters=parameters,
+        onnx_sha256=onnx_sha256,
+        vector_sha256=vector_sha256,
+        segments=(Segment(name="body", offset=0, size=parameters, version=version),),
+        graph=store_models.graph_ref(connection),
+        full=store_models.ref(connection, full),
+        deltas=tuple(
+            DeltaRef(
+                from_version=to - 1, to_version=to, kind="add", blob=store_models.ref(connection, digest)
+            )
+            for to, digest in chain
+        ),
+    )
+
+
+def _named(model: ModelPointer) -> list[BlobRef]:
+    return [model.graph, model.full, *(delta.blob for delta in model.deltas)]
+
+
+def live_blobs(connection: Connection) -> list[BlobRef]:
+    """Return the blobs that the newest model and the newest release name."""
+    version, release = store_models.newest_version(connection), store_models.newest_release(connection)
+    if version is None:
+        return []
+    live = _named(pointer(connection, task="t", region="r", version=version))
+    if release is not None:
+        live += _named(pointer(connection, task="t", region="r", version=release.version))
+        live.append(store_models.ref(connection, release.canary_sha256))
+    return live
+
+
+def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> Announcement:
+    """Return all that the broker is to retain now."""
+    version, released = store_models.newest_version(connection), store_models.newest_release(connection)
+    messages: dict[str, bytes] = {}
+    fleet, task = party.fleet, party.task
+    for region in regions if version is not None and released is not None else ():
+        model = pointer(connection, task=task, region=region, version=version)
+        messages[topics.model(fleet, region, task)] = party.seal(model, Kind.MODEL)
+        release = Release(
+            task=task,
+            region=region,
+            number=released.number,
+            model=pointer(connection, task=task, region=region, version=released.version),
+            canary=store_models.ref(connection, released.canary_sha256),
+            policy=released.policy,
+            released_at_s=released.released_at_s,
+        )
+        messages[topics.release(fleet, region, task)] = party.seal(release, Kind.RELEASE)
+    for settled in store_rounds.live_settlements(connection):
+        topic = topics.settlement(fleet, settled.region, task, settled.round)
+        messages[topic] = party.seal(settled, Kind.SETTLEMENT)
+    for region, one in store_rounds.current(connection).items():
+        messages[topics.round_plan(fleet, region, task)] = party.seal(one.plan, Kind.PLAN)
+    blobs = {blob.sha256: blob for blob in live_blobs(connection)}
+    kept = {*messages, *(topic for blob in blobs.values() for topic in blob_topics(fleet, blob))}
+    clear = tuple(topic for topic in store_models.to_clear(connection) if topic not in kept)
+    return Announcement(blobs, messages, clear)

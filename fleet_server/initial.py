@@ -1,0 +1,53 @@
+"""The first model: exported by a process of its own, because it needs torch and this one never loads it."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedfleet.models.task import Floats
+from fedfleet.protocol.errors import UsageError
+
+__all__ = ["Export", "export_command", "prepare_export"]
+
+FILES = ("graph.onnx", "layout.json", "initial.npy")
+TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """What the export wrote: the model file with weights zeroed, its layout as JSON, the first vector f32[M]."""
+
+    onnx: bytes
+    layout_json: bytes
+    vector: Floats
+
+
+def export_command(task: str, *, seed: int, out: Path) -> list[str]:
+    """Return the command that exports a task's first model into a folder."""
+    command = [sys.executable, "-m", "fedfleet.fleet_server.export"]
+    return [*command, "--task", task, "--seed", str(seed), "--out", str(out)]
+
+
+def prepare_export(folder: Path, command: Sequence[str], *, out: Path) -> Export:
+    """Return the export of ``folder``, made by ``command`` (which writes ``out``) when it is not there yet.
+
+    Raises UsageError with the last lines of the command's own words when it fails.
+    """
+    if not all((folder / name).is_file() for name in FILES):
+        shutil.rmtree(out, ignore_errors=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        if done.returncode != 0:
+            words = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
+            raise UsageError(f"the first model could not be exported (exit code {done.returncode}): {words}")
+        shutil.rmtree(folder, ignore_errors=True)
+        out.rename(folder)
+    onnx, layout_json = ((folder / name).read_bytes() for name in FILES[:2])
+    vector = np.load(folder / FILES[2], allow_pickle=False)
+    if vector.dtype != np.float32 or vector.ndim != 1:
+        raise UsageError(f"{folder / FILES[2]}: expected float32[M], got {vector.dtype}{list(vector.shape)}")
+    return Export(onnx, layout_json, vector)

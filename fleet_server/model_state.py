@@ -1,0 +1,90 @@
+"""From one published model to the next: merge, step, patch, score, judge. Values in, a candidate out; no disk.
+
+The graph travels once; a version is the same file with other weight bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedfleet.fleet_server import gate
+from fedfleet.fleet_server.config import ServerConfig
+from fedfleet.fleet_server.downlink import Diverged, Step, step
+from fedfleet.fleet_server.fold import Aggregate
+from fedfleet.fleet_server.gate import Scores, Verdict
+from fedfleet.fleet_server.merge import merge
+from fedfleet.fleet_server.store_models import Model
+from fedfleet.fleet_server.validation import Validation
+from fedfleet.models import bundle, layout
+from fedfleet.models.layout import Layout, patch
+
+__all__ = ["Candidate", "Graph", "Proposal", "open_graph", "propose"]
+
+GRAPH_LIMIT_BYTES = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The model file with its weights zeroed, and where they belong."""
+
+    onnx: bytes
+    layout: Layout
+
+    def file(self, vector: npt.NDArray[np.float32]) -> bytes:
+        """Return the model file of this vector, float32[M]."""
+        return patch(self.onnx, self.layout, vector)
+
+
+def open_graph(blob: bytes) -> Graph:
+    """Return the graph of its blob."""
+    layout_json, onnx = bundle.unpack_graph(blob, limit_bytes=GRAPH_LIMIT_BYTES)
+    return Graph(onnx, layout.read(layout_json))
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """What may be published next: the step, the file of its vector, the strategy's next state, the scores."""
+
+    step: Step
+    onnx: bytes
+    optimizer: Mapping[str, npt.NDArray[np.float64]]
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The gate's verdict, and the candidate when there was one to score."""
+
+    verdict: Verdict
+    candidate: Candidate | None = None
+
+
+def propose(
+    model: Model,
+    aggregates: Mapping[str, Aggregate],
+    *,
+    config: ServerConfig,
+    graph: Graph,
+    validation: Validation,
+) -> Proposal:
+    """Return what the aggregates of a round make of the published model. Equal arguments give equal bytes.
+
+    Nothing is changed: who refuses the proposal keeps model, residual and strategy state as they were.
+    """
+    merged, _weights = merge(aggregates, cap=config.merge_cap)
+    if not np.isfinite(merged).all():
+        return Proposal(Verdict(accepted=False, reason="aggregate: a value is NaN or infinite"))
+    strategy = config.strategy.strategy()
+    optimizer, update = strategy.apply(model.optimizer or strategy.init(merged.size), merged)
+    try:
+        found = step(model.vector, model.error, update, config.downlink.settings())
+    except Diverged as error:
+        return Proposal(Verdict(accepted=False, reason=str(error)))
+    onnx = graph.file(found.x_next)
+    before, after = validation.scores(graph.file(model.vector)), validation.scores(onnx)
+    verdict = gate.judge(
+        before, after, metrics=validation.task.metrics, tolerance=config.gate.tolerance, finite=True
+    )
+    return Proposal(verdict, Candidate(found, onnx, optimizer, after))

@@ -1,0 +1,104 @@
+"""Keeps the broker's retained topics as the store wants them: chunks first, what names them once they are acknowledged.
+
+A reconciler: it compares what is wanted with what the broker has taken over, and publishes the difference. After
+the broker forgot everything, or the server was restarted, the difference is everything.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from fedfleet.fleet_server.announcements import Announcement, blob_topics
+from fedfleet.link.port import Link, LinkFull
+from fedfleet.protocol.chunks import CHUNK_BYTES
+
+__all__ = ["Publisher"]
+
+
+@dataclass
+class Publisher:
+    """What is wanted, what is on its way, what the broker has. ``load`` returns the bytes of a blob by its digest.
+
+    ``cleared`` are the topics whose clearing the broker has taken over since it was last emptied by the caller.
+    """
+
+    link: Link
+    fleet: str
+    load: Callable[[str], bytes]
+    cleared: list[str] = field(default_factory=list)
+    _wanted: Announcement = field(default_factory=Announcement)
+    _confirmed: dict[str, str] = field(default_factory=dict)  # topic -> digest of what the broker has
+    _flying: dict[int, tuple[str, str]] = field(default_factory=dict)  # ticket -> topic, digest
+
+    @property
+    def settled(self) -> bool:
+        """Whether the broker has all that is wanted."""
+        return not self._flying and not self._missing_blobs() and not self._missing_messages()
+
+    def want(self, announcement: Announcement) -> None:
+        """Replace what is wanted."""
+        self._wanted = announcement
+
+    def reset(self) -> None:
+        """Begin again from nothing: the broker may have forgotten what it had."""
+        self._confirmed.clear()
+        self._flying.clear()
+
+    def published(self, ticket: int) -> None:
+        """Note that the broker has taken a message over."""
+        if (found := self._flying.pop(ticket, None)) is None:
+            return
+        topic, digest = found
+        if digest:
+            self._confirmed[topic] = digest
+        else:
+            self._confirmed.pop(topic, None)
+            self.cleared.append(topic)
+
+    def pump(self) -> None:
+        """Publish what the link has room for, in order: chunks, messages, clearings."""
+        try:
+            for digest in self._missing_blobs():
+                self._send_blob(digest)
+            if self._missing_blobs():
+                return  # on their way: what names them waits for their acknowledgement
+            for topic, payload, digest in self._missing_messages():
+                self._send(topic, payload, digest)
+            if not self._missing_messages():
+                self._clear()
+        except LinkFull:
+            return  # the rest at the next call, after some were acknowledged
+
+    def _send(self, topic: str, payload: bytes, digest: str) -> None:
+        if (topic, digest) not in self._flying.values():
+            ticket = self.link.publish(topic, payload, qos=1, retain=True)
+            self._flying[ticket] = (topic, digest)
+
+    def _missing_blobs(self) -> list[str]:
+        return [
+            digest
+            for digest, blob in self._wanted.blobs.items()
+            if any(self._confirmed.get(topic) != digest for topic in blob_topics(self.fleet, blob))
+        ]
+
+    def _send_blob(self, digest: str) -> None:
+        flying = {topic for topic, _ in self._flying.values()}
+        blob = self._wanted.blobs[digest]
+        missing = {
+            number: topic
+            for number, topic in enumerate(blob_topics(self.fleet, blob))
+            if self._confirmed.get(topic) != digest and topic not in flying
+        }
+        data = self.load(digest) if missing else b""
+        for number, topic in missing.items():
+            self._send(topic, data[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES], digest)
+
+    def _missing_messages(self) -> list[tuple[str, bytes, str]]:
+        told = [(topic, data, sha256(data).hexdigest()) for topic, data in self._wanted.messages.items()]
+        return [one for one in told if self._confirmed.get(one[0]) != one[2]]
+
+    def _clear(self) -> None:
+        done = set(self.cleared)
+        for topic in self._wanted.clear:
+            if topic not in done:
+                self._send(topic, b"", "")
