@@ -11,6 +11,7 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Protocol
 
@@ -166,4 +167,5 @@ class Reactor:
             call()
         except Exception as error:  # noqa: BLE001 - one member's defect must not end the thread of all
             _log.exception("a member of the loop failed; the others go on")
-            member.failed(error)
+            with suppress(Exception):  # the member is at its end then; the thread is not
+                member.failed(error)

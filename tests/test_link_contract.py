@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from link_bench import Bench, MemoryBench, RealBench
 
 from fedfleet.link.port import MAX_PAYLOAD_BYTES, Connected, Delivery, Disconnected, LinkFull, Published, Will
 from fedfleet.protocol.errors import UsageError
-from link_bench import Bench, MemoryBench, RealBench
 
 T = "fl/v1/t"
 
