@@ -18,8 +18,13 @@ __all__ = ["broker"]
 
 def broker(
     config: ConfigFile = None,
-    data: Annotated[Path | None, typer.Option(help="Folder for the broker's data and log.", show_default=False)] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="TCP port on loopback; 0 picks a free one.", show_default=False)] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder for the broker's data and log.", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="TCP port on loopback; 0 picks a free one.", show_default=False),
+    ] = None,
 ) -> None:
     """Start Mosquitto (or the NATS server) on loopback with our access rules, and keep it until Ctrl-C."""
     settings = load(config)
@@ -32,8 +37,10 @@ def broker(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     with embedded.start(folder, kind=settings.broker.embedded, port=chosen) as running:
-        console.print(f"{running.kind} listens on {running.host}:{running.port}, process {running.pid}, data in {folder}")
+        console.print(
+            f"{running.kind} listens on {running.host}:{running.port}, process {running.pid}, data in {folder}"
+        )
         while not ended.wait(0.5):
-            if not running.is_running():
-                raise UsageError(f"{running.kind} ended by itself: see {folder / 'broker.log'}")
+            if not running.running():
+                raise UsageError(f"{running.kind} ended by itself: see {running.log_file}")
     console.print("broker stopped")

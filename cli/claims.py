@@ -7,18 +7,15 @@ from typing import Any
 __all__ = ["Claim", "Killed", "Outcome", "Refused", "Resumed", "judge"]
 
 MIN_RATIO = 50.0
-MAX_FIRST_ROUND_S = 20.0
-MAX_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, whether it is true, and the figures that show it. ``binding`` ones decide the exit code."""
+    """A sentence, whether it is true, and the figures that show it."""
 
     text: str
     is_true: bool
     evidence: str
-    binding: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,7 @@ class Outcome:
     unit: str
     lower_is_better: bool
     rounds_asked: int
+    rounds_run: int
     rounds_published: int
     seconds: float
     first_round_s: float
@@ -107,12 +105,17 @@ def judge(outcome: Outcome) -> tuple[Claim, ...]:
     claims += [_refused(one) for one in outcome.refused]
     if outcome.resumed is not None:
         claims.append(_resumed(outcome.resumed))
-    return (*claims, *_pace(outcome))
+    return tuple(claims)
 
 
 def _rounds(outcome: Outcome) -> Claim:
-    asked, done = outcome.rounds_asked, outcome.rounds_published
-    return Claim(f"{asked} rounds were run and published", done >= asked, f"{done} of {asked}")
+    asked, run, published = outcome.rounds_asked, outcome.rounds_run, outcome.rounds_published
+    text = f"{asked} rounds were run to their end"
+    return Claim(
+        text,
+        run >= asked and published > 0,
+        f"{run} of {asked}, {published} published, the gate refused the others",
+    )
 
 
 def _accuracy(outcome: Outcome) -> list[Claim]:
@@ -120,28 +123,34 @@ def _accuracy(outcome: Outcome) -> list[Claim]:
     for region, score in sorted(outcome.scores.items()):
         base = outcome.baseline[region]
         is_better = score < base if outcome.lower_is_better else score > base
-        text = f"{region}: the released model beats the trivial baseline on test drives that no one trained on"
+        text = (
+            f"{region}: the released model beats the trivial baseline on test drives that no one trained on"
+        )
         gain = (base - score) / base * 100 * (1 if outcome.lower_is_better else -1) if base else 0.0
-        evidence = f"{outcome.metric} {score:.3f} {outcome.unit} against {base:.3f} {outcome.unit} ({gain:+.1f} % better)"
+        figures = f"{score:.3f} {outcome.unit} against {base:.3f} {outcome.unit}"
+        evidence = f"{outcome.metric} {figures} ({gain:+.1f} % better)"
         claims.append(Claim(text, is_better, evidence))
     return claims
 
 
 def _upload(outcome: Outcome) -> Claim:
     text = f"uploads were at least {MIN_RATIO:.0f} × smaller than dense float32"
-    evidence = f"{outcome.ratio:.0f} ×: {outcome.bytes_up:,} bytes in {outcome.updates} sealed updates, {outcome.dense_bytes_up:,} dense"
+    sent = f"{outcome.bytes_up:,} bytes in {outcome.updates} sealed updates"
+    evidence = f"{outcome.ratio:.0f} ×: {sent}, {outcome.dense_bytes_up:,} dense"
     return Claim(text, outcome.ratio >= MIN_RATIO, evidence)
 
 
 def _swaps(outcome: Outcome) -> Claim:
     is_true = outcome.missed_in_swap == 0 and outcome.swaps > 0
-    evidence = f"{outcome.missed_in_swap} missed in {outcome.swaps} swaps; {outcome.missed} of {outcome.frames:,} frames missed in all"
+    in_all = f"{outcome.missed} of {outcome.frames:,} frames missed in all"
+    evidence = f"{outcome.missed_in_swap} missed in {outcome.swaps} swaps; {in_all}"
     return Claim("no inference frame was missed while models were swapped", is_true, evidence)
 
 
 def _model(outcome: Outcome) -> Claim:
     is_same = outcome.model_sha256 == outcome.released_sha256 and outcome.on_last_release == outcome.vehicles
-    evidence = f"SHA-256 {outcome.model_sha256[:12]}…; {outcome.on_last_release} of {outcome.vehicles} vehicles run the last release"
+    vehicles = f"{outcome.on_last_release} of {outcome.vehicles} vehicles run the last release"
+    evidence = f"SHA-256 {outcome.model_sha256[:12]}…; {vehicles}"
     return Claim("model.onnx is byte for byte what the vehicles run", is_same, evidence)
 
 
@@ -150,43 +159,37 @@ def _killed(killed: Killed) -> list[Claim]:
     closed = f"exit status {killed.exit_status}; round {killed.round} closed by {killed.close_reason}"
     back = killed.back_in_round is not None
     return [
-        Claim(f"{killed.vehicle} was killed (-9) in round {killed.round}, and the round closed at its deadline without it", gone, closed),
+        Claim(
+            f"{killed.vehicle} was killed (-9) in round {killed.round}, which closed at its deadline without it",
+            gone,
+            closed,
+        ),
         Claim(
             f"{killed.vehicle} came back and took part again",
             back,
-            f"its update was folded in round {killed.back_in_round}" if back else "no later update of it was folded",
+            f"its update was folded in round {killed.back_in_round}"
+            if back
+            else "no later update of it was folded",
         ),
     ]
 
 
 def _refused(refused: Refused) -> Claim:
     is_true = refused.found == refused.expected and not refused.folded
-    return Claim(f"{refused.what} was refused through the broker", is_true, f"recorded reason: {refused.found or 'none'}")
+    return Claim(
+        f"{refused.what} was refused through the broker",
+        is_true,
+        f"recorded reason: {refused.found or 'none'}",
+    )
 
 
 def _resumed(resumed: Resumed) -> Claim:
     kept = set(resumed.stored_before) <= set(resumed.folded_after)
     once = len(resumed.folded_after) == len(set(resumed.folded_after))
     is_true = resumed.exit_status == -9 and resumed.round_after == resumed.round_before and kept and once
-    text = f"the server was killed (-9) in round {resumed.round_before}, resumed the same round and lost no stored update"
+    before = f"the server was killed (-9) in round {resumed.round_before}"
+    text = f"{before}, resumed the same round and lost no stored update"
     found = len(set(resumed.stored_before) & set(resumed.folded_after))
-    evidence = f"round after the restart: {resumed.round_after}; {found} of {len(resumed.stored_before)} stored updates folded, each once"
+    folded = f"{found} of {len(resumed.stored_before)} stored updates folded, each once"
+    evidence = f"round after the restart: {resumed.round_after}; {folded}"
     return Claim(text, is_true, evidence)
-
-
-def _pace(outcome: Outcome) -> list[Claim]:
-    """Times depend on the machine and its load: they are told, and do not decide the exit code."""
-    return [
-        Claim(
-            f"the first round started within {MAX_FIRST_ROUND_S:.0f} s",
-            outcome.first_round_s <= MAX_FIRST_ROUND_S,
-            f"{outcome.first_round_s:.1f} s",
-            binding=False,
-        ),
-        Claim(
-            f"the whole demo took at most {MAX_SECONDS:.0f} s",
-            outcome.seconds <= MAX_SECONDS,
-            f"{outcome.seconds:.0f} s",
-            binding=False,
-        ),
-    ]

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from fedfleet.fleet_server.config import ServerSettings
 from fedfleet.link.config import BrokerConfig
@@ -22,6 +27,7 @@ __all__ = ["ENV_PREFIX", "DataConfig", "Settings", "load"]
 
 ENV_PREFIX = "FEDFLEET__"
 DEFAULT_FILE = Path("fedfleet.toml")
+_SECRET = ("enrolment", "code", "password")
 
 
 class DataConfig(BaseModel):
@@ -40,11 +46,19 @@ class Settings(BaseSettings):
     """The whole configuration: the file's top-level keys and sections."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__", nested_model_default_partial_update=True
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
     )
 
     fleet: Id = Field("demo", description="name of the fleet, part of every topic")
-    task: str = Field("motion_forecast", min_length=1, description="learning task: an entry point's name, or module:ATTRIBUTE")
+    task: str = Field(
+        "motion_forecast",
+        min_length=1,
+        description="learning task: an entry point's name, or module:ATTRIBUTE",
+    )
     work_dir: Path = Field(Path("out/fleet"), description="folder for everything that commands keep")
     data: DataConfig = Field(default_factory=DataConfig, description="recordings and their split")
     broker: BrokerConfig = Field(default_factory=BrokerConfig, description="the MQTT broker")
@@ -103,7 +117,9 @@ def _check_environment(environment: Mapping[str, str]) -> None:
             first = name.removeprefix(ENV_PREFIX).split("__")[0].lower()
             if first not in Settings.model_fields:
                 known = ", ".join(sorted(field.upper() for field in Settings.model_fields))
-                raise UsageError(f"environment {name}: unknown section {first.upper()!r}, expected one of {known}")
+                raise UsageError(
+                    f"environment {name}: unknown section {first.upper()!r}, expected one of {known}"
+                )
 
 
 def _line(error: ValidationError, file: Path | None) -> str:
@@ -116,4 +132,6 @@ def _line(error: ValidationError, file: Path | None) -> str:
     if first["type"] == "extra_forbidden":
         return f"{where}: {key}: unknown key"
     got = "nothing" if first["type"] == "missing" else repr(first["input"])[:80]
+    if any(word in key for word in _SECRET):
+        got = "a value that is not shown"
     return f"{where}: {key}: expected: {first['msg']}; got {got}"

@@ -13,7 +13,17 @@ from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.partition import Partition, partition
 
-__all__ = ["Job", "held_out_jobs", "jobs_of", "prepare", "scenarios_dir", "split", "test_dir", "validation_dir", "vehicle_dir"]
+__all__ = [
+    "Job",
+    "held_out_jobs",
+    "jobs_of",
+    "prepare",
+    "scenarios_dir",
+    "split",
+    "test_dir",
+    "validation_dir",
+    "vehicle_dir",
+]
 
 PREPARE_LIMIT_S = 1800.0
 
@@ -89,13 +99,20 @@ def jobs_of(settings: Settings, parts: Partition, vehicles: Sequence[str]) -> li
     known: Mapping[str, tuple[str, tuple[str, ...]]] = parts.vehicles
     for vehicle in vehicles:
         if vehicle not in known:
-            raise UsageError(f"no vehicle {vehicle!r} in this split: expected one of {', '.join(sorted(known))}")
-    return [Job(vehicle_dir(settings, vehicle), known[vehicle][1], ("train", "frames")) for vehicle in vehicles]
+            raise UsageError(
+                f"no vehicle {vehicle!r} in this split: expected one of {', '.join(sorted(known))}"
+            )
+    return [
+        Job(vehicle_dir(settings, vehicle), known[vehicle][1], ("train", "frames")) for vehicle in vehicles
+    ]
 
 
 def held_out_jobs(settings: Settings, parts: Partition, *, test: bool) -> list[Job]:
     """Return what the server needs: validation drives by region; with ``test`` also the test drives."""
-    jobs = [Job(validation_dir(settings) / region, drives, ("validation",)) for region, drives in parts.validation.items()]
+    jobs = [
+        Job(validation_dir(settings) / region, drives, ("validation",))
+        for region, drives in parts.validation.items()
+    ]
     if test:
         jobs += [Job(test_dir(settings) / region, drives, ("test",)) for region, drives in parts.test.items()]
     return jobs

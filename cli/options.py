@@ -5,18 +5,33 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["ConfigFile", "Json", "ScenariosDir", "pack_dir"]
+__all__ = ["ConfigFile", "Json", "ScenariosDir", "Wait", "pack_dir"]
 
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", "-c", help="Configuration (TOML). Without it: fedfleet.toml in this folder when there is one.", show_default=False
+        "--config",
+        "-c",
+        help="Configuration (TOML). Without it: fedfleet.toml in this folder when there is one.",
+        show_default=False,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ScenariosDir = Annotated[
     Path | None,
-    typer.Option("--scenarios", "-s", help="Folder of recordings. Without it: the configured one, else the shipped pack.", show_default=False),
+    typer.Option(
+        "--scenarios",
+        "-s",
+        help="Folder of recordings. Without it: the configured one, else the shipped pack.",
+        show_default=False,
+    ),
+]
+Wait = Annotated[
+    bool,
+    typer.Option(
+        "--wait",
+        help="Start although the broker does not answer, and keep trying: for services and vehicles that are offline.",
+    ),
 ]
 
 

@@ -22,4 +22,6 @@ def steps(title: str, console: Console | None = None) -> Iterator[Report]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=shown) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total, text: bar.update(task, completed=done, total=total, description=f"{title}: {text}")
+        yield lambda done, total, text: bar.update(
+            task, completed=done, total=total, description=f"{title}: {text}"
+        )

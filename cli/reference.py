@@ -1,7 +1,5 @@
 """The CLI reference, ``docs/cli.md``, written from the commands' own ``--help``."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -9,7 +7,7 @@ import typer.main
 
 from fedfleet.cli.config import ENV_PREFIX, Settings
 
-__all__ = ["main", "reference"]
+__all__ = ["reference"]
 
 _WIDTH = 100
 
@@ -23,7 +21,9 @@ def reference() -> str:
         "Written by `make docs` from `--help`; a test fails when it is stale.\n",
     ]
     command = typer.main.get_command(app)
-    parts += _help(command, click.Context(command, info_name="fedfleet", max_content_width=_WIDTH, terminal_width=_WIDTH))
+    parts += _help(
+        command, click.Context(command, info_name="fedfleet", max_content_width=_WIDTH, terminal_width=_WIDTH)
+    )
     parts += ["\n## Configuration\n", _configuration()]
     return "\n".join(parts) + "\n"
 
@@ -42,7 +42,12 @@ def _help(command: click.Command, context: click.Context) -> list[str]:
         for name in sorted(command.list_commands(context)):
             child = command.get_command(context, name)
             if child is not None:
-                parts += _help(child, click.Context(child, parent=context, info_name=name, max_content_width=_WIDTH, terminal_width=_WIDTH))
+                parts += _help(
+                    child,
+                    click.Context(
+                        child, parent=context, info_name=name, max_content_width=_WIDTH, terminal_width=_WIDTH
+                    ),
+                )
     return parts
 
 
@@ -59,14 +64,7 @@ def _rows(model: Any, prefix: str) -> list[str]:  # noqa: ANN401 - a pydantic mo
             rows += _rows(inner, f"{prefix}{name}.")
             continue
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        rows.append(f"| `{prefix}{name}` | `{default.replace('|', chr(92) + '|')}` | {field.description or ''} |")
+        rows.append(
+            f"| `{prefix}{name}` | `{default.replace('|', chr(92) + '|')}` | {field.description or ''} |"
+        )
     return rows
-
-
-def main() -> None:
-    """Write the page to the file that is named as the first argument."""
-    Path(sys.argv[1]).write_text(reference(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

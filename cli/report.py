@@ -27,16 +27,21 @@ _REASON_COLOURS = {"target": "#2f8a57", "contributors": "#2f8a57", "deadline": "
 def write_html(path: Path, outcome: Outcome, claims: Sequence[Claim]) -> None:
     """Write the page for an outcome and its claims; pictures are SVG inside the page."""
     plots = "".join(_plots(outcome))
-    tiles = "".join(f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>' for name, value in _tiles(outcome))
+    tiles = "".join(
+        f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>'
+        for name, value in _tiles(outcome)
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(outcome.versions.items()))
     path.write_text(
         f"<!doctype html><html lang=en><meta charset=utf-8><title>fedfleet demo</title><style>{_STYLE}</style>"
         f"<h1>fedfleet demo: {html.escape(outcome.task)}</h1>"
-        f"<p>{outcome.vehicles} vehicles in {len(outcome.scores)} regions learned together over MQTT. No recording left its vehicle.</p>"
+        f"<p>{outcome.vehicles} vehicles in {len(outcome.scores)} regions learned together over MQTT. "
+        "No recording left its vehicle.</p>"
         f'<div class="tiles">{tiles}</div><div class="plots">{plots}</div>'
         f"<h2>What was claimed, and the evidence</h2>{_claims_table(claims)}"
         f"<h2>Regions, on test drives that no one trained on</h2>{_regions_table(outcome)}"
         f"<h2>Rounds</h2>{_rounds_table(outcome)}"
-        f"<footer>{html.escape(', '.join(f'{name} {version}' for name, version in sorted(outcome.versions.items())))}</footer></html>",
+        f"<footer>{html.escape(versions)}</footer></html>",
         encoding="utf-8",
     )
 
@@ -64,9 +69,9 @@ def _claims_table(claims: Sequence[Claim]) -> str:
 
 def _regions_table(outcome: Outcome) -> str:
     head = f"<tr><th>region<th>{html.escape(outcome.metric)}, federated<th>trivial baseline<th>better by</tr>"
-    sign = 1 if outcome.lower_is_better else -1
+    sign, unit = (1 if outcome.lower_is_better else -1), html.escape(outcome.unit)
     rows = "".join(
-        f"<tr><td>{html.escape(region)}<td>{score:.3f} {html.escape(outcome.unit)}<td>{base:.3f} {html.escape(outcome.unit)}"
+        f"<tr><td>{html.escape(region)}<td>{score:.3f} {unit}<td>{base:.3f} {unit}"
         f"<td>{sign * (base - score) / base * 100 if base else 0:.1f} %</tr>"
         for region, score in sorted(outcome.scores.items())
         for base in (outcome.baseline[region],)
@@ -77,7 +82,8 @@ def _regions_table(outcome: Outcome) -> str:
 def _rounds_table(outcome: Outcome) -> str:
     head = "<tr><th>round<th>region<th>state<th>closed by<th>updates<th>open for</tr>"
     rows = "".join(
-        f"<tr><td>{row['round']}<td>{html.escape(row['region'])}<td>{html.escape(row['state'])}<td>{html.escape(row['reason'])}"
+        f"<tr><td>{row['round']}<td>{html.escape(row['region'])}<td>{html.escape(row['state'])}"
+        f"<td>{html.escape(row['reason'])}"
         f"<td>{len(row['contributors'])}<td>{row['seconds']:.1f} s</tr>"
         for row in outcome.rounds
     )
@@ -88,16 +94,18 @@ def _plots(outcome: Outcome) -> list[str]:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from matplotlib import pyplot
+    import matplotlib.pyplot as plt
 
-    pyplot.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "fedfleet"})
+    plt.rcParams.update(
+        {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "fedfleet"}
+    )
     pictures = []
     for draw in (_draw_learning, _draw_regions, _draw_bytes, _draw_timeline):
-        figure, axes = pyplot.subplots(figsize=(5.6, 3.4), layout="constrained")
+        figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
         draw(axes, outcome)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-        pyplot.close(figure)
+        plt.close(figure)
         text = buffer.getvalue()
         pictures.append(text[text.index("<svg") :])
     return pictures
@@ -105,19 +113,41 @@ def _plots(outcome: Outcome) -> list[str]:
 
 def _draw_learning(axes: Any, outcome: Outcome) -> None:  # noqa: ANN401 - matplotlib's axes
     for colour, region in zip(_COLOURS * 8, sorted(outcome.scores), strict=False):
-        points = [(entry["version"], entry["scores"][region]) for entry in outcome.history if region in entry["scores"]]
-        axes.plot([x for x, _ in points], [y for _, y in points], marker="o", ms=3, color=colour, label=region)
+        points = [
+            (entry["version"], entry["scores"][region])
+            for entry in outcome.history
+            if region in entry["scores"]
+        ]
+        axes.plot(
+            [x for x, _ in points], [y for _, y in points], marker="o", ms=3, color=colour, label=region
+        )
         if points:
             axes.axhline(points[0][1], color=colour, lw=0.8, ls=":")
-    axes.set(title=f"Validation {outcome.metric} (dotted: trivial baseline)", xlabel="published version", ylabel=outcome.unit)
+    axes.set(
+        title=f"Validation {outcome.metric} (dotted: trivial baseline)",
+        xlabel="published version",
+        ylabel=outcome.unit,
+    )
     axes.legend(frameon=False, fontsize=8)
 
 
 def _draw_regions(axes: Any, outcome: Outcome) -> None:  # noqa: ANN401 - matplotlib's axes
     names = sorted(outcome.scores)
     places = range(len(names))
-    axes.bar([x - 0.2 for x in places], [outcome.baseline[n] for n in names], 0.4, color="#b8c2cc", label="trivial baseline")
-    axes.bar([x + 0.2 for x in places], [outcome.scores[n] for n in names], 0.4, color=_COLOURS[0], label="federated")
+    axes.bar(
+        [x - 0.2 for x in places],
+        [outcome.baseline[n] for n in names],
+        0.4,
+        color="#b8c2cc",
+        label="trivial baseline",
+    )
+    axes.bar(
+        [x + 0.2 for x in places],
+        [outcome.scores[n] for n in names],
+        0.4,
+        color=_COLOURS[0],
+        label="federated",
+    )
     axes.set_xticks(list(places), names, fontsize=8)
     axes.set(title=f"Test {outcome.metric} by region", ylabel=outcome.unit)
     axes.legend(frameon=False, fontsize=8)
@@ -137,6 +167,12 @@ def _draw_timeline(axes: Any, outcome: Outcome) -> None:  # noqa: ANN401 - matpl
     begin = min((row["opened_at_s"] for row in outcome.rounds), default=0.0)
     for row in outcome.rounds:
         colour = _REASON_COLOURS.get(row["reason"], "#8a939e")
-        axes.barh(regions.index(row["region"]), row["seconds"], left=row["opened_at_s"] - begin, color=colour, edgecolor="white")
+        axes.barh(
+            regions.index(row["region"]),
+            row["seconds"],
+            left=row["opened_at_s"] - begin,
+            color=colour,
+            edgecolor="white",
+        )
     axes.set_yticks(range(len(regions)), regions, fontsize=8)
     axes.set(title="Rounds (orange: closed at the deadline)", xlabel="seconds")

@@ -17,7 +17,10 @@ from fedfleet.protocol.errors import UsageError
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Look into folders of driving scenarios, check them, generate the shipped pack.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look into folders of driving scenarios, check them, generate the shipped pack.",
+    no_args_is_help=True,
+)
 
 
 @app.command("list")
@@ -38,7 +41,9 @@ def list_(config: ConfigFile = None, scenarios: ScenariosDir = None, as_json: Js
         for region, drives in sorted(regions.items())
     }
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "regions": rows, "problems": dict(index.problems)}, indent=2))
+        typer.echo(
+            json.dumps({"folder": str(folder), "regions": rows, "problems": dict(index.problems)}, indent=2)
+        )
         return
     table = Table("region", "drives", "recordings", "seconds", title=str(folder))
     for region, row in rows.items():

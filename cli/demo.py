@@ -1,0 +1,205 @@
+"""``fedfleet demo``: a whole fleet on this machine, faults on purpose, and its claims held against the facts."""
+
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from fedfleet.cli import demo_result, live
+from fedfleet.cli.claims import Claim, Outcome, judge
+from fedfleet.cli.config import Settings, load
+from fedfleet.cli.demo_fleet import DemoFleet, clean
+from fedfleet.cli.demo_scenes import Intrusion, KilledServer, KilledVehicle
+from fedfleet.cli.options import ConfigFile, ScenariosDir, pack_dir
+from fedfleet.cli.report import write_html
+from fedfleet.fleet_server.status import snapshot
+from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.signing import SigningKey
+
+__all__ = ["demo"]
+
+_POLL_S = 0.2
+_ROUND_LIMIT_S = 120.0
+_DEADLINE_S = 8.0
+
+
+def demo(
+    config: ConfigFile = None,
+    scenarios: ScenariosDir = None,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds to run.")] = 10,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/demo"),
+    faults: Annotated[
+        bool, typer.Option(help="Kill a vehicle and the server, and send bad updates, on purpose.")
+    ] = True,
+) -> None:
+    """Run broker, server and vehicles of four regions on this machine; show them learn, fail and recover."""
+    begun = time.monotonic()
+    console = Console()
+    settings = _settings(load(config), out, rounds=rounds)
+    folder = scenarios or settings.data.scenarios or pack_dir()
+    clean(settings.work_dir)
+    with DemoFleet(settings, folder) as fleet:
+        show = Show(console, fleet)
+        show.tell(
+            f"{len(fleet.parts.vehicles)} vehicles in {len(fleet.regions)} regions, scenarios from {folder}"
+        )
+        _start(fleet, show)
+        first_round_s, end = _run(fleet, show, rounds=rounds, begun=begun, faults=faults)
+        show.tell("all rounds are done: judging the released model on test drives that no one trained on")
+        outcome = demo_result.collect(
+            fleet,
+            end,
+            show.scenes,
+            rounds=rounds,
+            first_round_s=first_round_s,
+            seconds=time.monotonic() - begun,
+        )
+    claims = judge(outcome)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(fleet.server_dir / "model.onnx", out / "model.onnx")
+    demo_result.write_json(out / "report.json", outcome, claims)
+    write_html(out / "report.html", outcome, claims)
+    _print_claims(console, outcome, claims, out)
+    if not all(claim.is_true for claim in claims):
+        raise typer.Exit(1)
+
+
+class Show:
+    """What the person sees: the table on a terminal, plain lines elsewhere, and what happens, told once."""
+
+    def __init__(self, console: Console, fleet: DemoFleet) -> None:
+        self.console = console
+        self._note = ""
+        self._said = ""
+        self.vehicle: KilledVehicle | None = None
+        self.intrusion: Intrusion | None = None
+        self.server: KilledServer | None = None
+        self._fleet = fleet
+
+    @property
+    def scenes(self) -> demo_result.Scenes:
+        """The scenes, for the results."""
+        return demo_result.Scenes(self.vehicle, self.intrusion, self.server)
+
+    def cast(self, rounds: int) -> None:
+        """Set the cues of the faults: about a third, a half and two thirds through the rounds."""
+        third, half, late = max(1, rounds // 3), max(1, rounds // 2), max(1, (2 * rounds) // 3)
+        self.vehicle = KilledVehicle(self._fleet, self._fleet.agents[0], cue_round=third, tell=self.tell)
+        stranger = SigningKey(secrets.token_bytes(32))
+        self.intrusion = Intrusion(self._fleet, cue_round=half, stranger=stranger, tell=self.tell)
+        self.server = KilledServer(self._fleet, cue_round=late, tell=self.tell)
+
+    def tell(self, text: str) -> None:
+        """Say what happens."""
+        self._note = text
+        self.console.print(f"[bold]demo[/] {text}", highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def live(self) -> Iterator["Show"]:
+        """Keep the table on the terminal as long as the block runs."""
+        if not self.console.is_terminal:
+            self._view: Live | None = None
+            yield self
+            return
+        with Live(console=self.console, auto_refresh=False) as view:
+            self._view = view
+            yield self
+
+    def update(self, now: Mapping[str, Any]) -> None:
+        """Show a new snapshot."""
+        if self._view is not None:
+            self._view.update(live.table(now, note=self._note), refresh=True)
+            return
+        text = live.line(now)
+        if text != self._said:
+            self._said = text
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def _settings(settings: Settings, out: Path, *, rounds: int) -> Settings:
+    """Return the demo's settings: short rounds, unless the configuration says otherwise; everything under ``out``."""
+    server = settings.server
+    changed = {"total": rounds}
+    if "rounds" not in server.model_fields_set:
+        changed |= {"deadline_s": _DEADLINE_S, "lease_s": _DEADLINE_S, "start_wait_s": 30.0}
+    pace = type(server.rounds).model_validate({**dict(server.rounds), **changed})
+    server = server.model_copy(update={"rounds": pace})
+    agent = settings.agent
+    if not {"metrics_interval_s", "resend_min_s"} & agent.model_fields_set:
+        agent = agent.model_copy(update={"metrics_interval_s": 1.0, "resend_min_s": 2.0, "resend_cap_s": 5.0})
+    return settings.model_copy(update={"work_dir": out / "work", "server": server, "agent": agent})
+
+
+def _start(fleet: DemoFleet, show: Show) -> None:
+    fleet.start_broker()
+    assert fleet.broker is not None  # noqa: S101 - start_broker has just set it
+    show.tell(
+        f"{fleet.broker.kind} listens on {fleet.broker.host}:{fleet.broker.port}; preparing the recordings"
+    )
+    fleet.prepare()
+    fleet.enrol_saboteur()
+    fleet.start_server()
+    fleet.start_vehicles()
+    show.tell("server and vehicles are starting; each vehicle enrols with its one-time code")
+
+
+def _run(
+    fleet: DemoFleet, show: Show, *, rounds: int, begun: float, faults: bool
+) -> tuple[float, Mapping[str, Any]]:
+    """Watch until all rounds are done, every scene is over and every vehicle runs the last release."""
+    if faults:
+        show.cast(rounds)
+    first_round_s: float | None = None
+    limit = time.monotonic() + 60.0 + rounds * _ROUND_LIMIT_S
+    with show.live():
+        while True:
+            time.sleep(_POLL_S)
+            fleet.check()
+            now = _snapshot(fleet)
+            if now is None:
+                continue
+            if first_round_s is None and now["round"] > 0:
+                first_round_s = time.monotonic() - begun
+            for scene in show.scenes.present():
+                if not scene.is_done:
+                    scene.step(now)
+            show.update(now)
+            if now["is_done"] and _everyone_is_current(now):
+                return first_round_s or 0.0, now
+            if time.monotonic() > limit:
+                raise UsageError(
+                    f"the demo is stuck in round {now['round']}: see {fleet.settings.work_dir / 'logs'}"
+                )
+
+
+def _everyone_is_current(now: Mapping[str, Any]) -> bool:
+    active = [v["active_version"] for v in now["vehicles"].values() if v["state"] == "ONLINE"]
+    return bool(active) and all(version == now["version"] for version in active)
+
+
+def _snapshot(fleet: DemoFleet) -> Mapping[str, Any] | None:
+    """Return the newest snapshot; None before the server has made its store."""
+    try:
+        return snapshot(fleet.server_dir, time.time())
+    except UsageError:
+        return None
+
+
+def _print_claims(console: Console, outcome: Outcome, claims: tuple[Claim, ...], out: Path) -> None:
+    console.print(
+        f"\nfirst round after {outcome.first_round_s:.1f} s, all after {outcome.seconds:.0f} s\n",
+        highlight=False,
+    )
+    for claim in claims:
+        sign = "[green]true    [/]" if claim.is_true else "[red]NOT TRUE[/]"
+        console.print(f"{sign} {claim.text}: {claim.evidence}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\nresults: {out / 'report.html'}, {out / 'report.json'}, {out / 'model.onnx'}", soft_wrap=True
+    )

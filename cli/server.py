@@ -1,0 +1,89 @@
+"""``fedfleet server``: run the fleet server; enrol and deny vehicles."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedfleet.cli.config import load
+from fedfleet.cli.data import held_out_jobs, prepare, scenarios_dir, split
+from fedfleet.cli.launch import SERVER, become, must_answer, server_config, server_place, write_config
+from fedfleet.cli.options import ConfigFile, ScenariosDir, Wait
+from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.signing import KEY_BYTES
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Run the fleet server; enrol and deny vehicles.", invoke_without_command=True)
+
+Vehicle = Annotated[str, typer.Argument(help="Id of the vehicle: a-z, 0-9 and '-'.", show_default=False)]
+
+
+@app.callback()
+def server(
+    context: typer.Context, config: ConfigFile = None, scenarios: ScenariosDir = None, wait: Wait = False
+) -> None:
+    """Run the fleet server until Ctrl-C: rounds, aggregation, gate, releases. A restart resumes where it was."""
+    context.obj = config
+    if context.invoked_subcommand is not None:
+        return
+    settings = load(config)
+    if not wait:
+        must_answer(settings)
+    folder = scenarios_dir(settings, scenarios)
+    parts = split(settings, folder)
+    prepare(settings, folder, held_out_jobs(settings, parts, test=False))
+    path = write_config(
+        server_config(settings, list(parts.validation)), settings.work_dir / "config" / "server.json"
+    )
+    become(SERVER, path)
+
+
+@app.command("enrol")
+def enrol(
+    context: typer.Context,
+    vehicle: Vehicle,
+    region: Annotated[str, typer.Option(help="Region to put the vehicle in.", show_default=False)],
+    key: Annotated[
+        str,
+        typer.Option(help="Its public key: 64 hex digits, or a file that holds them.", show_default=False),
+    ],
+) -> None:
+    """Register a vehicle's public key (shown by `fedfleet agent VEHICLE --show-key`), also while the server runs."""
+    from fedfleet.fleet_server import registry
+
+    settings = load(context.obj)
+    registry.enrol(server_place(settings), vehicle, region=region, public_key=_key(key), now_s=time.time())
+    Console().print(f"{vehicle} is enrolled in region {region}")
+
+
+@app.command("deny")
+def deny(
+    context: typer.Context,
+    vehicle: Vehicle,
+    undo: Annotated[bool, typer.Option("--undo", help="Take the vehicle off the deny-list again.")] = False,
+) -> None:
+    """Put a vehicle on the deny-list: from now on everything it sends is refused."""
+    from fedfleet.fleet_server import registry
+
+    settings = load(context.obj)
+    registry.deny(server_place(settings), vehicle, denied=not undo)
+    Console().print(f"{vehicle} is {'no longer ' if undo else ''}denied")
+
+
+def _key(text: str) -> bytes:
+    digits = text.strip()
+    path = Path(digits)
+    if len(digits) != 2 * KEY_BYTES and path.is_file():
+        digits = path.read_text(encoding="ascii", errors="replace").strip()
+    try:
+        key = bytes.fromhex(digits)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise UsageError(
+            f"--key: expected {2 * KEY_BYTES} hex digits or a file that holds them, got {text[:80]!r}"
+        )
+    return key

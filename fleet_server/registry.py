@@ -1,0 +1,38 @@
+"""Changes to the registry of vehicles by an operator's command, beside a running server or before its first start."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedfleet.fleet_server import store_vehicles
+from fedfleet.fleet_server.store import open_store
+
+__all__ = ["Place", "deny", "enrol"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server keeps its store, and whose it is."""
+
+    data_dir: Path
+    fleet: str
+    task: str
+
+
+def enrol(place: Place, vehicle: str, *, region: str, public_key: bytes, now_s: float) -> None:
+    """Register a vehicle's key and region in the store; UsageError as ``store_vehicles.enrol``."""
+    store = open_store(place.data_dir, fleet=place.fleet, task=place.task, exclusive=False)
+    try:
+        with store.write() as connection:
+            store_vehicles.enrol(connection, vehicle, region=region, public_key=public_key, now_s=now_s)
+    finally:
+        store.close()
+
+
+def deny(place: Place, vehicle: str, *, denied: bool) -> None:
+    """Put a vehicle on the deny-list, or take it off; UsageError when it is not enrolled."""
+    store = open_store(place.data_dir, fleet=place.fleet, task=place.task, exclusive=False)
+    try:
+        with store.write() as connection:
+            store_vehicles.deny(connection, vehicle, denied=denied)
+    finally:
+        store.close()
