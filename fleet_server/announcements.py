@@ -72,22 +72,8 @@ def live_blobs(connection: Connection) -> list[BlobRef]:
 
 def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> Announcement:
     """Return all that the broker is to retain now."""
-    version, released = store_models.newest_version(connection), store_models.newest_release(connection)
-    messages: dict[str, bytes] = {}
     fleet, task = party.fleet, party.task
-    for region in regions if version is not None and released is not None else ():
-        model = pointer(connection, task=task, region=region, version=version)
-        messages[topics.model(fleet, region, task)] = party.seal(model, Kind.MODEL)
-        release = Release(
-            task=task,
-            region=region,
-            number=released.number,
-            model=pointer(connection, task=task, region=region, version=released.version),
-            canary=store_models.ref(connection, released.canary_sha256),
-            policy=released.policy,
-            released_at_s=released.released_at_s,
-        )
-        messages[topics.release(fleet, region, task)] = party.seal(release, Kind.RELEASE)
+    messages = _models(connection, party, regions)
     for settled in store_rounds.live_settlements(connection):
         topic = topics.settlement(fleet, settled.region, task, settled.round)
         messages[topic] = party.seal(settled, Kind.SETTLEMENT)
@@ -97,3 +83,26 @@ def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> 
     kept = {*messages, *(topic for blob in blobs.values() for topic in blob_topics(fleet, blob))}
     clear = tuple(topic for topic in store_models.to_clear(connection) if topic not in kept)
     return Announcement(blobs, messages, clear)
+
+
+def _models(connection: Connection, party: Party, regions: tuple[str, ...]) -> dict[str, bytes]:
+    fleet, task = party.fleet, party.task
+    version, released = store_models.newest_version(connection), store_models.newest_release(connection)
+    found: dict[str, bytes] = {}
+    if version is None or released is None:
+        return found
+    canary = store_models.ref(connection, released.canary_sha256)
+    for region in regions:
+        model = pointer(connection, task=task, region=region, version=version)
+        found[topics.model(fleet, region, task)] = party.seal(model, Kind.MODEL)
+        release = Release(
+            task=task,
+            region=region,
+            number=released.number,
+            model=pointer(connection, task=task, region=region, version=released.version),
+            canary=canary,
+            policy=released.policy,
+            released_at_s=released.released_at_s,
+        )
+        found[topics.release(fleet, region, task)] = party.seal(release, Kind.RELEASE)
+    return found

@@ -125,7 +125,9 @@ class _Batch:
     def _refuse(self, delivery: Delivery, error: PeerError, topic: Topic | None = None) -> list[Outgoing]:
         ingest, sealed = self.ingest, delivery.payload
         digest = sha256(sealed).hexdigest()
-        one = Quarantined(self.now_s, error.reason, error.detail, delivery.topic, digest, len(sealed), sealed)
+        vehicle = topic.vehicle if topic is not None else ""
+        head = (self.now_s, error.reason, error.detail, vehicle, delivery.topic)
+        one = Quarantined(*head, digest, len(sealed), sealed)
         store_updates.put_aside(self.connection, one, keep=ingest.limits.quarantine_keep)
         log.warning("message refused", reason=error.reason, detail=error.detail, topic=delivery.topic[:100])
         if topic is not None and topic.kind == "update":

@@ -5,13 +5,14 @@ The graph travels once; a version is the same file with other weight bytes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
 
 from fedfleet.fleet_server import gate
 from fedfleet.fleet_server.config import ServerConfig
-from fedfleet.fleet_server.downlink import Diverged, Step, step
+from fedfleet.fleet_server.downlink import DivergedError, Step, step
 from fedfleet.fleet_server.fold import Aggregate
 from fedfleet.fleet_server.gate import Scores, Verdict
 from fedfleet.fleet_server.merge import merge
@@ -52,6 +53,11 @@ class Candidate:
     optimizer: Mapping[str, npt.NDArray[np.float64]]
     scores: Scores
 
+    @property
+    def onnx_sha256(self) -> str:
+        """SHA-256 (hex) of the model file."""
+        return sha256(self.onnx).hexdigest()
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -80,7 +86,7 @@ def propose(
     optimizer, update = strategy.apply(model.optimizer or strategy.init(merged.size), merged)
     try:
         found = step(model.vector, model.error, update, config.downlink.settings())
-    except Diverged as error:
+    except DivergedError as error:
         return Proposal(Verdict(accepted=False, reason=str(error)))
     onnx = graph.file(found.x_next)
     before, after = validation.scores(graph.file(model.vector)), validation.scores(onnx)

@@ -27,6 +27,7 @@ class Publisher:
     load: Callable[[str], bytes]
     cleared: list[str] = field(default_factory=list)
     _wanted: Announcement = field(default_factory=Announcement)
+    _digests: dict[str, str] = field(default_factory=dict)  # topic -> digest of the wanted message
     _confirmed: dict[str, str] = field(default_factory=dict)  # topic -> digest of what the broker has
     _flying: dict[int, tuple[str, str]] = field(default_factory=dict)  # ticket -> topic, digest
 
@@ -38,6 +39,7 @@ class Publisher:
     def want(self, announcement: Announcement) -> None:
         """Replace what is wanted."""
         self._wanted = announcement
+        self._digests = {topic: sha256(data).hexdigest() for topic, data in announcement.messages.items()}
 
     def reset(self) -> None:
         """Begin again from nothing: the broker may have forgotten what it had."""
@@ -62,8 +64,8 @@ class Publisher:
                 self._send_blob(digest)
             if self._missing_blobs():
                 return  # on their way: what names them waits for their acknowledgement
-            for topic, payload, digest in self._missing_messages():
-                self._send(topic, payload, digest)
+            for topic in self._missing_messages():
+                self._send(topic, self._wanted.messages[topic], self._digests[topic])
             if not self._missing_messages():
                 self._clear()
         except LinkFull:
@@ -93,9 +95,8 @@ class Publisher:
         for number, topic in missing.items():
             self._send(topic, data[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES], digest)
 
-    def _missing_messages(self) -> list[tuple[str, bytes, str]]:
-        told = [(topic, data, sha256(data).hexdigest()) for topic, data in self._wanted.messages.items()]
-        return [one for one in told if self._confirmed.get(one[0]) != one[2]]
+    def _missing_messages(self) -> list[str]:
+        return [topic for topic, digest in self._digests.items() if self._confirmed.get(topic) != digest]
 
     def _clear(self) -> None:
         done = set(self.cleared)

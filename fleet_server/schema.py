@@ -43,7 +43,7 @@ metadata = MetaData()
 property_ = Table(
     "property", metadata, Column("name", String, primary_key=True), Column("value", Text, nullable=False)
 )
-"""Schema version, fleet and task: what must match before anything else is read."""
+"""Schema version, fleet and task (what must match before anything else is read), and the server's last start."""
 
 vehicle = Table(
     "vehicle",
@@ -209,6 +209,7 @@ quarantine = Table(
     Column("at_s", Float, nullable=False),
     Column("reason", String, nullable=False),
     Column("detail", Text, nullable=False),
+    Column("vehicle", String, nullable=False),  # whose topic it was; empty when it was nobody's
     Column("topic", Text, nullable=False),
     Column("sha256", String, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),

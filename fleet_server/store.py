@@ -12,16 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
+from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import StaticPool
 
 from fedfleet.fleet_server import schema
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["FILE", "Store", "StoreFailed", "lock", "open_reader", "open_store"]
+__all__ = [
+    "FILE",
+    "START",
+    "Store",
+    "StoreFailed",
+    "lock",
+    "open_reader",
+    "open_store",
+    "properties",
+    "save_start",
+]
 
 FILE = "store.sqlite"
 LOCK_FILE = "store.lock"
+START = "start"
 BUSY_TIMEOUT_MS = 10_000
 
 
@@ -153,9 +165,21 @@ def _prepare(store: Store, expected: dict[str, str]) -> None:
         raise UsageError(f"{error}, it cannot be opened") from error
 
 
-def _check(connection: Connection, folder: Path, expected: dict[str, str]) -> None:
+def save_start(connection: Connection, value: str) -> None:
+    """Keep what the server says of its start (JSON), in place of what it said before."""
+    values = {"name": START, "value": value}
+    statement = insert(schema.property_).values(**values)
+    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+
+
+def properties(connection: Connection) -> dict[str, str]:
+    """Return the store's properties: schema, fleet, task, and ``start``."""
     rows = connection.execute(select(schema.property_.c.name, schema.property_.c.value))
-    found = {row.name: row.value for row in rows}
+    return {row.name: row.value for row in rows}
+
+
+def _check(connection: Connection, folder: Path, expected: dict[str, str]) -> None:
+    found = properties(connection)
     for name, value in expected.items():
         if found.get(name) != value:
             raise UsageError(f"store {folder}: expected {name} {value}, it has {found.get(name, 'none')}")

@@ -22,6 +22,7 @@ __all__ = [
     "blob_bytes",
     "cleared",
     "deltas",
+    "first_model",
     "graph_ref",
     "model_row",
     "newest_model",
@@ -62,6 +63,28 @@ class Model:
     def vector_sha256(self) -> str:
         """SHA-256 (hex) of the vector's little-endian bytes."""
         return sha256(self.vector.astype("<f4", copy=False).tobytes()).hexdigest()
+
+
+def first_model(
+    vector: npt.NDArray[np.float32],
+    optimizer: Mapping[str, npt.NDArray[np.float64]],
+    *,
+    onnx: bytes,
+    full_sha256: str,
+    now_s: float,
+) -> Model:
+    """Return version 0 with this vector float32[M] and model file."""
+    return Model(
+        version=0,
+        vector=vector,
+        error=np.zeros_like(vector),
+        optimizer=optimizer,
+        onnx_sha256=sha256(onnx).hexdigest(),
+        full_sha256=full_sha256,
+        delta_sha256=None,
+        round=None,
+        created_at_s=now_s,
+    )
 
 
 @dataclass(frozen=True)
@@ -127,7 +150,8 @@ def _floats64(data: bytes) -> npt.NDArray[np.float64]:
 
 def newest_version(connection: Connection) -> int | None:
     """Return the newest published version, or None before the first."""
-    return connection.execute(select(func.max(schema.model.c.version))).scalar_one()
+    newest: int | None = connection.execute(select(func.max(schema.model.c.version))).scalar_one()
+    return newest
 
 
 def parameters(connection: Connection) -> int:

@@ -1,13 +1,13 @@
 """Rows of rounds: one per round and region, its frozen members and its settlement."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, RowMapping, func, select
 
 from fedfleet.fleet_server.rounds import State
-from fedfleet.fleet_server.schema import clearing, member, round_, settlement, update
+from fedfleet.fleet_server.schema import clearing, member, round_, settlement
 from fedfleet.fleet_server.store_updates import set_fates
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate, Plan, Settlement, decode, encode
@@ -19,7 +19,6 @@ __all__ = [
     "current",
     "find",
     "live_settlements",
-    "received_by",
     "replan",
     "retire_settlements",
     "rounds",
@@ -123,18 +122,6 @@ def close(
         connection.execute(member.insert(), rows)
 
 
-def received_by(connection: Connection, number: int) -> dict[str, frozenset[str]]:
-    """Return, by region, the vehicles that have an update stored for this round before it closed."""
-    fresh = update.c.fate.is_(None) | (update.c.reason != "late")
-    rows = connection.execute(
-        select(update.c.region, update.c.vehicle).where(update.c.round == number, fresh)
-    )
-    found: dict[str, set[str]] = {}
-    for region, vehicle in rows:
-        found.setdefault(region, set()).add(vehicle)
-    return {region: frozenset(vehicles) for region, vehicles in found.items()}
-
-
 def settle(connection: Connection, message: Settlement, fates: Mapping[UpdateId, tuple[Fate, str]]) -> None:
     """Record a region's settlement and the fates in it."""
     set_fates(connection, fates)
@@ -149,11 +136,11 @@ def live_settlements(connection: Connection) -> list[Settlement]:
     return [decode(Settlement, data, sender="the store") for data in rows]
 
 
-def retire_settlements(connection: Connection, topics: Mapping[tuple[int, str], str], *, before: int) -> None:
-    """Retire the settlements of rounds below ``before``: their topics (by round and region) are to be cleared."""
+def retire_settlements(connection: Connection, topic: Callable[[int, str], str], *, before: int) -> None:
+    """Retire the settlements of rounds below ``before``; ``topic`` of round and region is then to be cleared."""
     old = (settlement.c.round < before) & ~settlement.c.retired
     for number, region in connection.execute(
         select(settlement.c.round, settlement.c.region).where(old)
     ).all():
-        connection.execute(clearing.insert().prefix_with("OR IGNORE"), {"topic": topics[number, region]})
+        connection.execute(clearing.insert().prefix_with("OR IGNORE"), {"topic": topic(number, region)})
     connection.execute(settlement.update().where(old).values(retired=True))

@@ -26,6 +26,7 @@ __all__ = [
     "counters",
     "drop_chunks",
     "forget_payloads",
+    "has_members",
     "known",
     "members",
     "pending",
@@ -69,6 +70,7 @@ class Quarantined:
     at_s: float
     reason: str
     detail: str
+    vehicle: str
     topic: str
     sha256: str
     size_bytes: int
@@ -156,6 +158,12 @@ def members(connection: Connection, *, round_: int, region: str) -> Iterator[tup
     rows = connection.execution_options(yield_per=16).execute(_in_fold_order(query))
     for text, payload, examples in rows:
         yield UpdateId.parse(text), payload, examples
+
+
+def has_members(connection: Connection, *, round_: int, region: str) -> bool:
+    """Tell whether a closed round of a region has members at all."""
+    query = select(member.c.update_id).where(member.c.round == round_, member.c.region == region).limit(1)
+    return connection.execute(query).one_or_none() is not None
 
 
 def _in_fold_order(query: Select[Any]) -> Select[Any]:

@@ -19,6 +19,7 @@ __all__ = [
     "deny",
     "enrol",
     "enrolled",
+    "forget_presence",
     "keyring",
     "last_metrics",
     "presences",
@@ -121,6 +122,11 @@ def save_status(connection: Connection, status: Status) -> bool:
     }
     connection.execute(vehicle.update().where(vehicle.c.id == status.vehicle).values(**values))
     return True
+
+
+def forget_presence(connection: Connection) -> None:
+    """Take every vehicle for offline until it is heard of: its retained status comes again after a subscribe."""
+    connection.execute(vehicle.update().values(state="OFFLINE"))
 
 
 def save_metrics(connection: Connection, metrics: Metrics) -> bool:

@@ -1,0 +1,147 @@
+"""Puts a server together from its configuration, up to the link: store, key, validation drives, newest model."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from fedfleet.fleet_server import finishing, initial, store_models, store_rounds
+from fedfleet.fleet_server.admission import Limits
+from fedfleet.fleet_server.config import ServerConfig
+from fedfleet.fleet_server.coordinator import Coordinator, is_over
+from fedfleet.fleet_server.ingest import Ingest
+from fedfleet.fleet_server.initial import Export
+from fedfleet.fleet_server.keys import load_key
+from fedfleet.fleet_server.model_state import Graph, open_graph
+from fedfleet.fleet_server.publisher import Publisher
+from fedfleet.fleet_server.requests import Code, Party
+from fedfleet.fleet_server.server import Server
+from fedfleet.fleet_server.store import Store, open_store, save_start
+from fedfleet.fleet_server.store_models import Model
+from fedfleet.fleet_server.validation import Validation, open_validation
+from fedfleet.link.port import Link
+from fedfleet.models import bundle, layout
+from fedfleet.models import task as tasks
+from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.ids import task_id
+
+__all__ = ["Parts", "assemble", "prepare"]
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Parts:
+    """Everything of a server that is there before it is connected. ``close`` gives the store back."""
+
+    config: ServerConfig
+    store: Store
+    party: Party
+    coordinator: Coordinator
+    ingest: Ingest
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+
+def prepare(config: ServerConfig, *, now_s: float, draw: Callable[[int], bytes]) -> Parts:
+    """Open or make everything in ``config.data_dir``; ``draw`` gives random bytes for a first key.
+
+    Raises UsageError, the store closed again, when something does not fit; StoreFailed for a full disk.
+    """
+    task = tasks.load(config.task)
+    validation = open_validation(config.validation_dir, task, regions=config.regions, batch=config.gate.batch)
+    store = open_store(config.data_dir, fleet=config.fleet, task=config.task)
+    try:
+        codes = {one.vehicle: Code(one.code.get_secret_value(), one.region) for one in config.enrolment}
+        key = load_key(config.data_dir, draw)
+        party = Party(config.fleet, task_id(task.name), key, codes)
+        graph, model = _model(store, config, validation, now_s=now_s)
+        _note_start(store, config, now_s=now_s)
+    except BaseException:
+        store.close()
+        raise
+    coordinator = Coordinator(store, config, party.task, graph, validation, model)
+    limits = Limits(config.update_limit_bytes, model.vector.size, config.example_cap, config.quarantine_keep)
+    return Parts(config, store, party, coordinator, Ingest(store, party, limits))
+
+
+def assemble(parts: Parts, link: Link) -> Server:
+    """Return the server at this link, ready for its first events."""
+
+    def load(digest: str) -> bytes:
+        with parts.store.read() as connection:
+            return store_models.blob_bytes(connection, digest)
+
+    publisher = Publisher(link, parts.config.fleet, load)
+    server = Server(parts.store, link, parts.ingest, parts.coordinator, publisher)
+    server.start()
+    return server
+
+
+def _model(
+    store: Store, config: ServerConfig, validation: Validation, *, now_s: float
+) -> tuple[Graph, Model]:
+    with store.read() as connection:
+        model = store_models.newest_model(connection)
+        if model is not None:
+            blob = store_models.blob_bytes(connection, store_models.graph_ref(connection).sha256)
+            return _checked(open_graph(blob), validation), model
+    command = initial.export_command(
+        config.task, seed=config.rounds.seed, out=config.data_dir / ".export.new"
+    )
+    export = initial.prepare_export(config.data_dir / "export", command, out=config.data_dir / ".export.new")
+    return _first(store, config, validation, export, now_s=now_s)
+
+
+def _first(
+    store: Store, config: ServerConfig, validation: Validation, export: Export, *, now_s: float
+) -> tuple[Graph, Model]:
+    graph = _checked(Graph(export.onnx, layout.read(export.layout_json)), validation)
+    onnx = graph.file(export.vector)
+    scores, baseline = validation.scores(onnx), validation.baseline()
+    canary = validation.canary(onnx)
+    with store.write() as connection:
+        store_models.put_blob(connection, "graph", bundle.pack_graph(export.layout_json, export.onnx))
+        model = store_models.first_model(
+            export.vector,
+            config.strategy.strategy().init(export.vector.size),
+            onnx=onnx,
+            full_sha256=store_models.put_blob(connection, "full", bundle.pack_vector(export.vector)),
+            now_s=now_s,
+        )
+        store_models.save_model(connection, model)
+        store_models.save_scores(connection, model.version, scores)
+        store_models.save_scores(connection, store_models.BASELINE, baseline)
+        finishing.release(connection, config, version=model.version, round_=0, canary=canary, now_s=now_s)
+    log.info("first model", version=model.version, parameters=model.vector.size)
+    return graph, model
+
+
+def _checked(graph: Graph, validation: Validation) -> Graph:
+    task = validation.task
+    told = (graph.layout.task, graph.layout.task_version)
+    if told != (task.name, task.version):
+        raise UsageError(
+            f"the stored model is of task {told[0]} {told[1]}, expected {task.name} {task.version}"
+        )
+    return graph
+
+
+def _note_start(store: Store, config: ServerConfig, *, now_s: float) -> None:
+    """Write down for ``status`` when this server started, and which round it resumes."""
+    with store.write() as connection:
+        current = store_rounds.current(connection)
+        number = next((one.plan.round for one in current.values()), None)
+        resumed = number if number is not None and not is_over(current) else None
+        if resumed is not None:
+            log.info("round resumed", round=resumed)
+        told = {
+            "started_at_s": now_s,
+            "resumed_round": resumed,
+            "rounds_total": config.rounds.total,
+            "regions": list(config.regions),
+        }
+        save_start(connection, json.dumps(told))

@@ -1,0 +1,120 @@
+"""The server between its link and its store: events in, messages out. No clock, no process, no broker of its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from fedfleet.fleet_server import store_models, store_updates, store_vehicles
+from fedfleet.fleet_server.announcements import announce
+from fedfleet.fleet_server.coordinator import Coordinator
+from fedfleet.fleet_server.files import write_file
+from fedfleet.fleet_server.ingest import Ingest
+from fedfleet.fleet_server.publisher import Publisher
+from fedfleet.fleet_server.store import Store
+from fedfleet.link.port import Connected, Delivery, Disconnected, Event, Link, LinkFull, Published
+from fedfleet.protocol import topics
+
+__all__ = ["MODELS_KEPT", "Server"]
+
+log = structlog.get_logger()
+
+MODELS_KEPT = 16
+"""Model files that stay in the folder ``models``, the newest."""
+
+
+@dataclass
+class Server:
+    """A running fleet server. ``handle`` what the link brought, ``tick`` often; both may raise StoreFailed."""
+
+    store: Store
+    link: Link
+    ingest: Ingest
+    coordinator: Coordinator
+    publisher: Publisher
+    _connected: bool = False
+    _written: int = field(default=-1)
+
+    def start(self) -> None:
+        """Make what is to be announced from the store, and write the newest model file if it is not there."""
+        self._announce()
+
+    def handle(self, events: Sequence[Event], now_s: float) -> None:
+        """Store what came, then acknowledge it, then answer; in the order in which the events came."""
+        waiting: list[Delivery] = []
+        for event in events:
+            match event:
+                case Delivery():
+                    waiting.append(event)
+                case Published(ticket):
+                    self.publisher.published(ticket)
+                case Connected(session_present):
+                    self._store(waiting, now_s)
+                    waiting = []
+                    self._connect(session_present=session_present)
+                case Disconnected(reason):
+                    log.warning("broker lost", reason=reason)
+        self._store(waiting, now_s)
+        self._note_cleared()
+
+    def tick(self, now_s: float) -> None:
+        """Do what is due in the rounds, and publish what the broker still lacks."""
+        if self.coordinator.tick(now_s):
+            self._announce()
+        if self._connected:
+            self.publisher.pump()
+
+    def _store(self, deliveries: Sequence[Delivery], now_s: float) -> None:
+        if not deliveries:
+            return
+        outgoing = self.ingest.receive(deliveries, now_s)
+        for delivery in deliveries:
+            self.link.ack(delivery)
+        dropped = 0
+        for one in outgoing:
+            try:
+                self.link.publish(one.topic, one.payload, qos=1)
+            except LinkFull:
+                dropped += 1  # whoever waits for an answer asks again
+        if dropped:
+            log.warning("answers dropped: the link is full", answers=dropped)
+
+    def _connect(self, *, session_present: bool) -> None:
+        """Learn again who is there, and publish everything again.
+
+        Even with a session: a broker that was killed comes back with the retained messages of some time ago.
+        """
+        log.info("broker connected", session_present=session_present)
+        self._connected = True
+        with self.store.write() as connection:
+            store_vehicles.forget_presence(connection)
+        for topic_filter in topics.vehicles(self.publisher.fleet):
+            self.link.subscribe(topic_filter)
+        self.publisher.reset()
+
+    def _announce(self) -> None:
+        with self.store.read() as connection:
+            self.publisher.want(announce(connection, self.ingest.party, self.coordinator.config.regions))
+        self._write_model()
+
+    def _note_cleared(self) -> None:
+        if self.publisher.cleared:
+            with self.store.write() as connection:
+                store_models.cleared(connection, self.publisher.cleared)
+                store_updates.count(connection, "topics:cleared", len(self.publisher.cleared))
+            with self.store.read() as connection:
+                config = self.coordinator.config
+                self.publisher.want(announce(connection, self.ingest.party, config.regions))
+            self.publisher.cleared.clear()
+
+    def _write_model(self) -> None:
+        model = self.coordinator.model
+        if model.version == self._written:
+            return
+        folder = self.store.folder / "models"
+        folder.mkdir(exist_ok=True)
+        onnx = self.coordinator.graph.file(model.vector)
+        write_file(folder / f"{model.version}.onnx", onnx)
+        write_file(self.store.folder / "model.onnx", onnx)
+        (folder / f"{model.version - MODELS_KEPT}.onnx").unlink(missing_ok=True)
+        self._written = model.version
