@@ -11,7 +11,15 @@ from fedfleet.protocol.ids import SERVER, Id, is_id
 from fedfleet.protocol.signing import KEY_BYTES
 from fedfleet.vehicle_agent.eligibility import Rule, Signal
 
-__all__ = ["AgentConfig", "AgentSettings", "CommonConfig", "FleetConfig", "VehicleEntry", "load", "server_key"]
+__all__ = [
+    "AgentConfig",
+    "AgentSettings",
+    "CommonConfig",
+    "FleetConfig",
+    "VehicleEntry",
+    "load",
+    "server_key",
+]
 
 Forbid = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 Positive = Annotated[float, Field(gt=0, le=1e6)]
@@ -23,34 +31,59 @@ class AgentSettings(BaseModel):
     model_config = Forbid
 
     server_public_key: str | None = Field(
-        default=None, description="the server's key, 64 hex digits or a file with them; else learned at enrolment"
+        default=None,
+        description="the server's key, 64 hex digits or a file with them; else learned at enrolment",
     )
-    rules: tuple[Rule, ...] = Field(default=(), description="conditions that must hold before a training starts")
+    rules: tuple[Rule, ...] = Field(
+        default=(), description="conditions that must hold before a training starts"
+    )
     conditions: dict[str, Signal] = Field(default={}, description="fixed vehicle signals, by VSS name")
     conditions_file: Path | None = Field(
-        default=None, description="trace of signals instead (CSV: time_s, signal, value), replayed from the start"
+        default=None,
+        description="trace of signals instead (CSV: time_s, signal, value), replayed from the start",
     )
     nice: int = Field(default=10, ge=0, le=19, description="how much the trainer process yields to others")
-    max_warm_trainers: int = Field(default=2, ge=1, le=16, description="trainer processes at a time; others wait")
-    trainer_idle_s: Positive = Field(default=60.0, description="seconds without work after which a trainer ends")
-    training_limit_s: Positive = Field(default=600.0, description="seconds after which a training is given up")
+    max_warm_trainers: int = Field(
+        default=2, ge=1, le=16, description="trainer processes at a time; others wait"
+    )
+    trainer_idle_s: Positive = Field(
+        default=60.0, description="seconds without work after which a trainer ends"
+    )
+    training_limit_s: Positive = Field(
+        default=600.0, description="seconds after which a training is given up"
+    )
     rate_hz: float | None = Field(
-        default=None, gt=0, le=1000, description="frames per second of inference; default: the recording's own rate"
+        default=None,
+        gt=0,
+        le=1000,
+        description="frames per second of inference; default: the recording's own rate",
     )
     metrics_interval_s: Positive = Field(default=2.0, description="seconds between two metrics messages")
     tick_s: float = Field(default=0.25, gt=0, le=10, description="seconds between two looks at timers")
-    resend_min_s: Positive = Field(default=5.0, description="seconds before an update without receipt is sent again")
-    resend_cap_s: Positive = Field(default=60.0, description="longest such wait, and of requests and downloads")
+    resend_min_s: Positive = Field(
+        default=5.0, description="seconds before an update without receipt is sent again"
+    )
+    resend_cap_s: Positive = Field(
+        default=60.0, description="longest such wait, and of requests and downloads"
+    )
     forget_after_rounds: int = Field(
         default=20, ge=1, le=10_000, description="rounds without word after which an update counts as folded"
     )
-    blob_timeout_s: Positive = Field(default=10.0, description="seconds to wait for a piece of a model before asking again")
+    blob_timeout_s: Positive = Field(
+        default=10.0, description="seconds to wait for a piece of a model before asking again"
+    )
     max_model_bytes: int = Field(
         default=64_000_000, ge=1024, le=2**31, description="largest model file or blob, in bytes"
     )
-    max_update_bytes: int = Field(default=4_000_000, ge=1024, le=2**31, description="largest update to send, in bytes")
-    receive_window: int = Field(default=16, ge=1, le=1000, description="messages taken from the broker before acknowledging")
-    record_events: bool = Field(default=False, description="append every event to events.jsonl in the vehicle's folder")
+    max_update_bytes: int = Field(
+        default=4_000_000, ge=1024, le=2**31, description="largest update to send, in bytes"
+    )
+    receive_window: int = Field(
+        default=16, ge=1, le=1000, description="messages taken from the broker before acknowledging"
+    )
+    record_events: bool = Field(
+        default=False, description="append every event to events.jsonl in the vehicle's folder"
+    )
 
     @model_validator(mode="after")
     def _one_source_of_conditions(self) -> Self:
@@ -143,7 +176,9 @@ def server_key(text: str | None) -> bytes | None:
         try:
             digits = Path(text).read_text(encoding="ascii").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"server_public_key: {text[:80]!r} is neither 64 hex digits nor a readable file") from error
+            raise UsageError(
+                f"server_public_key: {text[:80]!r} is neither 64 hex digits nor a readable file"
+            ) from error
     try:
         key = bytes.fromhex(digits)
     except ValueError:

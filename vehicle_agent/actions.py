@@ -1,0 +1,149 @@
+"""What ``agent.step`` wants done: frozen values that the shell performs. Pure."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from fedfleet.protocol.messages import Lease, ModelPointer, Plan, Release
+
+__all__ = [
+    "Action",
+    "Activate",
+    "Count",
+    "FetchBase",
+    "FetchRelease",
+    "PublishStatus",
+    "Report",
+    "Send",
+    "SendRequest",
+    "Settle",
+    "StartTraining",
+    "StopTraining",
+    "SubmitUpdate",
+    "Subscribe",
+    "Unsubscribe",
+]
+
+
+@dataclass(frozen=True)
+class Subscribe:
+    """Follow these filters."""
+
+    filters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unsubscribe:
+    """Follow these filters no longer."""
+
+    filters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PublishStatus:
+    """Publish the retained status."""
+
+    eligible: bool
+    reason: str
+    active_version: int
+    lease: Lease | None
+
+
+@dataclass(frozen=True)
+class SendRequest:
+    """Ask the server who we are to it; the shell draws the nonce."""
+
+    kind: Literal["hello", "enrol"]
+
+
+@dataclass(frozen=True)
+class FetchBase:
+    """Fetch, verify and keep the published model."""
+
+    pointer: ModelPointer
+
+
+@dataclass(frozen=True)
+class FetchRelease:
+    """Fetch and verify a release's model and canary."""
+
+    release: Release
+
+
+@dataclass(frozen=True)
+class Activate:
+    """Try the fetched release against its canary, keep it, and drive with it."""
+
+    release: Release
+
+
+@dataclass(frozen=True)
+class StartTraining:
+    """Fine-tune from the held base; the seed follows from task, round and vehicle."""
+
+    plan: Plan
+    seed: int
+
+
+@dataclass(frozen=True)
+class StopTraining:
+    """Give a training up."""
+
+    round: int
+
+
+@dataclass(frozen=True)
+class SubmitUpdate:
+    """Encode a training's result with the residual, seal it and put it in the outbox, in one transaction."""
+
+    plan: Plan
+    steps: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Send:
+    """Publish an update of the outbox; ``attempt`` counts from 1."""
+
+    sequence: int
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Settle:
+    """Take an update out of the outbox; ``returned`` lets it re-enter the residual, once."""
+
+    sequence: int
+    fate: Literal["folded", "dropped", "returned"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Count:
+    """Count a refusal under its reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tell the person who runs this one line."""
+
+    text: str
+
+
+Action: TypeAlias = (
+    Subscribe
+    | Unsubscribe
+    | PublishStatus
+    | SendRequest
+    | FetchBase
+    | FetchRelease
+    | Activate
+    | StartTraining
+    | StopTraining
+    | SubmitUpdate
+    | Send
+    | Settle
+    | Count
+    | Report
+)

@@ -1,0 +1,334 @@
+"""The vehicle's decisions: ``step(state, event, now_s) -> (state, actions)``. Pure: no clock, no chance, no I/O.
+
+One table names the handler of each event; after every event ``_follow_up`` does what has become possible or due.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from typing import Any, TypeAlias
+
+from fedfleet.protocol import topics
+from fedfleet.protocol.messages import Lease, Plan
+from fedfleet.protocol.selection import draw
+from fedfleet.vehicle_agent import actions as act
+from fedfleet.vehicle_agent import events as ev
+from fedfleet.vehicle_agent import outbox
+from fedfleet.vehicle_agent.eligibility import judge
+from fedfleet.vehicle_agent.state import Active, Base, State, Training
+
+__all__ = ["step", "training_seed"]
+
+Result: TypeAlias = tuple[State, list[act.Action]]
+KEEP_ANSWERED = 64
+
+
+def step(state: State, event: ev.Event, now_s: float) -> tuple[State, tuple[act.Action, ...]]:
+    """Return the state after an event and what is to be done, in order.
+
+    An event type without a handler is a KeyError: nothing is ignored by accident.
+    """
+    state, actions = _HANDLERS[type(event)](state, event, now_s)
+    for follow in _FOLLOW_UP:
+        state, more = follow(state, now_s)
+        actions += more
+    return state, tuple(actions)
+
+
+def training_seed(task: str, round_: int, vehicle: str) -> int:
+    """Return the seed of a training, below 2^63: the same vehicle trains the same way for the same round."""
+    return int.from_bytes(sha256(f"{task}:{round_}:{vehicle}".encode()).digest()[:8], "big") >> 1
+
+
+# --- link and enrolment ---
+
+
+def _link_up(state: State, event: ev.LinkUp, now_s: float) -> Result:
+    del event  # the link renews what the broker has forgotten
+    fleet, vehicle = state.settings.fleet, state.settings.vehicle
+    own = (topics.receipt(fleet, vehicle), topics.command(fleet, vehicle))
+    actions: list[act.Action] = [] if state.subscribed else [act.Subscribe(own)]
+    if state.told_down:
+        actions.append(act.Report(f"vehicle {state.settings.vehicle}: connected to the broker again"))
+    state = outbox.spread(state, now_s)
+    state = replace(
+        state, connected=True, told_down=False, subscribed=True, asked=0, ask_at_s=now_s, said=None
+    )
+    return state, actions
+
+
+def _link_down(state: State, event: ev.LinkDown, now_s: float) -> Result:
+    del now_s
+    state, told = replace(state, connected=False, told_down=True), state.told_down
+    line = f"vehicle {state.settings.vehicle}: {event.reason}; inference goes on, connecting again until it succeeds"
+    return state, [] if told else [act.Report(line)]
+
+
+def _assigned(state: State, event: ev.Assigned, now_s: float) -> Result:
+    del now_s
+    state = replace(state, ask_at_s=None, enrolled=state.enrolled or event.enrolled)
+    if event.region == state.region:
+        return state, []
+    actions: list[act.Action] = [act.StopTraining(state.training.plan.round)] if state.training else []
+    state = replace(state, region=event.region, plan=None, pointer=None, release=None, training=None)
+    return state, actions
+
+
+def _enrolment_refused(state: State, event: ev.EnrolmentRefused, now_s: float) -> Result:
+    del now_s
+    line = f"vehicle {state.settings.vehicle}: the server refuses: {event.reason}; asking again later"
+    return state, [act.Count("request-refused"), act.Report(line)]
+
+
+def _message_refused(state: State, event: ev.MessageRefused, now_s: float) -> Result:
+    del now_s
+    return state, [act.Count(event.reason)]
+
+
+def _follow_region(state: State, now_s: float) -> Result:
+    del now_s
+    if not state.connected or state.following == state.region:
+        return state, []
+    fleet, task = state.settings.fleet, state.settings.task
+    actions: list[act.Action] = []
+    if state.following:
+        actions.append(act.Unsubscribe(topics.region_all(fleet, state.following, task)))
+    if state.region:
+        actions.append(act.Subscribe(topics.region_all(fleet, state.region, task)))
+    return replace(state, following=state.region), actions
+
+
+def _ask(state: State, now_s: float) -> Result:
+    if not state.connected or state.ask_at_s is None or now_s < state.ask_at_s:
+        return state, []
+    state, wait_s = outbox.wait(state, state.asked + 1)
+    state = replace(state, asked=state.asked + 1, ask_at_s=now_s + wait_s)
+    return state, [act.SendRequest("hello" if state.enrolled else "enrol")]
+
+
+# --- models ---
+
+
+def _pointer(state: State, event: ev.PointerCame, now_s: float) -> Result:
+    del now_s
+    new, held = event.pointer, state.base
+    if held is not None and (new.version, new.onnx_sha256) == (held.version, held.onnx_sha256):
+        return replace(state, pointer=None), []
+    return replace(state, pointer=new, fetch_failures=0, fetch_at_s=0.0), []
+
+
+def _release(state: State, event: ev.ReleaseCame, now_s: float) -> Result:
+    del now_s
+    if state.active is not None and event.release.number <= state.active.number:
+        return state, []
+    return replace(state, release=event.release, fetch_failures=0, fetch_at_s=0.0), []
+
+
+def _base_ready(state: State, event: ev.BaseReady, now_s: float) -> Result:
+    del now_s
+    pointer = None if state.pointer and state.pointer.version == event.version else state.pointer
+    base = Base(event.version, event.onnx_sha256)
+    return replace(state, base=base, pointer=pointer, fetching=False, fetch_failures=0), []
+
+
+def _release_fetched(state: State, event: ev.ReleaseFetched, now_s: float) -> Result:
+    del now_s
+    if state.release is None or state.release.number != event.number:
+        return replace(state, fetching=False), []
+    return state, [act.Activate(state.release)]
+
+
+def _activated(state: State, event: ev.Activated, now_s: float) -> Result:
+    del now_s
+    release = None if state.release and state.release.number <= event.number else state.release
+    active = Active(event.number, event.version)
+    return replace(state, active=active, release=release, fetching=False, fetch_failures=0), []
+
+
+def _activation_refused(state: State, event: ev.ActivationRefused, now_s: float) -> Result:
+    del now_s
+    release = None if state.release and state.release.number == event.number else state.release
+    what = f"release {event.number} refused ({event.reason})"
+    line = f"vehicle {state.settings.vehicle}: {what}, the model before it drives on"
+    return replace(state, release=release, fetching=False), [act.Count(event.reason), act.Report(line)]
+
+
+def _fetch_failed(state: State, event: ev.FetchFailed, now_s: float) -> Result:
+    state, wait_s = outbox.wait(state, state.fetch_failures + 1)
+    state = replace(state, fetching=False, fetch_failures=state.fetch_failures + 1, fetch_at_s=now_s + wait_s)
+    if event.lasting and state.pointer and event.purpose == "base" and state.pointer.version == event.number:
+        state = replace(state, pointer=None)
+    if (
+        event.lasting
+        and state.release
+        and event.purpose == "release"
+        and state.release.number == event.number
+    ):
+        state = replace(state, release=None)
+    return state, [act.Count(event.reason)]
+
+
+def _fetch(state: State, now_s: float) -> Result:
+    """One model at a time, the base first: a release is mostly the same version and then costs nothing."""
+    if state.fetching or now_s < state.fetch_at_s or not state.connected:
+        return state, []
+    if state.pointer is not None:
+        return replace(state, fetching=True), [act.FetchBase(state.pointer)]
+    if state.release is not None:
+        return replace(state, fetching=True), [act.FetchRelease(state.release)]
+    return state, []
+
+
+# --- training ---
+
+
+def _plan(state: State, event: ev.PlanCame, now_s: float) -> Result:
+    del now_s
+    plan, known = event.plan, state.plan
+    if known and (plan.round, plan.revision) <= (known.round, known.revision):
+        return state, []
+    if known is None or plan.round > known.round:
+        state = replace(state, failures=0)
+    state, actions = outbox.forget(replace(state, plan=plan), plan.round)
+    if state.training and state.training.plan.round < plan.round and not state.training.submitting:
+        actions.append(act.StopTraining(state.training.plan.round))
+        state = replace(state, training=None)
+    return state, actions
+
+
+def _conditions(state: State, event: ev.ConditionsRead, now_s: float) -> Result:
+    del now_s
+    state = replace(state, verdict=judge(state.settings.rules, event.signals))
+    if state.verdict.eligible or state.training is None or state.training.submitting:
+        return state, []
+    stop = act.StopTraining(state.training.plan.round)
+    return replace(state, training=None), [stop, act.Count("training-interrupted")]
+
+
+def _training_done(state: State, event: ev.TrainingDone, now_s: float) -> Result:
+    del now_s
+    if state.training is None or state.training.plan.round != event.round or state.training.submitting:
+        return state, []
+    state = replace(state, training=replace(state.training, submitting=True))
+    return state, [
+        act.SubmitUpdate(state.training.plan, event.steps, event.examples)
+    ] if state.training else []
+
+
+def _training_failed(state: State, event: ev.TrainingFailed, now_s: float) -> Result:
+    del now_s
+    if state.training is None or state.training.plan.round != event.round:
+        return state, []
+    return replace(state, training=None, failures=state.failures + 1), [act.Count(event.reason)]
+
+
+def _training_progress(state: State, event: ev.TrainingProgress, now_s: float) -> Result:
+    del now_s
+    if state.training is None or state.training.plan.round != event.round:
+        return state, []
+    return replace(state, training=replace(state.training, steps=event.steps)), []
+
+
+def _update_journaled(state: State, event: ev.UpdateJournaled, now_s: float) -> Result:
+    answered = frozenset(sorted({*state.answered, event.round})[-KEEP_ANSWERED:])
+    return outbox.add(replace(state, training=None, answered=answered), event, now_s)
+
+
+def _update_given_up(state: State, event: ev.UpdateGivenUp, now_s: float) -> Result:
+    del now_s
+    answered = frozenset(sorted({*state.answered, event.round})[-KEEP_ANSWERED:])
+    return replace(state, training=None, answered=answered), [act.Count(event.reason)]
+
+
+def _train(state: State, now_s: float) -> Result:
+    """Answer the plan when it is for this vehicle, for the held base, and the vehicle is fit for it.
+
+    A plan past its deadline is still answered: only the server says what is late, and nothing is lost by it.
+    """
+    plan, base, settings = state.plan, state.base, state.settings
+    if plan is None or base is None or state.training or plan.round in state.answered:
+        return state, []
+    if (plan.base_version, plan.onnx_sha256) != (base.version, base.onnx_sha256):
+        return state, []
+    if (
+        draw(plan.seed, plan.round, settings.vehicle) >= plan.share
+        or state.failures >= settings.training_attempts
+    ):
+        return state, []
+    if not state.verdict.eligible:
+        refusal = (plan.round, state.verdict.reasons)
+        counts = [] if state.refused_for == refusal else [act.Count(f"ineligible-{r}") for r in refusal[1]]
+        return replace(state, refused_for=refusal), [*counts]
+    training = Training(plan, now_s, now_s + plan.lease_s)
+    seed = training_seed(settings.task, plan.round, settings.vehicle)
+    return replace(state, training=training), [act.StartTraining(plan, seed)]
+
+
+def _watch_training(state: State, now_s: float) -> Result:
+    training = state.training
+    if training is None or training.submitting:
+        return state, []
+    if now_s - training.started_s > state.settings.training_limit_s:
+        state = replace(state, training=None, failures=state.failures + 1)
+        return state, [act.StopTraining(training.plan.round), act.Count("training-timeout")]
+    if training.lease_until_s - now_s < training.plan.lease_s / 3:
+        state = replace(state, training=replace(training, lease_until_s=now_s + training.plan.lease_s))
+    return state, []
+
+
+# --- status ---
+
+
+def _tick(state: State, event: ev.Tick, now_s: float) -> Result:
+    del event, now_s
+    return state, []
+
+
+def _say(state: State, now_s: float) -> Result:
+    """Publish the status when it is not what was said last."""
+    del now_s
+    lease = _lease(state.training.plan, state.training.lease_until_s) if state.training else None
+    version = state.active.version if state.active else 0
+    status = act.PublishStatus(state.verdict.eligible, ",".join(state.verdict.reasons)[:300], version, lease)
+    if not state.connected or status == state.said:
+        return state, []
+    return replace(state, said=status), [status]
+
+
+def _lease(plan: Plan, until_s: float) -> Lease:
+    return Lease(task=plan.task, round=plan.round, until_s=until_s)
+
+
+_HANDLERS: Mapping[type, Callable[[State, Any, float], Result]] = {
+    ev.LinkUp: _link_up,
+    ev.LinkDown: _link_down,
+    ev.Assigned: _assigned,
+    ev.EnrolmentRefused: _enrolment_refused,
+    ev.MessageRefused: _message_refused,
+    ev.PlanCame: _plan,
+    ev.PointerCame: _pointer,
+    ev.ReleaseCame: _release,
+    ev.SettlementCame: outbox.settlement,
+    ev.ReceiptCame: outbox.receipt,
+    ev.BaseReady: _base_ready,
+    ev.ReleaseFetched: _release_fetched,
+    ev.FetchFailed: _fetch_failed,
+    ev.Activated: _activated,
+    ev.ActivationRefused: _activation_refused,
+    ev.TrainingDone: _training_done,
+    ev.TrainingFailed: _training_failed,
+    ev.TrainingProgress: _training_progress,
+    ev.UpdateJournaled: _update_journaled,
+    ev.UpdateGivenUp: _update_given_up,
+    ev.ConditionsRead: _conditions,
+    ev.Tick: _tick,
+}
+_FOLLOW_UP: tuple[Callable[[State, float], Result], ...] = (
+    _follow_region,
+    _ask,
+    _watch_training,
+    _train,
+    _fetch,
+    outbox.resend,
+    _say,
+)

@@ -1,0 +1,42 @@
+"""What the journal keeps: frozen values."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+from fedfleet.protocol.ids import UpdateId
+
+__all__ = ["Graph", "OutboxEntry", "Released"]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The model file with its weights zeroed, and its layout as JSON; ``sha256`` is that of the blob it came in."""
+
+    sha256: str
+    layout: bytes
+    onnx: bytes
+
+
+@dataclass(frozen=True)
+class Released:
+    """A release that passed its checks: the whole model file and its digest."""
+
+    number: int
+    version: int
+    onnx_sha256: str
+    model: bytes
+
+
+@dataclass(frozen=True)
+class OutboxEntry:
+    """An update ready to be sent."""
+
+    id: UpdateId
+    sealed: bytes
+    round: int
+    region: str
+
+    @property
+    def sealed_sha256(self) -> str:
+        """Return the SHA-256 (hex) of the sealed bytes."""
+        return sha256(self.sealed).hexdigest()

@@ -1,0 +1,49 @@
+"""What agent and trainer say to each other: one JSON object a line, arrays as files."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Job", "Order", "Told"]
+
+Text = Annotated[str, Field(max_length=4096)]
+
+
+class Job(BaseModel):
+    """One fine-tuning. ``base`` and ``out`` are ``.npy`` files of float32[M]; ``data_dir`` a prepared folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Text
+    task: Text
+    data_dir: Text
+    base: Text
+    settings: Mapping[str, int | float | str]
+    seed: int
+    out: Text
+
+
+class Order(BaseModel):
+    """A line to the trainer: a job to do, or the id of one to give up."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: Job | None = None
+    cancel: Text = ""
+
+
+class Told(BaseModel):
+    """A line from the trainer. ``done`` comes after ``out`` is whole; ``failed`` has a reason code."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    kind: Literal["ready", "progress", "done", "failed"]
+    id: Text = ""
+    step: int = 0
+    steps: int = 0
+    examples: int = 0
+    loss_before: float = 0.0
+    loss_after: float = 0.0
+    reason: str = ""
+    detail: str = ""

@@ -1,0 +1,310 @@
+"""What a vehicle must not forget, in one SQLite file: WAL, synchronous=FULL, every change one transaction.
+
+Whatever kills the process, the outbox row, the residual and the sequence number fit together, and the active release
+is one that passed its checks. A full disk is a JournalError: the transaction is void, the journal as before.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfleet.codec.delta import Delta
+from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.ids import UpdateId
+from fedfleet.vehicle_agent.entries import Graph, OutboxEntry, Released
+from fedfleet.vehicle_agent.keys import load_or_create, lock
+from fedfleet.vehicle_agent.schema import TABLES, VERSION
+from fedfleet.vehicle_agent.state import Active, Base, Pending
+from fedfleet.vehicle_agent.trusted import Seen
+
+__all__ = ["Journal", "JournalError"]
+
+Floats = NDArray[np.float32]
+ANSWERED_KEPT = 64
+
+
+class JournalError(Exception):
+    """The journal could not be written; nothing of the change remains. ``reason`` is a short code."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """Keep the reason and the detail; ``str()`` joins them."""
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+class Journal:
+    """The journal of one vehicle for one task; one thread of one process at a time."""
+
+    def __init__(self, folder: Path, *, vehicle: str, task: str, epoch: int, seed: bytes) -> None:
+        """Open the journal in ``folder``, or create it with this epoch (64 bits) and this seed of its key.
+
+        Raises UsageError when another process holds it, or it is another vehicle's or not a journal.
+        """
+        self._folder, self._task, self._vehicle = folder, task, vehicle
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(folder, vehicle)
+            self.key = load_or_create(folder, draw=lambda _: seed)
+            self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None, cached_statements=32)
+            self._prepare(epoch)
+        except (OSError, sqlite3.Error) as error:
+            raise UsageError(f"vehicle {vehicle}: journal {folder} cannot be opened: {error}") from error
+        self.epoch = int(self._meta("epoch"), 16)
+
+    def _prepare(self, epoch: int) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-512", "wal_autocheckpoint=256"):
+            self._db.execute(f"PRAGMA {pragma}")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            first = {"vehicle": self._vehicle, "epoch": f"{epoch:016x}", "session": "0", "sequence": "0"}
+            values = ",".join(f"('{name}', '{value}')" for name, value in first.items())
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {TABLES} INSERT INTO meta VALUES {values}; PRAGMA user_version={VERSION}; COMMIT;"  # noqa: S608
+            )
+        elif version != VERSION:
+            raise UsageError(f"journal {self._folder} has version {version}, this program writes {VERSION}")
+        if self._meta("vehicle") != self._vehicle:
+            raise UsageError(
+                f"journal {self._folder} is that of vehicle {self._meta('vehicle')}, not {self._vehicle}"
+            )
+
+    def close(self) -> None:
+        """Let the journal go; another process may open it."""
+        self._db.close()
+        os.close(self._lock)
+
+    # --- identity ---
+
+    def next_session(self) -> int:
+        """Count a connection and return its number, from 1."""
+        number = int(self._meta("session")) + 1
+        with self._change():
+            self._set("session", str(number))
+        return number
+
+    @property
+    def region(self) -> str:
+        """The region this vehicle was assigned last, or nothing."""
+        return self._meta("region")
+
+    @property
+    def server_key(self) -> bytes | None:
+        """The pinned key of the server."""
+        text = self._meta("server_key")
+        return bytes.fromhex(text) if text else None
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether the server has ever assigned a region."""
+        return self._meta("enrolled") == "1"
+
+    def assign(self, region: str, server_key: bytes | None) -> None:
+        """Keep the region, and pin the server's key; a pinned key is never changed (UsageError)."""
+        if self.server_key is not None and self.server_key != server_key:
+            pinned = self.server_key.hex()[:12]
+            raise UsageError(
+                f"journal {self._folder} is pinned to the server key {pinned}…; use a new work_dir"
+            )
+        with self._change():
+            self._set("region", region)
+            self._set("enrolled", "1")
+            self._set("server_key", server_key.hex() if server_key else "")
+
+    # --- outbox and residual ---
+
+    @property
+    def next_id(self) -> UpdateId:
+        """The id that the next update must have."""
+        return UpdateId(self._vehicle, self.epoch, int(self._meta("sequence")) + 1)
+
+    def commit_update(self, entry: OutboxEntry, residual: Floats) -> None:
+        """Store outbox row, new residual float32[M], sequence number and answered round together, or nothing."""
+        with self._change():
+            if entry.id != self.next_id:
+                raise ValueError(f"update {entry.id}: expected {self.next_id}")
+            self._set("sequence", str(entry.id.sequence))
+            self._db.execute(
+                "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, 'waiting', 0)",
+                (
+                    entry.id.sequence,
+                    entry.sealed,
+                    entry.sealed_sha256,
+                    str(entry.id),
+                    entry.round,
+                    entry.region,
+                    self._task,
+                ),
+            )
+            self._set_residual(residual)
+            self._db.execute("INSERT OR IGNORE INTO answered VALUES (?, ?)", (self._task, entry.round))
+            self._db.execute(
+                "DELETE FROM answered WHERE task = ? AND round <= ?",
+                (self._task, entry.round - ANSWERED_KEPT),
+            )
+
+    def sealed(self, sequence: int) -> OutboxEntry | None:
+        """Return an update of the outbox, None when it is settled."""
+        row = self._db.execute(
+            "SELECT sealed, update_id, round, region FROM outbox WHERE sequence = ?", (sequence,)
+        ).fetchone()
+        return OutboxEntry(UpdateId.parse(row[1]), row[0], row[2], row[3]) if row else None
+
+    def mark(self, sequence: int, *, stored: bool, attempts: int) -> None:
+        """Note how often an update was sent, and that the server has it."""
+        with self._change():
+            self._db.execute(
+                "UPDATE outbox SET state = ?, attempts = ? WHERE sequence = ?",
+                ("stored" if stored else "waiting", attempts, sequence),
+            )
+
+    def settle(self, sequence: int, *, returned: Delta | None) -> bool:
+        """Take an update out of the outbox; ``returned`` re-enters the residual, exactly once.
+
+        False, and no change, when it is settled already.
+        """
+        with self._change():
+            gone = self._db.execute("DELETE FROM outbox WHERE sequence = ?", (sequence,)).rowcount
+            if gone and returned is not None:
+                self._set_residual(self.residual(returned.size) + returned.dense())
+        return bool(gone)
+
+    def residual(self, size: int) -> Floats:
+        """Return the residual float32[size]: zeros when there is none, or the model has another size now."""
+        row = self._db.execute("SELECT vector FROM residual WHERE task = ?", (self._task,)).fetchone()
+        if row is None or len(row[0]) != 4 * size:
+            return np.zeros(size, dtype=np.float32)
+        return np.frombuffer(row[0], dtype="<f4").astype(np.float32)
+
+    @property
+    def outbox(self) -> tuple[Pending, ...]:
+        """The updates whose fate is open, oldest first."""
+        rows = self._db.execute(
+            "SELECT sequence, update_id, sent_sha256, round, state, attempts FROM outbox WHERE task = ? ORDER BY 1",
+            (self._task,),
+        )
+        return tuple(
+            Pending(s, u, d, r, stored=state == "stored", attempts=a) for s, u, d, r, state, a in rows
+        )
+
+    @property
+    def answered(self) -> frozenset[int]:
+        """The rounds that were answered with an update, newest 64."""
+        rows = self._db.execute("SELECT round FROM answered WHERE task = ?", (self._task,))
+        return frozenset(round_ for (round_,) in rows)
+
+    # --- freshness ---
+
+    @property
+    def seen(self) -> dict[str, Seen]:
+        """The newest of each kind, by region."""
+        rows = self._db.execute(
+            "SELECT region, round, revision, version, onnx_sha256, release FROM seen WHERE task = ?",
+            (self._task,),
+        )
+        return {region: Seen(r, v, "", version, digest, n) for region, r, v, version, digest, n in rows}
+
+    def note_seen(self, region: str, seen: Seen) -> None:
+        """Keep the newest of each kind of a region."""
+        values = (self._task, region, seen.round, seen.revision, seen.version, seen.onnx_sha256, seen.release)
+        with self._change():
+            self._db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+    # --- models ---
+
+    @property
+    def base(self) -> Base | None:
+        """The published model that trainings start from."""
+        row = self._db.execute(
+            "SELECT version, onnx_sha256 FROM base WHERE task = ?", (self._task,)
+        ).fetchone()
+        return Base(row[0], row[1]) if row else None
+
+    @property
+    def base_vector(self) -> Floats | None:
+        """The base's weights, float32[M]."""
+        row = self._db.execute("SELECT vector FROM base WHERE task = ?", (self._task,)).fetchone()
+        return np.frombuffer(row[0], dtype="<f4").astype(np.float32) if row else None
+
+    @property
+    def graph(self) -> Graph | None:
+        """The graph of the base."""
+        row = self._db.execute(
+            "SELECT sha256, layout, onnx FROM graph WHERE task = ?", (self._task,)
+        ).fetchone()
+        return Graph(*row) if row else None
+
+    def set_base(self, base: Base, vector: Floats, graph: Graph) -> None:
+        """Replace the base and its graph."""
+        data = vector.astype("<f4", copy=False).tobytes()
+        with self._change():
+            row = (self._task, base.version, base.onnx_sha256, data, graph.sha256)
+            self._db.execute("INSERT OR REPLACE INTO base VALUES (?, ?, ?, ?, ?)", row)
+            held = self._db.execute("SELECT sha256 FROM graph WHERE task = ?", (self._task,)).fetchone()
+            if held != (graph.sha256,):
+                row_graph = (self._task, graph.sha256, graph.layout, graph.onnx)
+                self._db.execute("INSERT OR REPLACE INTO graph VALUES (?, ?, ?, ?)", row_graph)
+
+    def activate(self, released: Released) -> None:
+        """Make a release that passed its checks the active one; the active one becomes the previous."""
+        with self._change():
+            self._db.execute("DELETE FROM release WHERE task = ? AND slot = 'previous'", (self._task,))
+            self._db.execute("UPDATE release SET slot = 'previous' WHERE task = ?", (self._task,))
+            row = (self._task, released.number, released.version, released.onnx_sha256, released.model)
+            self._db.execute("INSERT INTO release VALUES (?, 'active', ?, ?, ?, ?)", row)
+
+    def released(self, slot: str) -> Released | None:
+        """Return the ``active`` or the ``previous`` release; None when absent or its bytes are not its digest's."""
+        row = self._db.execute(
+            "SELECT number, version, onnx_sha256, model FROM release WHERE task = ? AND slot = ?",
+            (self._task, slot),
+        ).fetchone()
+        found = Released(*row) if row else None
+        return found if found and sha256(found.model).hexdigest() == found.onnx_sha256 else None
+
+    @property
+    def active(self) -> Active | None:
+        """The release that drives, or drove last; the previous one when its bytes are damaged."""
+        found = self.released("active") or self.released("previous")
+        return Active(found.number, found.version) if found else None
+
+    # --- inside ---
+
+    def _meta(self, name: str) -> str:
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else ""
+
+    def _set(self, name: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def _set_residual(self, vector: Floats) -> None:
+        data = vector.astype("<f4", copy=False).tobytes()
+        self._db.execute("INSERT OR REPLACE INTO residual VALUES (?, ?)", (self._task, data))
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Run one transaction, whole or not at all."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+            try:
+                self._db.execute("COMMIT")
+            except sqlite3.Error:
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+            where = f"vehicle {self._vehicle}: journal {self._folder}"
+            text = f"{where} cannot be written: {error}; inference goes on, what was learned is given up"
+            raise JournalError("disk-full" if full else "journal-failed", text) from error

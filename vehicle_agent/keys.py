@@ -1,0 +1,56 @@
+"""A vehicle's own key: the seed in ``vehicle.key``, made once, readable by its owner only; and the folder's lock."""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.signing import KEY_BYTES, SigningKey
+
+__all__ = ["load_or_create", "lock"]
+
+
+def load_or_create(folder: Path, *, draw: Callable[[int], bytes] = secrets.token_bytes) -> SigningKey:
+    """Return the key of the vehicle whose folder this is, made from ``draw(32)`` when there is none.
+
+    The file is written whole, flushed, with mode 0600. UsageError when it cannot be written or is malformed.
+    """
+    path = folder / "vehicle.key"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _write(path, draw(KEY_BYTES).hex() + "\n")
+        found = bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be used: {error.strerror}") from error
+    except ValueError:
+        found = b""
+    if len(found) != KEY_BYTES:
+        raise UsageError(f"{path}: expected {2 * KEY_BYTES} hex digits, the seed of the vehicle's key")
+    return SigningKey(found)
+
+
+def _write(path: Path, text: str) -> None:
+    fresh = path.with_suffix(".new")
+    with suppress(FileNotFoundError):
+        fresh.unlink()
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+def lock(folder: Path, vehicle: str) -> int:
+    """Hold the folder until the returned handle is closed; UsageError when another process does."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise UsageError(f"vehicle {vehicle}: journal {folder} is in use by another process") from error
+    return handle

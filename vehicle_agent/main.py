@@ -1,0 +1,87 @@
+"""The agent process: reads the configuration, the clock and chance, and runs until it is told to stop."""
+
+import argparse
+import os
+import random
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from fedfleet.link.options import Options, options_for
+from fedfleet.link.paho import Loop
+from fedfleet.link.port import Link, Sink, Will
+from fedfleet.protocol.errors import UsageError
+from fedfleet.vehicle_agent.config import FleetConfig, load
+from fedfleet.vehicle_agent.fleet import Fleet, World
+
+__all__ = ["main"]
+
+TURN_S = 0.05
+FAREWELL_S = 2.0
+FRUGAL = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""What keeps the process small must stand in its environment before it starts."""
+MODULES = {"agent": "fedfleet.vehicle_agent", "fleet": "fedfleet.vehicle_agent.fleet"}
+
+
+def main(kind: Literal["agent", "fleet"], argv: Sequence[str] | None = None) -> int:
+    """Run one vehicle or many; returns the exit code: 0 after a signal, 2 with one line after a user's mistake."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog=f"python -m {MODULES[kind]}", description=f"Runs a vehicle {kind}.")
+    parser.add_argument(
+        "--config-json", type=Path, required=True, metavar="FILE", help="configuration (JSON)"
+    )
+    path = parser.parse_args(given).config_json
+    if argv is None and any(name not in os.environ for name in FRUGAL):
+        os.execve(sys.executable, [sys.executable, "-m", MODULES[kind], *given], {**FRUGAL, **os.environ})  # noqa: S606
+    try:
+        config = load(kind, path)
+        _run(config)
+    except UsageError as error:
+        _report(str(error))
+        return 2
+    return 0
+
+
+def _run(config: FleetConfig) -> None:
+    stopped = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stopped.set())
+    options = replace(options_for(config.broker), receive_window=config.receive_window)
+    loop = Loop(rng=random.Random(secrets.randbits(64)))
+    world = World(time.time, time.monotonic, secrets.randbits, _rss_bytes, _report)
+    fleet = Fleet(config, _Connect(loop, config, options), world)
+    loop.start()
+    try:
+        fleet.start()
+        while not stopped.is_set():
+            fleet.turn(TURN_S)
+    finally:
+        fleet.stop()
+        loop.stop()
+
+
+class _Connect:
+    """``Loop.connect`` with the configuration bound."""
+
+    def __init__(self, loop: Loop, config: FleetConfig, options: Options) -> None:
+        self._loop, self._where, self._options = loop, (config.broker.host, config.broker.port), options
+
+    def __call__(self, client_id: str, sink: Sink, *, will: Will) -> Link:
+        return self._loop.connect(
+            *self._where, client_id=client_id, sink=sink, will=will, options=self._options
+        )
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the process's words to the person who runs it
+
+
+def _rss_bytes() -> int:
+    with Path("/proc/self/statm").open("rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

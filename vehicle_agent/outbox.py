@@ -1,0 +1,122 @@
+"""What becomes of updates that were journaled: sent, sent again, received, settled. Pure, a part of ``agent.step``.
+
+The sealed bytes stay in the journal until the server has told their fate; after ``forget_after_rounds`` rounds
+without word an update counts as folded.
+"""
+
+from dataclasses import replace
+from typing import TypeAlias
+
+from fedfleet.protocol.messages import Fate, Receipt, Settlement
+from fedfleet.protocol.selection import draw
+from fedfleet.vehicle_agent.actions import Action, Count, Send, Settle
+from fedfleet.vehicle_agent.events import ReceiptCame, SettlementCame, UpdateJournaled
+from fedfleet.vehicle_agent.state import Pending, State
+
+__all__ = ["RETURNED_REASONS", "add", "forget", "receipt", "resend", "settlement", "spread", "wait"]
+
+Result: TypeAlias = tuple[State, list[Action]]
+RETURNED_REASONS = frozenset({"late", "round-unknown"})
+"""Refusals that say nothing against the update itself: it re-enters the residual."""
+_MOST_DOUBLINGS = 20
+
+
+def wait(state: State, attempt: int) -> tuple[State, float]:
+    """Return a wait in seconds before attempt ``attempt`` + 1, with full jitter above a floor, and the state after it.
+
+    The draw follows from session, vehicle and a counter, so that a recorded run repeats.
+    """
+    settings = state.settings
+    reach_s = min(settings.resend_cap_s, settings.resend_min_s * 2.0 ** min(attempt, _MOST_DOUBLINGS))
+    chance = draw(state.session, state.draws, settings.vehicle)
+    floor_s = min(settings.resend_min_s, settings.resend_cap_s) / 2
+    return replace(state, draws=state.draws + 1), floor_s + chance * (reach_s - floor_s)
+
+
+def add(state: State, event: UpdateJournaled, now_s: float) -> Result:
+    """Send a journaled update for the first time."""
+    state, wait_s = wait(state, 1)
+    pending = Pending(
+        event.sequence, event.update, event.sealed_sha256, event.round, attempts=1, due_s=now_s + wait_s
+    )
+    return replace(state, outbox=(*state.outbox, pending)), [Send(event.sequence, 1)]
+
+
+def spread(state: State, now_s: float) -> State:
+    """After a reconnect, spread what waits for a receipt over the first seconds: all vehicles return at once."""
+    waiting = []
+    for pending in state.outbox:
+        chance = draw(state.session, state.draws, state.settings.vehicle)
+        state = replace(state, draws=state.draws + 1)
+        waiting.append(replace(pending, due_s=now_s + chance * state.settings.resend_min_s))
+    return replace(state, outbox=tuple(waiting))
+
+
+def resend(state: State, now_s: float) -> Result:
+    """Send again what has had no receipt for too long."""
+    if not state.connected:
+        return state, []
+    actions: list[Action] = []
+    kept = []
+    for pending in state.outbox:
+        if pending.stored or now_s < pending.due_s:
+            kept.append(pending)
+            continue
+        attempt = pending.attempts + 1
+        state, wait_s = wait(state, attempt)
+        kept.append(replace(pending, attempts=attempt, due_s=now_s + wait_s))
+        actions.append(Send(pending.sequence, attempt))
+    return replace(state, outbox=tuple(kept)), actions
+
+
+def receipt(state: State, event: ReceiptCame, now_s: float) -> Result:
+    """Stop sending what is stored; settle what is refused or whose fate is already recorded."""
+    del now_s
+    told: Receipt = event.receipt
+    pending = next((each for each in state.outbox if each.sealed_sha256 == told.sealed_sha256), None)
+    if pending is None:
+        return state, []
+    if told.fate is not None:
+        return _settle(state, pending, told.fate, told.reason)
+    if told.outcome == "stored":
+        return _keep(state, replace(pending, stored=True)), []
+    fate: Fate = "returned" if told.reason.partition(":")[0] in RETURNED_REASONS else "dropped"
+    return _settle(state, pending, fate, told.reason)
+
+
+def settlement(state: State, event: SettlementCame, now_s: float) -> Result:
+    """Settle every update whose fate this settlement tells."""
+    del now_s
+    told: Settlement = event.settlement
+    actions: list[Action] = []
+    for pending in state.outbox:
+        fate = told.fates.get(pending.update)
+        if fate is not None:
+            state, more = _settle(state, pending, fate, told.reasons.get(pending.update, ""))
+            actions += more
+    return state, actions
+
+
+def forget(state: State, round_: int) -> Result:
+    """Take as folded what has had no word for too many rounds before ``round_``."""
+    actions: list[Action] = []
+    for pending in state.outbox:
+        if pending.round + state.settings.forget_after_rounds <= round_:
+            state, more = _settle(state, pending, "folded", "no-word")
+            actions += [*more, Count("no-word")]
+    return state, actions
+
+
+def _settle(state: State, pending: Pending, fate: Fate, reason: str) -> Result:
+    if fate == "carried":
+        return _keep(state, replace(pending, stored=True)), []
+    rest = tuple(each for each in state.outbox if each.sequence != pending.sequence)
+    actions: list[Action] = [Settle(pending.sequence, fate, reason)]
+    if fate in {"dropped", "returned"}:
+        actions.append(Count(f"update-{fate}-{reason.partition(':')[0]}"[:80]))
+    return replace(state, outbox=rest), actions
+
+
+def _keep(state: State, changed: Pending) -> State:
+    kept = (changed if each.sequence == changed.sequence else each for each in state.outbox)
+    return replace(state, outbox=tuple(kept))

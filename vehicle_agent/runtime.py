@@ -1,0 +1,169 @@
+"""Inference at the rate of the frames: every frame has a deadline, and what misses it is counted.
+
+One thread serves all vehicles of the process, each with its own phase. Sessions are ONNX Runtime's; swapping one is
+a single reference assignment between two frames.
+"""
+
+import heapq
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fedfleet.models.task import Floats, Frames, Samples, Task
+
+__all__ = ["Figures", "Inference", "Replay", "Run"]
+
+RING = 600
+
+
+class Run(Protocol):
+    """A loaded model: from inputs f32[N, *in] to outputs f32[N, *out]."""
+
+    def __call__(self, inputs: Floats) -> Floats:
+        """Return the outputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Counters since the start; latencies in milliseconds from a frame's time to its result, of the last frames."""
+
+    frames: int
+    missed: int
+    missed_in_swap: int
+    swaps: int
+    p50_ms: float
+    p99_ms: float
+    scores: dict[str, tuple[float, int]]
+
+
+class Replay:
+    """One vehicle's drive: its frames again and again, each one batch through the active model.
+
+    A frame is missed when its result comes after the next frame's time, or when it is skipped for lateness.
+    ``scores`` are of the active model, over the judged predictions whose truth is known (``truth``: the samples that
+    ``frames.sample`` points into). Without a model no frame counts.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        frames: Frames,
+        truth: Samples | None,
+        *,
+        clock: Callable[[], float],
+        rate_hz: float | None = None,
+    ) -> None:
+        self._task, self._frames, self._truth, self._clock = task, frames, truth, clock
+        self.period_s = 1.0 / (rate_hz or frames.rate_hz)
+        self.due_s = 0.0
+        self._next = 0
+        self._run: Run | None = None
+        self._swapping = False
+        self._lock = threading.Lock()
+        self._counts = {"frames": 0, "missed": 0, "missed_in_swap": 0, "swaps": 0}
+        self._latencies = np.zeros(RING, dtype=np.float32)
+        self._latency_count = 0
+        self._scores: dict[str, tuple[float, int]] = {}
+
+    def swap_begins(self) -> None:
+        """From now on missed frames also count as missed in a swap."""
+        self._swapping = True
+
+    def swap_ends(self, run: Run | None) -> None:
+        """Drive with ``run`` from the next frame on; None keeps the model."""
+        with self._lock:
+            if run is not None:
+                self._counts["swaps"] += self._run is not None
+                self._run = run
+                self._scores = {}
+        self._swapping = False
+
+    def run_due(self) -> None:
+        """Run the frame that is due, and skip those whose time has passed altogether."""
+        now_s, run = self._clock(), self._run
+        late = max(0, int((now_s - self.due_s) / self.period_s))
+        due_s = self.due_s + late * self.period_s
+        index = (self._next + late) % max(1, len(self._frames))
+        self.due_s, self._next = due_s + self.period_s, index + 1
+        if run is None or len(self._frames) == 0:
+            return
+        rows = slice(int(self._frames.offsets[index]), int(self._frames.offsets[index + 1]))
+        inputs = np.ascontiguousarray(self._frames.inputs[rows])
+        outputs = run(inputs) if len(inputs) else None
+        end_s = self._clock()
+        missed = late + (end_s > due_s + self.period_s)
+        with self._lock:
+            self._counts["frames"] += 1 + late
+            self._counts["missed"] += missed
+            self._counts["missed_in_swap"] += missed if self._swapping else 0
+            self._latencies[self._latency_count % RING] = (end_s - due_s) * 1e3
+            self._latency_count += 1
+        if outputs is not None and self._truth is not None:
+            self._score(outputs, rows, run)
+
+    def figures(self) -> Figures:
+        """Return the counters as they are now."""
+        with self._lock:
+            known = self._latencies[: min(RING, self._latency_count)].copy()
+            counts, scores = dict(self._counts), dict(self._scores)
+        p50, p99 = np.percentile(known, (50, 99)) if len(known) else (0.0, 0.0)
+        return Figures(**counts, p50_ms=max(0.0, float(p50)), p99_ms=max(0.0, float(p99)), scores=scores)
+
+    def _score(self, outputs: Floats, rows: slice, run: Run) -> None:
+        sample = np.asarray(self._frames.sample[rows])
+        known = np.flatnonzero(sample >= 0)
+        if self._truth is None or not len(known):
+            return
+        at = sample[known]
+        truth = self._truth
+        sums = self._task.score(
+            outputs[known], Samples(truth.inputs[at], truth.targets[at], np.asarray(truth.judged[at]))
+        )
+        with self._lock:
+            if run is not self._run:
+                return
+            for name, (value, count) in sums.items():
+                old = self._scores.get(name, (0.0, 0))
+                self._scores[name] = (old[0] + float(value), old[1] + int(count))
+
+
+class Inference:
+    """The thread that runs every replay's frames when they are due; their phases are spread over one period."""
+
+    def __init__(self, replays: Sequence[Replay], *, clock: Callable[[], float]) -> None:
+        self._replays, self._clock = replays, clock
+        self._stop = threading.Event()
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._guarded, name="inference", daemon=True)
+
+    def start(self) -> None:
+        """Start the first frames now."""
+        start_s = self._clock()
+        for index, replay in enumerate(self._replays):
+            replay.due_s = start_s + replay.period_s * index / len(self._replays)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the frame it is in."""
+        self._stop.set()
+        self._thread.join()
+
+    def _guarded(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread, which ends the process with it
+            self.error = error
+
+    def _loop(self) -> None:
+        queue = [(replay.due_s, index) for index, replay in enumerate(self._replays)]
+        heapq.heapify(queue)
+        while queue and not self._stop.is_set():
+            due_s, index = queue[0]
+            if self._stop.wait(max(0.0, due_s - self._clock())):
+                return
+            self._replays[index].run_due()
+            heapq.heapreplace(queue, (self._replays[index].due_s, index))

@@ -1,0 +1,126 @@
+"""What a vehicle knows between two events: frozen values. Pure."""
+
+from dataclasses import dataclass, field
+
+from fedfleet.protocol.messages import ModelPointer, Plan, Release
+from fedfleet.vehicle_agent.actions import PublishStatus
+from fedfleet.vehicle_agent.eligibility import Rule, Verdict
+
+__all__ = ["UNKNOWN", "Active", "Base", "Pending", "Resumed", "Settings", "State", "Training", "start"]
+
+UNKNOWN = Verdict(("conditions-unknown",))
+"""The verdict before the first conditions were read."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Who this vehicle is and how patient it is; times in seconds."""
+
+    fleet: str
+    vehicle: str
+    task: str
+    rules: tuple[Rule, ...] = ()
+    resend_min_s: float = 5.0
+    resend_cap_s: float = 60.0
+    training_limit_s: float = 600.0
+    forget_after_rounds: int = 20
+    training_attempts: int = 3
+
+
+@dataclass(frozen=True)
+class Base:
+    """The published model on disk."""
+
+    version: int
+    onnx_sha256: str
+
+
+@dataclass(frozen=True)
+class Active:
+    """The release that drives."""
+
+    number: int
+    version: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """A fine-tuning under way, for one plan; ``submitting`` once its result is being stored."""
+
+    plan: Plan
+    started_s: float
+    lease_until_s: float
+    steps: int = 0
+    submitting: bool = False
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An update of the outbox. ``stored``: the server has it, only its fate is open."""
+
+    sequence: int
+    update: str
+    sealed_sha256: str
+    round: int
+    stored: bool = False
+    attempts: int = 0
+    due_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class State:
+    """All that ``agent.step`` decides upon. ``draws`` numbers the jitter draws, so that none is used twice."""
+
+    settings: Settings
+    session: int
+    enrolled: bool
+    region: str = ""
+    connected: bool = False
+    told_down: bool = False
+    subscribed: bool = False
+    following: str = ""
+    asked: int = 0
+    ask_at_s: float | None = None
+    verdict: Verdict = UNKNOWN
+    base: Base | None = None
+    pointer: ModelPointer | None = None
+    release: Release | None = None
+    active: Active | None = None
+    fetching: bool = False
+    fetch_failures: int = 0
+    fetch_at_s: float = 0.0
+    plan: Plan | None = None
+    failures: int = 0
+    refused_for: tuple[int, tuple[str, ...]] | None = None
+    answered: frozenset[int] = frozenset()
+    training: Training | None = None
+    outbox: tuple[Pending, ...] = ()
+    draws: int = 0
+    said: PublishStatus | None = None
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What the journal remembers at start."""
+
+    session: int
+    enrolled: bool
+    region: str = ""
+    base: Base | None = None
+    active: Active | None = None
+    answered: frozenset[int] = frozenset()
+    outbox: tuple[Pending, ...] = field(default=())
+
+
+def start(settings: Settings, resumed: Resumed) -> State:
+    """Return the state of a vehicle that was just switched on."""
+    return State(
+        settings,
+        resumed.session,
+        resumed.enrolled,
+        region=resumed.region,
+        base=resumed.base,
+        active=resumed.active,
+        answered=resumed.answered,
+        outbox=resumed.outbox,
+    )

@@ -1,0 +1,146 @@
+"""From a model file to a session that may drive: digest, new session, form, canary. In a thread of its own.
+
+The weights are in the file's bytes; ``SessionOptions.add_initializer`` is never used (its outputs are silently wrong).
+Vehicles of one process share a session per model digest.
+"""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TypeAlias
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from fedfleet.models import scoring
+from fedfleet.models.task import Floats, Task
+from fedfleet.protocol.errors import PeerError
+from fedfleet.vehicle_agent.runtime import Run
+
+__all__ = ["CANARY_ATOL", "CANARY_RTOL", "Candidate", "Sessions", "Swapper", "Tried"]
+
+CANARY_ATOL = 1e-4
+CANARY_RTOL = 1e-4
+Canary: TypeAlias = tuple[Floats, Floats]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model file that wants to drive: for whom, which release, and what it must answer (flat rows, or None)."""
+
+    owner: int
+    number: int
+    onnx_sha256: str
+    model: bytes
+    canary: Canary | None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What became of a candidate: a session to drive with, or the reason against it."""
+
+    candidate: Candidate
+    run: Run | None
+    reason: str = ""
+    detail: str = ""
+
+
+class Loaded:
+    """A session of a verified file. Two threads may call it."""
+
+    def __init__(self, model: bytes, task: Task) -> None:
+        self._session = scoring.new_session(model)
+        self._names = (task.specification.input_name, task.specification.output_name)
+
+    def __call__(self, inputs: Floats) -> Floats:
+        """Return the outputs f32[N, *out]."""
+        outputs: Floats = self._session.run([self._names[1]], {self._names[0]: inputs})[0]
+        return outputs
+
+
+class Sessions:
+    """Sessions of verified files, one for each digest as long as someone drives with it."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._held: WeakValueDictionary[str, Loaded] = WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def load(self, model: bytes, onnx_sha256: str, canary: Canary | None = None) -> Run:
+        """Return a session of the file, tried with the canary.
+
+        Raises PeerError: digest-mismatch, unloadable-model, wrong-form, canary-mismatch.
+        """
+        found = sha256(model).hexdigest()
+        if found != onnx_sha256:
+            raise PeerError(
+                "digest-mismatch", f"model file has SHA-256 {found[:12]}…, expected {onnx_sha256[:12]}…"
+            )
+        with self._lock:
+            loaded = self._held.get(onnx_sha256)
+            if loaded is None:
+                loaded = self._new(model)
+                self._held[onnx_sha256] = loaded
+        if canary is not None:
+            self._try(loaded, canary)
+        return loaded
+
+    def _new(self, model: bytes) -> Loaded:
+        shape = self._task.specification
+        try:
+            loaded = Loaded(model, self._task)
+            outputs = loaded(np.zeros((2, *shape.input_shape), dtype=np.float32))
+        except Exception as error:
+            raise PeerError("unloadable-model", str(error).splitlines()[0][:200]) from error
+        if outputs.dtype != np.float32 or outputs.shape != (2, *shape.output_shape):
+            got = f"{outputs.dtype}{list(outputs.shape)}, expected float32{[2, *shape.output_shape]}"
+            raise PeerError("wrong-form", f"output {shape.output_name} is {got}")
+        return loaded
+
+    def _try(self, run: Run, canary: Canary) -> None:
+        inputs, wanted = canary
+        shape = self._task.specification
+        if inputs.shape[1] != np.prod(shape.input_shape) or wanted.shape[1] != np.prod(shape.output_shape):
+            raise PeerError("canary-mismatch", f"canary rows are {inputs.shape[1]} -> {wanted.shape[1]} wide")
+        outputs = run(inputs.reshape(-1, *shape.input_shape)).reshape(wanted.shape)
+        if not np.allclose(outputs, wanted, atol=CANARY_ATOL, rtol=CANARY_RTOL):
+            worst = float(np.max(np.abs(outputs - wanted)))
+            raise PeerError("canary-mismatch", f"an output differs by {worst:.3g} from the release's own")
+
+
+class Swapper:
+    """Tries candidates one after the other in a background thread, so that no frame waits for it."""
+
+    def __init__(self, sessions: Sessions, *, wake: Callable[[], None] = lambda: None) -> None:
+        self._sessions, self._wake = sessions, wake
+        self._wanted: queue.SimpleQueue[Candidate | None] = queue.SimpleQueue()
+        self._tried: queue.SimpleQueue[Tried] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._loop, name="swap", daemon=True)
+        self._thread.start()
+
+    def submit(self, candidate: Candidate) -> None:
+        """Try this one when its turn comes."""
+        self._wanted.put(candidate)
+
+    def poll(self) -> list[Tried]:
+        """Return what was tried since the last call, without waiting."""
+        tried = []
+        while not self._tried.empty():
+            tried.append(self._tried.get())
+        return tried
+
+    def close(self) -> None:
+        """End the thread after the candidate it is at."""
+        self._wanted.put(None)
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while (candidate := self._wanted.get()) is not None:
+            try:
+                run = self._sessions.load(candidate.model, candidate.onnx_sha256, candidate.canary)
+                self._tried.put(Tried(candidate, run))
+            except PeerError as error:
+                self._tried.put(Tried(candidate, None, error.reason, error.detail))
+            self._wake()

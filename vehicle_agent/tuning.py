@@ -1,0 +1,157 @@
+"""A vehicle's trainings: the job to the trainer, its result to a sealed update in the journal, its fate afterwards."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fedfleet.codec import payload
+from fedfleet.codec.delta import Delta
+from fedfleet.codec.residual import encode_with_feedback
+from fedfleet.codec.settings import Settings as CodecSettings
+from fedfleet.protocol import update
+from fedfleet.protocol.envelope import Kind, peek, seal
+from fedfleet.protocol.errors import PeerError, UsageError
+from fedfleet.protocol.messages import Plan
+from fedfleet.vehicle_agent import actions as act
+from fedfleet.vehicle_agent import events as ev
+from fedfleet.vehicle_agent.entries import OutboxEntry
+from fedfleet.vehicle_agent.jobs import Job, Told
+from fedfleet.vehicle_agent.journal import Journal, JournalError
+from fedfleet.vehicle_agent.trainer_port import TrainerPool
+
+__all__ = ["Tuning"]
+
+
+class Tuning:
+    """One training at a time; files in ``folder`` live as long as their job.
+
+    ``task`` is the name that loads the task; ``identity`` has fleet and vehicle.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        pool: TrainerPool,
+        folder: Path,
+        *,
+        task: str,
+        data_dir: Path,
+        identity: tuple[str, str],
+    ) -> None:
+        self._journal, self._pool, self._folder = journal, pool, folder
+        self._task, self._data_dir, (self._fleet, self._vehicle) = task, data_dir, identity
+        self._job: Job | None = None
+        self._round = -1
+        self._jobs = 0
+        self.max_update_bytes = 4_000_000
+        self.trainings = 0
+        self.trouble = ""
+        for left in folder.glob("*.npy") if folder.is_dir() else ():
+            left.unlink()
+
+    def start(self, plan: Plan, seed: int) -> list[ev.Event]:
+        """Hand the base and the plan's settings to a trainer."""
+        base, vector = self._journal.base, self._journal.base_vector
+        if base is None or vector is None or base.version != plan.base_version:
+            return [ev.TrainingFailed(plan.round, "base-missing")]
+        self._jobs += 1
+        name = f"{plan.round}-{self._jobs}"
+        files = {kind: self._folder / f"{kind}-{name}.npy" for kind in ("base", "delta")}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            np.save(files["base"], vector, allow_pickle=False)
+        except OSError as error:
+            self.trouble = f"cannot write {files['base']}: {error.strerror}"
+            return [ev.TrainingFailed(plan.round, "disk-full")]
+        settings: Mapping[str, int | float | str] = plan.training
+        self._round = plan.round
+        self._job = Job(
+            id=f"{self._vehicle}/{name}",
+            task=self._task,
+            data_dir=str(self._data_dir),
+            base=str(files["base"]),
+            settings=settings,
+            seed=seed,
+            out=str(files["delta"]),
+        )
+        self._pool.submit(self._job)
+        return []
+
+    def stop(self) -> None:
+        """Give the training up."""
+        if self._job is not None:
+            self._pool.cancel(self._job.id)
+            self._end(self._job)
+
+    def told(self, told: Told) -> list[ev.Event]:
+        """Take a trainer's word; what it says about jobs that were given up is ignored."""
+        if self._job is None or told.id != self._job.id:
+            return []
+        if told.kind == "progress":
+            return [ev.TrainingProgress(self._round, told.step)]
+        if told.kind == "failed":
+            self.trouble = f"{told.reason}: {told.detail}"
+            self._end(self._job)
+            return [ev.TrainingFailed(self._round, told.reason)]
+        return [ev.TrainingDone(self._round, told.steps, told.examples)]
+
+    def submit(self, action: act.SubmitUpdate) -> list[ev.Event]:
+        """Encode, seal and journal the result; nothing of it remains when that fails."""
+        plan, job = action.plan, self._job
+        if job is None or self._round != plan.round:
+            return [ev.UpdateGivenUp(plan.round, "result-missing")]
+        try:
+            entry = self._commit(plan, job, action)
+        except (PeerError, JournalError) as error:
+            self.trouble = str(error)
+            return [ev.UpdateGivenUp(plan.round, error.reason)]
+        except (UsageError, OSError, ValueError) as error:
+            self.trouble = str(error)
+            return [ev.UpdateGivenUp(plan.round, "not-encodable")]
+        finally:
+            self._end(job)
+        self.trainings += 1
+        return [ev.UpdateJournaled(entry.id.sequence, str(entry.id), entry.sealed_sha256, plan.round)]
+
+    def _commit(self, plan: Plan, job: Job, action: act.SubmitUpdate) -> OutboxEntry:
+        codec = CodecSettings(index=plan.codec.index, value=plan.codec.value, density=plan.codec.density)
+        if plan.codec.coordinates == "common":
+            raise PeerError("unsupported-codec", f"round {plan.round} asks for common coordinates")
+        delta = np.load(job.out, allow_pickle=False)
+        body, residual = encode_with_feedback(
+            delta, self._journal.residual(delta.size), codec, steps=action.steps, examples=action.examples
+        )
+        id_ = self._journal.next_id
+        manifest = update.Manifest(id_, plan.task, plan.region, plan.round, plan.base_version)
+        packed = update.pack(manifest, body)
+        sealed = seal(packed, self._journal.key, kind=Kind.UPDATE, sender=self._vehicle, fleet=self._fleet)
+        if len(sealed) > self.max_update_bytes:
+            told = f"round {plan.round}: update is {len(sealed)} bytes, limit {self.max_update_bytes}"
+            raise PeerError("update-too-large", told)
+        entry = OutboxEntry(id_, sealed, plan.round, plan.region)
+        self._journal.commit_update(entry, residual)
+        return entry
+
+    def settle(self, action: act.Settle) -> None:
+        """Forget an update, or let it re-enter the residual when it came back; JournalError when that fails."""
+        entry = self._journal.sealed(action.sequence)
+        if entry is not None:
+            returned = self._decoded(entry) if action.fate == "returned" else None
+            self._journal.settle(action.sequence, returned=returned)
+
+    def _decoded(self, entry: OutboxEntry) -> Delta | None:
+        vector = self._journal.base_vector
+        if vector is None:
+            return None
+        header = peek(entry.sealed, limit_bytes=len(entry.sealed))
+        _, body = update.unpack(entry.sealed[header.body_start :], sender=self._vehicle)
+        try:
+            return payload.decode(body, size=vector.size).delta
+        except PeerError:  # made for a model of another size: there is no residual that it could enter
+            return None
+
+    def _end(self, job: Job) -> None:
+        self._job = None
+        for file in (job.base, job.out):
+            Path(file).unlink(missing_ok=True)

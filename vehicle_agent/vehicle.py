@@ -1,0 +1,308 @@
+"""The shell of one vehicle: what arrives becomes events, ``agent.step`` decides, this performs the actions."""
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedfleet.link.port import Connected, Delivery, Disconnected, Event, Link, Will
+from fedfleet.protocol import messages as msg
+from fedfleet.protocol import topics
+from fedfleet.protocol.enrolment import vehicle_proof
+from fedfleet.protocol.errors import PeerError
+from fedfleet.protocol.selection import draw
+from fedfleet.vehicle_agent import actions as act
+from fedfleet.vehicle_agent import events as ev
+from fedfleet.vehicle_agent.agent import step
+from fedfleet.vehicle_agent.downlink import Downlink
+from fedfleet.vehicle_agent.eligibility import Conditions
+from fedfleet.vehicle_agent.jobs import Told
+from fedfleet.vehicle_agent.journal import Journal, JournalError
+from fedfleet.vehicle_agent.runtime import Replay
+from fedfleet.vehicle_agent.state import State
+from fedfleet.vehicle_agent.swap import Tried
+from fedfleet.vehicle_agent.trusted import Trusted, admit
+from fedfleet.vehicle_agent.tuning import Tuning
+from fedfleet.vehicle_agent.uplink import Uplink, will
+
+__all__ = ["Observer", "Parts", "Vehicle"]
+
+Observer = Callable[[ev.Event, float, tuple[act.Action, ...]], None]
+MOST_REASONS = 90
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a vehicle is made of."""
+
+    journal: Journal
+    replay: Replay
+    downlink: Downlink
+    tuning: Tuning
+    conditions: Conditions
+
+
+class Vehicle:
+    """One vehicle, driven by one thread: ``connect``, then ``on_…`` and ``tick`` with the time, at last ``close``.
+
+    ``nonce`` draws 32 hex digits, ``report`` shows one line to a person, ``rss_bytes`` measures the process.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        trusted: Trusted,
+        parts: Parts,
+        *,
+        nonce: Callable[[], str],
+        report: Callable[[str], None],
+        rss_bytes: Callable[[], int],
+    ) -> None:
+        self.state, self.trusted, self.parts = state, trusted, parts
+        self.name = state.settings.vehicle
+        self.observer: Observer | None = None
+        self.refusals: Counter[str] = Counter()
+        self.bytes_down = 0
+        self._nonce, self._report, self._rss_bytes = nonce, report, rss_bytes
+        self._link: Link
+        self._uplink: Uplink
+        self._signals: Mapping[str, Any] | None = None
+        self._metrics_at_s = 0.0
+        self._told_journal = False
+        self._draws = 0
+        self._perform: Mapping[type, Callable[[Any, float], Iterable[ev.Event]]] = {
+            act.Subscribe: self._subscribe,
+            act.Unsubscribe: self._unsubscribe,
+            act.PublishStatus: self._status,
+            act.SendRequest: self._request,
+            act.FetchBase: lambda a, now_s: parts.downlink.fetch(a.pointer, None, now_s),
+            act.FetchRelease: lambda a, now_s: parts.downlink.fetch(a.release.model, a.release, now_s),
+            act.Activate: lambda a, _: parts.downlink.activate(a.release),
+            act.StartTraining: lambda a, _: parts.tuning.start(a.plan, a.seed),
+            act.StopTraining: self._stop_training,
+            act.SubmitUpdate: lambda a, _: parts.tuning.submit(a),
+            act.Send: self._send,
+            act.Settle: self._settle,
+            act.Count: self._refuse,
+            act.Report: self._say,
+        }
+
+    @property
+    def will(self) -> Will:
+        """What the broker says when this vehicle is gone."""
+        fleet = self.state.settings.fleet
+        return will(self._told("CONNECTIONBROKEN", 0.0), self.parts.journal.key, fleet=fleet)
+
+    def connect(self, link: Link) -> None:
+        """Speak and listen over this link; its events come through ``on_link``."""
+        fleet = self.state.settings.fleet
+        self._link = link
+        self._uplink = Uplink(link, self.parts.journal.key, fleet=fleet, vehicle=self.name)
+        self.parts.downlink.attach(link, fleet, self._jitter)
+
+    def on_link(self, event: Event, now_s: float) -> None:
+        """Take an event of the link; a delivery is acknowledged after it was handled."""
+        match event:
+            case Connected(present):
+                self.handle(ev.LinkUp(present), now_s)
+            case Disconnected(reason):
+                self.handle(ev.LinkDown(reason), now_s)
+            case Delivery():
+                self.bytes_down += len(event.payload)
+                self._deliver(event, now_s)
+                self._link.ack(event)
+            case _:
+                self._uplink.retry()
+
+    def on_told(self, told: Told, now_s: float) -> None:
+        """Take a trainer's word about this vehicle's job."""
+        for event in self.parts.tuning.told(told):
+            self.handle(event, now_s)
+
+    def on_tried(self, tried: Tried, now_s: float) -> None:
+        """Take the answer about a release; the metrics tell it at once."""
+        for event in self.parts.downlink.tried(tried):
+            self.handle(event, now_s)
+        self._metrics_at_s = 0.0
+
+    def tick(self, now_s: float, *, scenario_s: float, metrics_interval_s: float) -> None:
+        """Look at the conditions and at all timers."""
+        signals = dict(self.parts.conditions.at(scenario_s))
+        if signals != self._signals:
+            self._signals = signals
+            self.handle(ev.ConditionsRead(signals), now_s)
+        for event in self.parts.downlink.tick(now_s):
+            self.handle(event, now_s)
+        self.handle(ev.Tick(), now_s)
+        self._uplink.retry()
+        if self.state.connected and now_s >= self._metrics_at_s:
+            self._metrics_at_s = now_s + metrics_interval_s
+            self._uplink.metrics(self._figures(now_s))
+
+    def close(self, now_s: float) -> None:
+        """Say OFFLINE, give the training up, let the journal go. The link is closed by who made it."""
+        self.parts.tuning.stop()
+        self._uplink.status(self._told("OFFLINE", now_s))
+        self.parts.journal.close()
+
+    def handle(self, event: ev.Event, now_s: float) -> None:
+        """Step, perform, and step on with what that brings, until nothing follows."""
+        waiting = deque([event])
+        while waiting:
+            current = waiting.popleft()
+            self.state, actions = step(self.state, current, now_s)
+            if self.observer is not None:
+                self.observer(current, now_s, actions)
+            for action in actions:
+                try:
+                    waiting.extend(self._perform[type(action)](action, now_s))
+                except JournalError as error:
+                    self._journal_failed(error)
+            if isinstance(current, ev.TrainingFailed | ev.UpdateGivenUp):
+                trouble = self.parts.tuning.trouble
+                self._report(f"vehicle {self.name}: round {current.round}: {current.reason}: {trouble}"[:400])
+
+    # --- what arrives ---
+
+    def _deliver(self, delivery: Delivery, now_s: float) -> None:
+        try:
+            topic = topics.parse(delivery.topic)
+            if topic.kind == "blob":
+                for event in self.parts.downlink.deliver(topic, delivery.payload, now_s):
+                    self.handle(event, now_s)
+                return
+            if not delivery.payload:  # a retained topic was cleared
+                return
+            trusted, came = admit(self.trusted, topic, delivery.payload, now_s=now_s)
+        except PeerError as error:
+            self.handle(ev.MessageRefused(error.reason), now_s)
+            return
+        try:
+            self._remember(trusted, came)
+        except JournalError as error:
+            self._journal_failed(error)
+        self.trusted = trusted
+        self.handle(came, now_s)
+
+    def _remember(self, trusted: Trusted, came: ev.Event) -> None:
+        """Journal what must outlive this process before anything is done about it."""
+        if isinstance(came, ev.Assigned):
+            known = (self.parts.journal.region, self.parts.journal.server_key)
+            if known != (trusted.region, trusted.server_key) or not self.parts.journal.enrolled:
+                self.parts.journal.assign(trusted.region, trusted.server_key)
+        newest = trusted.seen.get(trusted.region)
+        if newest is not None and newest != self.trusted.seen.get(trusted.region):
+            self.parts.journal.note_seen(trusted.region, newest)
+
+    # --- what is to be done ---
+
+    def _subscribe(self, action: act.Subscribe, now_s: float) -> Iterable[ev.Event]:
+        del now_s
+        for topic_filter in action.filters:
+            self._link.subscribe(topic_filter)
+        return ()
+
+    def _unsubscribe(self, action: act.Unsubscribe, now_s: float) -> Iterable[ev.Event]:
+        del now_s
+        for topic_filter in action.filters:
+            self._link.unsubscribe(topic_filter)
+        return ()
+
+    def _status(self, action: act.PublishStatus, now_s: float) -> Iterable[ev.Event]:
+        del action  # it is what the state says
+        self._uplink.status(self._told("ONLINE", now_s))
+        return ()
+
+    def _request(self, action: act.SendRequest, now_s: float) -> Iterable[ev.Event]:
+        del now_s
+        nonce, fleet, code = self._nonce(), self.state.settings.fleet, self.trusted.code
+        request = msg.Request(vehicle=self.name, kind=action.kind, nonce=nonce)
+        if action.kind == "enrol" and code is not None:
+            key = self.parts.journal.key.public.hex()
+            proof = vehicle_proof(code, fleet=fleet, vehicle=self.name, nonce=nonce, public_key=key)
+            request = msg.Request(vehicle=self.name, kind="enrol", nonce=nonce, public_key=key, proof=proof)
+        self.trusted = replace(self.trusted, nonce=nonce)
+        self._uplink.request(request)
+        return ()
+
+    def _send(self, action: act.Send, now_s: float) -> Iterable[ev.Event]:
+        del now_s
+        entry = self.parts.journal.sealed(action.sequence)
+        if entry is not None and not self._uplink.update(entry, self.state.settings.task):
+            self._count("link-full")
+        return ()
+
+    def _stop_training(self, action: act.StopTraining, now_s: float) -> Iterable[ev.Event]:
+        del action, now_s
+        self.parts.tuning.stop()
+        return ()
+
+    def _settle(self, action: act.Settle, now_s: float) -> Iterable[ev.Event]:
+        del now_s
+        self.parts.tuning.settle(action)
+        return ()
+
+    def _refuse(self, action: act.Count, now_s: float) -> Iterable[ev.Event]:
+        del now_s
+        self._count(action.reason)
+        return ()
+
+    def _say(self, action: act.Report, now_s: float) -> Iterable[ev.Event]:
+        del now_s
+        self._report(action.text)
+        return ()
+
+    # --- what it tells ---
+
+    def _told(self, state: str, at_s: float) -> msg.Status:
+        said = self.state.said
+        online = state == "ONLINE" and said is not None
+        return msg.Status.model_validate(
+            {
+                "vehicle": self.name,
+                "state": state,
+                "session": self.state.session,
+                "at_s": at_s,
+                "lease": said.lease if online and said else None,
+                "eligible": said.eligible if online and said else False,
+                "reason": said.reason if online and said else "",
+                "active_version": self.state.active.version if self.state.active else 0,
+                "epoch": self.parts.journal.epoch,
+            }
+        )
+
+    def _figures(self, now_s: float) -> msg.Metrics:
+        figures = self.parts.replay.figures()
+        return msg.Metrics(
+            vehicle=self.name,
+            task=self.state.settings.task,
+            at_s=now_s,
+            session=self.state.session,
+            active_version=self.state.active.version if self.state.active else 0,
+            frames=figures.frames,
+            missed=figures.missed,
+            missed_in_swap=figures.missed_in_swap,
+            swaps=figures.swaps,
+            p50_ms=figures.p50_ms,
+            p99_ms=figures.p99_ms,
+            bytes_up=self._uplink.bytes_up,
+            bytes_down=self.bytes_down,
+            trainings=self.parts.tuning.trainings,
+            rss_bytes=self._rss_bytes(),
+            scores=figures.scores,
+            refusals=dict(self.refusals),
+        )
+
+    def _count(self, reason: str) -> None:
+        known = reason in self.refusals or len(self.refusals) < MOST_REASONS
+        self.refusals[reason[:80] if known else "other"] += 1
+
+    def _journal_failed(self, error: JournalError) -> None:
+        self._count(error.reason)
+        if not self._told_journal:
+            self._told_journal = True
+            self._report(str(error))
+
+    def _jitter(self) -> float:
+        self._draws += 1
+        return draw(self.state.session, -self._draws, self.name)
