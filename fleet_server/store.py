@@ -6,6 +6,7 @@ here are opening, the lock that keeps a second server away, and transactions.
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ class Store:
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except DatabaseError as error:
+        except OperationalError as error:
             raise StoreFailed(f"store {self.folder / FILE}: {error.orig}") from error
 
     @contextmanager
@@ -122,9 +123,13 @@ def open_reader(folder: Path) -> Store:
     try:
         with store.read() as connection:
             _check(connection, folder, {"schema": str(schema.VERSION)})
-    except DatabaseError as error:
+    except (DatabaseError, sqlite3.DatabaseError) as error:
         store.close()
-        raise UsageError(f"store {path} cannot be read: {error.orig}") from error
+        cause = error.orig if isinstance(error, DatabaseError) else error
+        raise UsageError(f"store {path} cannot be read: {cause}") from error
+    except UsageError:
+        store.close()
+        raise
     return store
 
 
@@ -159,10 +164,9 @@ def _prepare(store: Store, expected: dict[str, str]) -> None:
                 rows = [{"name": name, "value": value} for name, value in expected.items()]
                 connection.execute(schema.property_.insert(), rows)
             _check(connection, store.folder, expected)
-    except OperationalError as error:
-        raise UsageError(f"store {store.folder / FILE} cannot be opened: {error.orig}") from error
-    except StoreFailed as error:
-        raise UsageError(f"{error}, it cannot be opened") from error
+    except (DatabaseError, sqlite3.DatabaseError) as error:
+        cause = error.orig if isinstance(error, DatabaseError) else error
+        raise UsageError(f"store {store.folder / FILE} cannot be opened: {cause}") from error
 
 
 def save_start(connection: Connection, value: str) -> None:

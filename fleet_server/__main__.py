@@ -1,0 +1,7 @@
+"""``python -m fedfleet.fleet_server --config-json FILE``."""
+
+import sys
+
+from fedfleet.fleet_server.main import main
+
+sys.exit(main())

@@ -1,0 +1,132 @@
+"""The fleet server's process: the only place of this room that reads the clock, draws random bytes or hears signals.
+
+Exit codes: 0 after SIGTERM or SIGINT, 1 when the store cannot be written (nothing is lost: what was not committed
+was not acknowledged, so the broker delivers it again), 2 for a mistake in the configuration.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import structlog
+from pydantic import ValidationError
+
+from fedfleet.fleet_server.assembly import Parts, assemble, prepare
+from fedfleet.fleet_server.config import ServerConfig
+from fedfleet.fleet_server.server import Server
+from fedfleet.fleet_server.store import StoreFailed
+from fedfleet.link.inbox import Inbox
+from fedfleet.link.options import options_for
+from fedfleet.link.paho import Loop
+from fedfleet.link.port import Event
+from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.ids import SERVER
+
+__all__ = ["main", "run"]
+
+log = structlog.get_logger()
+
+INBOX_EVENTS = 4096
+TICK_S = 0.05
+
+
+class _Stop:
+    """Set by SIGTERM or SIGINT; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def run(config: ServerConfig) -> int:
+    """Serve until a signal asks to end; return the exit code. Raises UsageError for a mistake of the user."""
+    stop = _Stop()
+    options = options_for(config.broker)
+    try:
+        parts = prepare(config, now_s=time.time(), draw=os.urandom)
+    except StoreFailed as error:
+        return _failed(error)
+    inbox: Inbox[Event] = Inbox(INBOX_EVENTS)
+    loop = Loop().start()
+    try:
+        link = loop.connect(
+            config.broker.host, config.broker.port, client_id=SERVER, sink=inbox.put, options=options
+        )
+        log.info("serving", fleet=config.fleet, task=config.task, pid=os.getpid())
+        _serve(assemble(parts, link), parts, inbox, stop)
+    except (StoreFailed, OSError) as error:
+        return _failed(error)
+    finally:
+        loop.stop()
+        parts.close()
+    log.info("stopped", version=parts.coordinator.model.version)
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    log.error("stopped: cannot write", error=str(error))
+    sys.stderr.write(f"fedfleet server: {error}; nothing was acknowledged that is not stored\n")
+    return 1
+
+
+def _serve(server: Server, parts: Parts, inbox: Inbox[Event], stop: _Stop) -> None:
+    due = time.monotonic()
+    while not stop.asked:
+        events = _collect(inbox, parts.config, until=due)
+        stored = parts.ingest.stored
+        server.handle(events, time.time())
+        if time.monotonic() >= due or parts.ingest.stored != stored:
+            server.tick(time.time())
+            due = time.monotonic() + TICK_S
+
+
+def _collect(inbox: Inbox[Event], config: ServerConfig, *, until: float) -> list[Event]:
+    """Return the events of one transaction: after the first, those that follow within the wait of a group commit."""
+    commit = config.group_commit
+    events = inbox.drain(commit.updates, max(0.0, until - time.monotonic()))
+    last = time.monotonic() + commit.wait_ms / 1000
+    while 0 < len(events) < commit.updates and (left := last - time.monotonic()) > 0:
+        events += inbox.drain(commit.updates - len(events), left)
+    return events
+
+
+def _read(path: Path) -> ServerConfig:
+    try:
+        return ServerConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "file"
+        raise UsageError(f"{path}: {where}: {first['msg']}") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the server of ``--config-json FILE``; one line on stderr and 2 for a mistake."""
+    parser = argparse.ArgumentParser(prog="python -m fedfleet.fleet_server", description=main.__doc__)
+    parser.add_argument("--config-json", type=Path, required=True, help="the whole configuration, JSON")
+    told = parser.parse_args(arguments)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        return run(_read(told.config_json))
+    except UsageError as error:
+        sys.stderr.write(f"fedfleet server: {error}\n")
+        return 2
