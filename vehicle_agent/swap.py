@@ -48,16 +48,16 @@ class Tried:
 
 
 class Loaded:
-    """A session of a verified file. Two threads may call it."""
+    """A session of a verified file that fits the task. Two threads may call it."""
 
     def __init__(self, model: bytes, task: Task) -> None:
-        self._session = scoring.new_session(model)
-        self._names = (task.specification.input_name, task.specification.output_name)
+        self._session, self._task = scoring.new_session(model), task
+        scoring.check(self._session, task)
+        self(np.zeros((2, *task.specification.input_shape), dtype=np.float32))
 
     def __call__(self, inputs: Floats) -> Floats:
         """Return the outputs f32[N, *out]."""
-        outputs: Floats = self._session.run([self._names[1]], {self._names[0]: inputs})[0]
-        return outputs
+        return scoring.infer(self._session, self._task, inputs)
 
 
 class Sessions:
@@ -71,7 +71,7 @@ class Sessions:
     def load(self, model: bytes, onnx_sha256: str, canary: Canary | None = None) -> Run:
         """Return a session of the file, tried with the canary.
 
-        Raises PeerError: digest-mismatch, unloadable-model, wrong-form, canary-mismatch.
+        Raises PeerError: digest-mismatch, unloadable-model, model-mismatch, canary-mismatch.
         """
         found = sha256(model).hexdigest()
         if found != onnx_sha256:
@@ -81,22 +81,10 @@ class Sessions:
         with self._lock:
             loaded = self._held.get(onnx_sha256)
             if loaded is None:
-                loaded = self._new(model)
+                loaded = Loaded(model, self._task)
                 self._held[onnx_sha256] = loaded
         if canary is not None:
             self._try(loaded, canary)
-        return loaded
-
-    def _new(self, model: bytes) -> Loaded:
-        shape = self._task.specification
-        try:
-            loaded = Loaded(model, self._task)
-            outputs = loaded(np.zeros((2, *shape.input_shape), dtype=np.float32))
-        except Exception as error:
-            raise PeerError("unloadable-model", str(error).splitlines()[0][:200]) from error
-        if outputs.dtype != np.float32 or outputs.shape != (2, *shape.output_shape):
-            got = f"{outputs.dtype}{list(outputs.shape)}, expected float32{[2, *shape.output_shape]}"
-            raise PeerError("wrong-form", f"output {shape.output_name} is {got}")
         return loaded
 
     def _try(self, run: Run, canary: Canary) -> None:
