@@ -51,8 +51,8 @@ def partition(
     """Split every region's drives into train, validation and test, and deal the train drives out to its vehicles.
 
     `vehicles` is a number per region, or of all regions together, then shared out evenly (the first regions by name
-    take what is over). Vehicles are named v01, v02, … in the order of the regions' names; drives are dealt in turn, in an
-    order drawn from the seed. A region's validation and test take their fraction, rounded, but at least one drive.
+    take what is over). Vehicles are named v01, v02, … in the order of the regions' names; drives are dealt in turn,
+    in an order drawn from the seed. A region's validation and test take their fraction, at least one drive.
 
     Raises UsageError when a drive appears twice, a region has too few drives, or a number or fraction is out of range.
     """
@@ -114,6 +114,4 @@ def _check_fractions(fractions: tuple[float, float, float]) -> None:
     train, validation, test = fractions
     sums_up = math.isclose(sum(fractions), 1.0, abs_tol=1e-9)
     if not (sums_up and train > 0 and validation > 0 and test >= 0):
-        raise UsageError(
-            f"fractions {fractions}: expected train > 0, validation > 0, test ≥ 0, together 1 (the gate needs validation)"
-        )
+        raise UsageError(f"fractions {fractions}: expected train > 0, validation > 0, test ≥ 0, together 1")

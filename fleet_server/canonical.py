@@ -1,0 +1,123 @@
+"""The canonical form of a model file (onnx): equal networks give equal bytes, weights lie at known places.
+
+Stripped: producer, metadata, doc strings, value_info. Initializers are sorted by name, each with its values as raw
+bytes in the file. Runs in the export process only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from fedfleet.protocol.errors import UsageError
+
+__all__ = ["canonical", "places"]
+
+# Field numbers of onnx.proto: ModelProto.graph, GraphProto.initializer, TensorProto.name and .raw_data.
+_GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9
+
+
+def canonical(model: onnx.ModelProto, weights: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """The canonical file of `model` with these values in place of its initializers of the same names.
+
+    Raises UsageError when a weight is no float32 initializer of that shape: then the exporter has changed it.
+    """
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    out.producer_name, out.producer_version, out.domain, out.doc_string = "fedfleet", "", "", ""
+    out.model_version = 0
+    del out.metadata_props[:]
+    opsets = sorted(out.opset_import, key=lambda each: str(each.domain))
+    del out.opset_import[:]
+    out.opset_import.extend(opsets)
+    _strip(out.graph)
+    for function in out.functions:
+        _strip(function)
+    tensors = sorted(
+        (_tensor(each, weights) for each in out.graph.initializer), key=lambda each: str(each.name)
+    )
+    missing = sorted(set(weights) - {tensor.name for tensor in tensors})
+    if missing:
+        raise UsageError(f"the exported graph has no initializer {missing[0]}, which is in the state dict")
+    del out.graph.initializer[:]
+    out.graph.initializer.extend(tensors)
+    onnx.checker.check_model(out)
+    return bytes(out.SerializeToString(deterministic=True))
+
+
+def places(file: bytes, names: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Start and end of each named initializer's raw bytes in a canonical file, found by walking the protobuf."""
+    found: dict[str, tuple[int, int]] = {}
+    for number, start, end in _fields(file, 0, len(file)):
+        if number != _GRAPH:
+            continue
+        for inner, first, last in _fields(file, start, end):
+            if inner == _INITIALIZER:
+                parts = {field: (a, b) for field, a, b in _fields(file, first, last)}
+                a, b = parts[_NAME]
+                name = file[a:b].decode()
+                if name in names:
+                    found[name] = parts[_RAW_DATA]
+    return found
+
+
+def _strip(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            attribute.doc_string = ""
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _strip(inner)
+    if isinstance(graph, onnx.GraphProto):
+        graph.name = "model"
+        for value in (*graph.input, *graph.output):
+            value.doc_string = ""
+            del value.metadata_props[:]
+
+
+def _tensor(tensor: onnx.TensorProto, weights: Mapping[str, NDArray[np.float32]]) -> onnx.TensorProto:
+    """The same tensor with nothing but name, type, shape and raw bytes, and the weight's values if it is one."""
+    values = numpy_helper.to_array(tensor)
+    weight = weights.get(tensor.name)
+    if weight is not None:
+        if values.dtype != np.float32 or values.shape != weight.shape:
+            got = f"{values.dtype}{list(values.shape)}"
+            raise UsageError(f"initializer {tensor.name}: expected float32{list(weight.shape)}, got {got}")
+        values = weight
+    return numpy_helper.from_array(np.array(values), tensor.name)
+
+
+def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Field number, start and end of the length-delimited fields of one protobuf message; others are passed over."""
+    while start < end:
+        key, start = _varint(data, start)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            _, start = _varint(data, start)
+        elif wire == 2:
+            length, start = _varint(data, start)
+            yield number, start, start + length
+            start += length
+        elif wire in {1, 5}:
+            start += 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"protobuf wire type {wire} at byte {start}")
+
+
+def _varint(data: bytes, start: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[start]
+        start += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, start
+        shift += 7

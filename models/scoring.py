@@ -1,0 +1,97 @@
+"""Runs and scores a model file with ONNX Runtime, on one thread. numpy and onnxruntime only.
+
+May live here: how a session is made, its check against a task, inference in batches, metrics of the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from fedfleet.models.task import Floats, Samples, Sums, Task
+from fedfleet.protocol.errors import PeerError
+
+__all__ = ["check", "infer", "new_session", "score"]
+
+BATCH = 1024
+
+
+def new_session(model: bytes) -> ort.InferenceSession:
+    """A session of the model file: one thread, no spinning, sequential, CPU.
+
+    Raises PeerError("unloadable-model") when ONNX Runtime does not accept the file.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4  # what is wrong is raised, and said once by us
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise PeerError("unloadable-model", f"{len(model)} bytes: {_first_line(error)}") from error
+
+
+def check(session: ort.InferenceSession, task: Task) -> None:
+    """Raise PeerError("model-mismatch") unless input and output are those of the task, with a free batch axis."""
+    wanted = task.specification
+    for side, found, name, shape in (
+        ("input", session.get_inputs(), wanted.input_name, wanted.input_shape),
+        ("output", session.get_outputs(), wanted.output_name, wanted.output_shape),
+    ):
+        got = " and ".join(f"{each.name} {_form(each.type, each.shape)}" for each in found)
+        one = found[0] if len(found) == 1 else None
+        free = one is not None and len(one.shape) > 0 and not isinstance(one.shape[0], int)
+        if not (
+            one and free and one.name == name and one.type == "tensor(float)" and one.shape[1:] == [*shape]
+        ):
+            expected = f"{name} {_form('tensor(float)', ['N', *shape])}"
+            text = f"model does not match task {task.name}: {side} expected {expected}, got {got or 'none'}"
+            raise PeerError("model-mismatch", text)
+
+
+def infer(session: ort.InferenceSession, task: Task, inputs: Floats, *, batch: int = BATCH) -> Floats:
+    """The outputs f32[N, *out] for inputs f32[N, *in], `batch` rows a call; no rows give no rows.
+
+    Raises PeerError("model-mismatch") for an output of another shape, and when the model fails on the input.
+    """
+    shape = task.specification
+    outputs = np.empty((len(inputs), *shape.output_shape), dtype=np.float32)
+    for start in range(0, len(inputs), batch):
+        rows = np.ascontiguousarray(inputs[start : start + batch], dtype=np.float32)
+        try:
+            answer = session.run([shape.output_name], {shape.input_name: rows})[0]
+        except Exception as error:
+            text = f"model fails on {shape.input_name} {list(rows.shape)} of task {task.name}: {_first_line(error)}"
+            raise PeerError("model-mismatch", text) from error
+        if answer.shape != (len(rows), *shape.output_shape):
+            expected = [len(rows), *shape.output_shape]
+            text = (
+                f"model does not match task {task.name}: output expected {expected}, got {list(answer.shape)}"
+            )
+            raise PeerError("model-mismatch", text)
+        outputs[start : start + batch] = answer
+    return outputs
+
+
+def score(model: ort.InferenceSession | bytes, task: Task, samples: Samples, *, batch: int = BATCH) -> Sums:
+    """Sum every metric of the task over the judged samples: name -> (sum, count).
+
+    A model with an output that is not finite gets sums that are not finite either. Raises PeerError as
+    `new_session`, `check` and `infer` do.
+    """
+    session = new_session(model) if isinstance(model, bytes) else model
+    check(session, task)
+    return task.score(infer(session, task, samples.inputs, batch=batch), samples)
+
+
+def _form(kind: str, shape: Sequence[Any]) -> str:
+    return f"{kind.removeprefix('tensor(').removesuffix(')')}[{', '.join(str(side) for side in shape)}]"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
