@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from fedfleet.scenarios.pack import check_pack, read_manifest, read_pack, sumo_pack
 from fedfleet.scenarios.records import Scenario
-from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 PAST, FUTURE = 20, 30
@@ -43,7 +44,9 @@ def measure(folder: Path, *, seconds: float) -> dict[str, Any]:
     regions = {}
     for region, part in data.items():
         here = [s for s in scenarios if s.region == region]
-        regions[region] = _counts(here) | {"agent_manoeuvres": manifest["regions"][region]["agent_manoeuvres"]}
+        regions[region] = _counts(here) | {
+            "agent_manoeuvres": manifest["regions"][region]["agent_manoeuvres"]
+        }
         regions[region]["constant_velocity_all_drives"] = _errors(part["cv"], part, part["judged"])
         held = part["judged"] & part["test"]
         regions[region]["constant_velocity"] = cv = _errors(part["cv"], part, held)
@@ -137,13 +140,16 @@ def _features(xy: Floats) -> Floats:
 
 
 def _text(report: dict[str, Any]) -> str:
-    lines = [f"{report['scenarios']} scenarios, {report['pack_bytes'] / 1e6:.2f} MB, table {report['table_sha256']}"]
+    lines = [
+        f"{report['scenarios']} scenarios, {report['pack_bytes'] / 1e6:.2f} MB, table {report['table_sha256']}"
+    ]
     for region, row in report["regions"].items():
         cv, mlp = row["constant_velocity"], row.get("mlp")
         lines.append(
             f"{region:18} {row['scenarios']:4} scenarios {row['drives']:3} drives {row['agents']:5} judged tracks, "
             f"moving {row['moving_tracks_median']:.0f}, constant velocity ADE {cv['ade_m']:.2f} FDE {cv['fde_m']:.2f} "
-            f"miss {cv['miss_rate']:.2f}" + (f", MLP ADE {mlp['ade_m']:.2f} ({row['gain_percent']} % better)" if mlp else "")
+            f"miss {cv['miss_rate']:.2f}"
+            + (f", MLP ADE {mlp['ade_m']:.2f} ({row['gain_percent']} % better)" if mlp else "")
         )
         lines.append(f"{'':18} {row['agent_manoeuvres']}")
     return "\n".join(lines)

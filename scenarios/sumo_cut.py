@@ -25,7 +25,7 @@ NOISE_M: Final = 0.03
 MOST_TRACKS: Final = 56
 MOST_AGENTS: Final = 4
 WANTED_MOVING: Final = 21
-MANOEUVRES: Final = {"turn": 3.0, "lane-change": 4.0, "stop": 2.5, "start": 2.0, "straight": 0.6}
+MANOEUVRES: Final = {"turn": 3.0, "lane-change": 7.0, "stop": 2.5, "start": 2.0, "straight": 0.4}
 
 Floats = NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """The four road networks of the SUMO pack, built with SUMO's netconvert and netgenerate.
 
-May live here: geometry of the shipped networks and the commands that turn it into `.net.xml.gz`. Not needed to
+May live here: the roads of each region and the commands that turn them into `.net.xml.gz`. Not needed to
 generate scenarios (the networks are kept in the pack); run it only to change a road:
 `pip install eclipse-sumo` and `python -m fedfleet.scenarios.sumo_nets OUT_FOLDER`.
 """
@@ -11,70 +11,15 @@ import argparse
 import gzip
 import math
 import re
-import subprocess
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
-from numpy.typing import NDArray
+
+from fedfleet.scenarios.sumo_plan import COMMON, Plan, Points, beside, bowed, path, run_tool
 
 __all__ = ["build"]
-
-Points = NDArray[np.float64]
-
-_COMMON: Final = (
-    "--no-turnarounds=true",
-    "--junctions.internal-link-detail=16",
-    "--junctions.corner-detail=8",
-    "--junctions.limit-turn-speed=3.2",
-    "--tls.yellow.time=3",
-    "--offset.disable-normalization=true",
-    "--precision=2",
-)
-
-
-@dataclass
-class _Plan:
-    """Plain nodes, edges and connections, in the order in which they were drawn."""
-
-    nodes: list[str] = field(default_factory=list)
-    edges: list[str] = field(default_factory=list)
-    connections: list[str] = field(default_factory=list)
-
-    def node(self, name: str, at: Points, *, kind: str = "priority", radius: float | None = None) -> None:
-        extra = "" if radius is None else f' radius="{radius:g}"'
-        self.nodes.append(f'<node id="{name}" x="{at[0]:.2f}" y="{at[1]:.2f}" type="{kind}"{extra}/>')
-
-    def edge(
-        self, name: str, ends: tuple[str, str], shape: Points, *, lanes: int, speed: float, rank: int = 1
-    ) -> None:
-        points = " ".join(f"{x:.2f},{y:.2f}" for x, y in shape)
-        self.edges.append(
-            f'<edge id="{name}" from="{ends[0]}" to="{ends[1]}" numLanes="{lanes}" speed="{speed:g}" '
-            f'priority="{rank}" shape={quoteattr(points)}/>'
-        )
-
-    def join(self, before: str, after: str, lanes: dict[int, int]) -> None:
-        self.connections += [
-            f'<connection from="{before}" to="{after}" fromLane="{a}" toLane="{b}"/>'
-            for a, b in lanes.items()
-        ]
-
-    def convert(self, out: Path, *options: str) -> None:
-        """Write the network; raises CalledProcessError with netconvert's words when it refuses."""
-        with tempfile.TemporaryDirectory() as folder:
-            parts = {"node": self.nodes, "edge": self.edges, "connection": self.connections}
-            arguments = []
-            for kind, lines in parts.items():
-                file = Path(folder) / f"{kind}.xml"
-                file.write_text(f"<{kind}s>\n" + "\n".join(lines) + f"\n</{kind}s>\n")
-                arguments.append(f"--{kind}-files={file}")
-            _run("netconvert", [*arguments, *_COMMON, *options], out)
 
 
 def build(out: Path) -> list[Path]:
@@ -95,29 +40,6 @@ def build(out: Path) -> list[Path]:
         files[-1].write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
         plain.unlink()
     return files
-
-
-def _run(tool: str, options: list[str], out: Path) -> None:
-    subprocess.run([tool, *options, f"--output-file={out}"], check=True, stdout=subprocess.DEVNULL)
-
-
-def _path(profile: Sequence[tuple[float, float]], *, step: float = 10.0) -> Points:
-    """Points each `step` metres along pieces of (length m, curvature 1/m), from (0, 0) eastwards; smoothed."""
-    curvature = np.concatenate([np.full(round(length / step), bend) for length, bend in profile])
-    smooth = np.convolve(np.pad(curvature, 8, mode="edge"), np.ones(17) / 17, mode="valid")
-    heading = np.cumsum(smooth) * step
-    return np.concatenate(
-        [np.zeros((1, 2)), np.cumsum(np.stack([np.cos(heading), np.sin(heading)], 1) * step, axis=0)]
-    )
-
-
-def _beside(path: Points, left_m: float | NDArray[np.float64]) -> Points:
-    """The path moved to its left by so many metres (negative: right)."""
-    along = np.gradient(path, axis=0)
-    along /= np.linalg.norm(along, axis=1, keepdims=True)
-    normal = np.stack([-along[:, 1], along[:, 0]], axis=1)
-    moved: Points = path + normal * np.asarray(left_m).reshape(-1, 1)
-    return moved
 
 
 # Motorway: two carriageways, each with pieces between 10 m marks; the number of lanes changes at ramps.
@@ -144,14 +66,14 @@ _PIECES: Final = [  # end mark, lanes, what happens at the end: ramp in, ramp ou
 
 
 def _motorway(out: Path) -> None:
-    plan = _Plan()
-    centre = _path(_BENDS)
-    for way, line in (("e", _beside(centre, -2.0)), ("w", _beside(centre[::-1], -2.0))):
+    plan = Plan()
+    centre = path(_BENDS)
+    for way, line in (("e", beside(centre, -2.0)), ("w", beside(centre[::-1], -2.0))):
         _carriageway(plan, way, line)
     plan.convert(out)
 
 
-def _carriageway(plan: _Plan, way: str, line: Points) -> None:
+def _carriageway(plan: Plan, way: str, line: Points) -> None:
     plan.node(f"{way}0", line[0])
     start, lanes_before, event = 0, 0, ""
     for i, (end, lanes, next_event) in enumerate(_PIECES):
@@ -173,13 +95,13 @@ def _carriageway(plan: _Plan, way: str, line: Points) -> None:
         start, lanes_before, event = end, lanes, next_event
 
 
-def _ramp(plan: _Plan, way: str, i: int, *, line: Points, mark: int, lanes: int) -> None:
+def _ramp(plan: Plan, way: str, i: int, *, line: Points, mark: int, lanes: int) -> None:
     """A ramp that leaves to, or comes from, the right of the carriageway at node i."""
     joins = _PIECES[i - 1][2] == "in"
     width = 3.2 * (lanes if joins else lanes - 1)
     marks = np.arange(mark - 24, mark + 1) if joins else np.arange(mark, mark + 25)
     far = np.abs(marks - mark) / 24.0
-    shape = _beside(line[marks], -width - 85.0 * far**2.2)
+    shape = beside(line[marks], -width - 85.0 * far**2.2)
     name, node = f"{way}-ramp-{i}", f"{way}-ramp-end-{i}"
     plan.node(node, shape[0] if joins else shape[-1])
     ends = (node, f"{way}{i}") if joins else (f"{way}{i}", node)
@@ -207,7 +129,14 @@ def _grid_city(out: Path) -> None:
         "--tls.green.time=22",
         "--default.junctions.radius=7",
     ]
-    _run("netgenerate", [*options, *_COMMON, "--no-warnings=true"], out)
+    run_tool(
+        "netgenerate",
+        [
+            *options,
+            *COMMON,
+        ],
+        out,
+    )
 
 
 # Roundabouts: centre (m), ring radius (m).
@@ -237,7 +166,7 @@ _FRINGE: Final = {
 
 
 def _roundabouts_rural(out: Path) -> None:
-    plan = _Plan()
+    plan = Plan()
     centres = {name: np.array([x, y], dtype=float) for name, (x, y, _) in _RINGS.items()}
     arms: dict[str, list[tuple[float, str]]] = {name: [] for name in _RINGS}
     for a, b, *_ in _ROADS:
@@ -249,10 +178,10 @@ def _roundabouts_rural(out: Path) -> None:
     for name, (_, _, radius) in _RINGS.items():
         gates |= _ring(plan, name, centre=centres[name], radius=float(radius), arms=sorted(arms[name]))
     for a, b, bow, swing in _ROADS:
-        _country_road(plan, a, b, shape=_bowed(gates[f"{a}-{b}"], gates[f"{b}-{a}"], bow, swing))
+        _country_road(plan, a, b, shape=bowed(gates[f"{a}-{b}"], gates[f"{b}-{a}"], bow, swing))
     for name, end in _FRINGE.items():
         plan.node(f"{name}-fringe", np.array(end, dtype=float))
-        shape = _bowed(gates[f"{name}-out"], np.array(end, dtype=float), 18, 22)
+        shape = bowed(gates[f"{name}-out"], np.array(end, dtype=float), 18, 22)
         _two_way(plan, f"{name}-out", (f"{name}-out", f"{name}-fringe"), shape)
     plan.convert(out)
 
@@ -269,7 +198,7 @@ def _on(centre: Points, radius: Points | float, angle: Points | float) -> Points
 
 
 def _ring(
-    plan: _Plan, name: str, *, centre: Points, radius: float, arms: list[tuple[float, str]]
+    plan: Plan, name: str, *, centre: Points, radius: float, arms: list[tuple[float, str]]
 ) -> dict[str, Points]:
     """Draw a ring with an exit and an entry for each arm; return the gate (end of the road) of each arm."""
     gates, stops = {}, []
@@ -291,23 +220,16 @@ def _ring(
     for (start, before), (end, after) in zip(stops, [*stops[1:], stops[0]], strict=True):
         span = np.linspace(0.0, (end - start) % (2 * math.pi), 7)
         shape = _on(centre, radius, start + span)
-        plan.edge(f"{name}-ring-{before}", (before, after), _beside(shape, 1.6), lanes=1, speed=9.5, rank=8)
+        plan.edge(f"{name}-ring-{before}", (before, after), beside(shape, 1.6), lanes=1, speed=9.5, rank=8)
     return gates
 
 
-def _bowed(start: Points, end: Points, bow: float, swing: float) -> Points:
-    t = np.linspace(0.0, 1.0, max(8, int(np.linalg.norm(end - start) / 9)))
-    line = start + (end - start) * t[:, None]
-    fade = np.sin(np.pi * t)
-    return _beside(line, fade**2 * bow + np.sin(2 * np.pi * t) * fade * swing)
-
-
-def _two_way(plan: _Plan, name: str, ends: tuple[str, str], shape: Points) -> None:
+def _two_way(plan: Plan, name: str, ends: tuple[str, str], shape: Points) -> None:
     plan.edge(name, ends, shape, lanes=1, speed=19.4, rank=4)
     plan.edge(f"-{name}", ends[::-1], shape[::-1], lanes=1, speed=19.4, rank=4)
 
 
-def _country_road(plan: _Plan, a: str, b: str, *, shape: Points) -> None:
+def _country_road(plan: Plan, a: str, b: str, *, shape: Points) -> None:
     """A road between two rings, with a side road (priority junction) half way."""
     middle = len(shape) // 2
     junction, farm = f"{a}{b}-t", f"{a}{b}-farm"
@@ -317,15 +239,15 @@ def _country_road(plan: _Plan, a: str, b: str, *, shape: Points) -> None:
     plan.node(farm, shape[middle] + 75.0 * side)
     _two_way(plan, f"{a}-{b}-1", (f"{a}-{b}", junction), shape[: middle + 1])
     _two_way(plan, f"{a}-{b}-2", (junction, f"{b}-{a}"), shape[middle:])
-    lane = _bowed(shape[middle], shape[middle] + 75.0 * side, 0, 6)
+    lane = bowed(shape[middle], shape[middle] + 75.0 * side, 0, 6)
     plan.edge(f"{a}{b}-farm", (junction, farm), lane, lanes=1, speed=13.9, rank=1)
     plan.edge(f"-{a}{b}-farm", (farm, junction), lane[::-1], lanes=1, speed=13.9, rank=1)
 
 
 def _left_hand(out: Path) -> None:
     """An arterial with three lanes each way, a parallel street, and signalled cross streets; driven on the left."""
-    plan = _Plan()
-    arterial = _path(
+    plan = Plan()
+    arterial = path(
         [(160, 0.0), (260, 1 / 320), (260, -1 / 280), (260, -1 / 420), (260, 1 / 300), (160, 0.0)]
     )
     marks = [0, 22, 39, 58, 75, 95, 114, len(arterial) - 1]
@@ -339,18 +261,18 @@ def _left_hand(out: Path) -> None:
     for i, (a, b) in enumerate(pairwise(marks)):
         _both(plan, f"m{i}-m{i + 1}", (f"m{i}", f"m{i + 1}"), arterial[a : b + 1], lanes=3, speed=16.7)
         if 0 < i < len(marks) - 2:
-            back = _beside(arterial[a : b + 1], 130.0)
+            back = beside(arterial[a : b + 1], 130.0)
             _both(plan, f"p{i}-p{i + 1}", (f"p{i}", f"p{i + 1}"), back, lanes=1, speed=11.1)
     plan.convert(out, "--lefthand=true", "--tls.green.time=24", "--tls.layout=opposites")
 
 
-def _both(plan: _Plan, name: str, ends: tuple[str, str], shape: Points, *, lanes: int, speed: float) -> None:
+def _both(plan: Plan, name: str, ends: tuple[str, str], shape: Points, *, lanes: int, speed: float) -> None:
     plan.edge(name, ends, shape, lanes=lanes, speed=speed, rank=lanes)
     plan.edge(f"-{name}", ends[::-1], shape[::-1], lanes=lanes, speed=speed, rank=lanes)
 
 
-def _cross_street(plan: _Plan, i: int, *, at: int, arterial: Points) -> None:
-    near, far, south = (_beside(arterial, d)[at] for d in (130.0, 290.0, -190.0))
+def _cross_street(plan: Plan, i: int, *, at: int, arterial: Points) -> None:
+    near, far, south = (beside(arterial, d)[at] for d in (130.0, 290.0, -190.0))
     plan.node(f"p{i}", near, radius=6)
     plan.node(f"n{i}", far)
     plan.node(f"s{i}", south)
