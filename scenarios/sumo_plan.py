@@ -84,6 +84,7 @@ def find_tool(name: str) -> str | None:
 
 
 def run_tool(tool: str, options: list[str], out: Path) -> None:
+    """Run a SUMO network tool; raises UsageError when it is not installed, CalledProcessError when it fails."""
     found = find_tool(tool)
     if found is None:
         raise UsageError(
