@@ -1,15 +1,18 @@
-"""The CLI reference, ``docs/cli.md``, written from the commands' own ``--help``."""
+"""The CLI reference, ``docs/cli.md``, written from the commands' ``--help`` and the descriptions of the configuration."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import click
 import typer.main
+from typer.testing import CliRunner
 
 from fedfleet.cli.config import ENV_PREFIX, Settings
 
 __all__ = ["reference"]
 
-_WIDTH = 100
+_WIDTH = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "TERM": "dumb", "NO_COLOR": "1"}
+_SHOWN_CHARACTERS = 60
 
 
 def reference() -> str:
@@ -20,35 +23,18 @@ def reference() -> str:
         "# Command reference\n",
         "Written by `make docs` from `--help`; a test fails when it is stale.\n",
     ]
-    command = typer.main.get_command(app)
-    parts += _help(
-        command, click.Context(command, info_name="fedfleet", max_content_width=_WIDTH, terminal_width=_WIDTH)
-    )
-    parts += ["\n## Configuration\n", _configuration()]
+    for path in _paths(typer.main.get_command(app), ()):
+        shown = CliRunner().invoke(app, [*path, "--help"], env=_WIDTH, prog_name="fedfleet").output
+        text = "\n".join(line.rstrip() for line in shown.strip().splitlines())
+        parts.append(f"## `{' '.join(('fedfleet', *path))}`\n\n```text\n{text}\n```\n")
+    parts += ["## Configuration\n", _configuration()]
     return "\n".join(parts) + "\n"
 
 
-def _help(command: click.Command, context: click.Context) -> list[str]:
-    formatter = context.make_formatter()
-    click.Command.format_usage(command, context, formatter)
-    formatter.write_paragraph()
-    formatter.write_text(command.help or "")
-    click.Command.format_options(command, context, formatter)
-    if isinstance(command, click.Group):
-        click.Group.format_commands(command, context, formatter)
-    text = "\n".join(line.rstrip() for line in formatter.getvalue().strip().splitlines())
-    parts = [f"## `{context.command_path}`\n", f"```text\n{text}\n```\n"]
-    if isinstance(command, click.Group):
-        for name in sorted(command.list_commands(context)):
-            child = command.get_command(context, name)
-            if child is not None:
-                parts += _help(
-                    child,
-                    click.Context(
-                        child, parent=context, info_name=name, max_content_width=_WIDTH, terminal_width=_WIDTH
-                    ),
-                )
-    return parts
+def _paths(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:  # noqa: ANN401 - Typer vendors click
+    yield path
+    for name, child in sorted(getattr(command, "commands", {}).items()):
+        yield from _paths(child, (*path, name))
 
 
 def _configuration() -> str:
@@ -63,8 +49,10 @@ def _rows(model: Any, prefix: str) -> list[str]:  # noqa: ANN401 - a pydantic mo
         if isinstance(inner, type) and hasattr(inner, "model_fields"):
             rows += _rows(inner, f"{prefix}{name}.")
             continue
-        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        rows.append(
-            f"| `{prefix}{name}` | `{default.replace('|', chr(92) + '|')}` | {field.description or ''} |"
+        value = field.get_default(call_default_factory=True)
+        default = (
+            "required" if field.is_required() else repr(str(value) if isinstance(value, Path) else value)
         )
+        shown = default.replace("|", "\\|")[:_SHOWN_CHARACTERS]
+        rows.append(f"| `{prefix}{name}` | `{shown}` | {field.description or ''} |")
     return rows
