@@ -79,7 +79,7 @@ def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> 
         messages[topic] = party.seal(settled, Kind.SETTLEMENT)
     for region, one in store_rounds.current(connection).items():
         messages[topics.round_plan(fleet, region, task)] = party.seal(one.plan, Kind.PLAN)
-    blobs = {blob.sha256: blob for blob in live_blobs(connection)}
+    blobs = {blob.sha256: blob for blob in store_models.kept_blobs(connection)}  # those in their grace too
     kept = {*messages, *(topic for blob in blobs.values() for topic in blob_topics(fleet, blob))}
     clear = tuple(topic for topic in store_models.to_clear(connection) if topic not in kept)
     return Announcement(blobs, messages, clear)

@@ -24,6 +24,7 @@ __all__ = [
     "deltas",
     "first_model",
     "graph_ref",
+    "kept_blobs",
     "model_row",
     "newest_model",
     "newest_release",
@@ -240,6 +241,12 @@ def ref(connection: Connection, digest: str) -> BlobRef:
     query = select(schema.blob.c.size_bytes).where(schema.blob.c.sha256 == digest)
     size = connection.execute(query).scalar_one()
     return BlobRef(sha256=digest, size_bytes=size, chunks=max(1, -(-size // CHUNK_BYTES)))
+
+
+def kept_blobs(connection: Connection) -> list[BlobRef]:
+    """Return the references to all kept blobs: the live ones, and those whose grace is not over."""
+    digests = connection.execute(select(schema.blob.c.sha256).order_by(schema.blob.c.sha256)).scalars().all()
+    return [ref(connection, digest) for digest in digests]
 
 
 def graph_ref(connection: Connection) -> BlobRef:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from fedfleet.fleet_server.gate import Scores
-from fedfleet.models import bundle, prepared
-from fedfleet.models.task import Floats, Samples, Task
+from fedfleet.models import bundle, prepared, scoring
+from fedfleet.models.task import Samples, Task
 
-__all__ = ["Validation", "infer", "open_validation"]
+__all__ = ["Validation", "open_validation"]
 
 CANARY_ROWS = 8
 
@@ -25,9 +24,13 @@ class Validation:
     batch: int
 
     def scores(self, onnx: bytes) -> Scores:
-        """Score a model file, by region and metric, over the judged samples."""
+        """Score a model file, by region and metric, over the judged samples.
+
+        PeerError when the file does not match the task.
+        """
+        session = scoring.new_session(onnx)
         return {
-            region: dict(self.task.score(infer(onnx, samples.inputs, batch=self.batch), samples))
+            region: dict(scoring.score(session, self.task, samples, batch=self.batch))
             for region, samples in self.samples.items()
         }
 
@@ -43,8 +46,8 @@ class Validation:
         inputs = next((s.inputs[:CANARY_ROWS] for s in self.samples.values() if len(s)), None)
         if inputs is None:
             inputs = np.zeros((1, *self.task.specification.input_shape), np.float32)
-        inputs = np.ascontiguousarray(inputs)
-        return bundle.pack_canary(inputs, infer(onnx, inputs, batch=CANARY_ROWS))
+        outputs = scoring.infer(scoring.new_session(onnx), self.task, inputs)
+        return bundle.pack_canary(np.ascontiguousarray(inputs), outputs)
 
 
 def open_validation(folder: Path, task: Task, *, regions: tuple[str, ...], batch: int) -> Validation:
@@ -54,17 +57,3 @@ def open_validation(folder: Path, task: Task, *, regions: tuple[str, ...], batch
         prepared.check(prepared.open_meta(folder / region), task)
         samples[region] = prepared.open(folder / region, "validation")
     return Validation(task, samples, batch)
-
-
-def infer(onnx: bytes, inputs: Floats, *, batch: int) -> Floats:
-    """Return the model file's outputs f32[N,*out] for inputs f32[N,*in], ``batch`` rows a call, on one thread."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    starts = range(0, max(len(inputs), 1), batch)
-    parts = [session.run(None, {name: np.ascontiguousarray(inputs[at : at + batch])})[0] for at in starts]
-    outputs: Floats = np.concatenate(parts)
-    return outputs
