@@ -42,13 +42,19 @@ def find(kind: Kind) -> Path | None:
     return Path(found) if found else None
 
 
-def start(data_dir: Path, *, kind: Literal["auto", "mosquitto", "nats"] = "auto", port: int = 0) -> "Broker":
+def start(
+    data_dir: Path,
+    *,
+    kind: Literal["auto", "mosquitto", "nats"] = "auto",
+    port: int = 0,
+    finder: Callable[[Kind], Path | None] = find,
+) -> "Broker":
     """Start a broker with its data in ``data_dir`` and return when it accepts connections.
 
     ``port`` 0 takes a free one. UsageError when no broker is installed, the port is in use, or it does not start
     (with the last line of its log).
     """
-    chosen, program = _choose(kind)
+    chosen, program = _choose(kind, finder)
     data_dir.mkdir(parents=True, exist_ok=True)
     for attempt in range(_PORT_TRIES):
         try:
@@ -113,10 +119,12 @@ class Broker:
         return process, finalizer
 
 
-def _choose(kind: Literal["auto", "mosquitto", "nats"]) -> tuple[Kind, Path]:
+def _choose(
+    kind: Literal["auto", "mosquitto", "nats"], finder: Callable[[Kind], Path | None]
+) -> tuple[Kind, Path]:
     kinds: tuple[Kind, ...] = ("mosquitto", "nats") if kind == "auto" else (kind,)
     for candidate in kinds:
-        program = find(candidate)
+        program = finder(candidate)
         if program is not None:
             return candidate, program
     mosquitto = "mosquitto (apt-get install mosquitto)"

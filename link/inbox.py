@@ -16,8 +16,8 @@ class InboxFull(Exception):  # noqa: N818 - it is a state to wait out, not an er
 class Inbox(Generic[T]):
     """A thread-safe queue of at most ``capacity`` items; ``put`` is a sink for one link.
 
-    Thousands of links share one inbox with a sink each that adds whose event it is. A link whose event is
-    refused drops its connection and gets or offers the event again later: nothing of QoS 1 is lost.
+    Thousands of links share one inbox with a sink each that adds whose event it is. A link whose event
+    is refused keeps it and offers it again, so that nothing but QoS 0 is lost.
     """
 
     def __init__(self, capacity: int) -> None:

@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _CONNACK_S = 10.0
 _CLOSE_S = 5.0
 _FILTERS_PER_PACKET = 50
+_RETRY_S = 0.1
 
 
 class _State(enum.Enum):
@@ -45,8 +46,8 @@ class LiveLink:
     """A ``Link`` over a Wire, with its own windows, pending queue, subscriptions and reconnect.
 
     ``counts``: connects, sink_errors, stale_acks, repeated (the broker sent again what we still hold),
-    refused_filters, defects. A connection given up on purpose (a sink that refuses, ``close``) ends with a
-    goodbye, so that no will is published.
+    refused_filters, defects. While the sink refuses an event, it is offered again every 0.1 s and nothing
+    else goes out or in.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class LiveLink:
         self._reason = ""  # why we give the connection up
         self._attempt = 0
         self._due = self._since = reactor.clock()
+        self._retry_due = self._since
         self._descriptor = -1
 
     # The port: any thread.
@@ -171,11 +173,11 @@ class LiveLink:
         self._settle()
 
     def _open(self) -> None:
-        if self._outlet.settle():
-            self._state = _State.OPENING
-            self._reactor.blocking(self._open_blocking)
-        else:
+        if not self._outlet.settle():
             self._wait()
+            return
+        self._state = _State.OPENING
+        self._reactor.blocking(self._open_blocking)
 
     def _open_blocking(self) -> None:
         try:
@@ -236,12 +238,19 @@ class LiveLink:
             self.counts["repeated"] += 1
 
     def _hand_on(self) -> None:
-        while not self._reason and (delivery := self._incoming.take()) is not None:
+        self._outlet.settle()
+        while not self._outlet.owes() and (delivery := self._incoming.take()) is not None:
             self._emit(delivery)
+        self._retry()
 
     def _emit(self, event: Event) -> None:
-        if not self._outlet.emit(event):
-            self._reason = f"was left: the sink refused {type(event).__name__}"
+        self._outlet.emit(event)
+        self._retry()
+
+    def _retry(self) -> None:
+        if self._outlet.owes() and self._reactor.clock() >= self._retry_due:
+            self._retry_due = self._reactor.clock() + _RETRY_S
+            self._reactor.at(self._retry_due, self)
 
     def _release(self, tokens: deque[int]) -> None:
         for token in tokens:
@@ -274,7 +283,7 @@ class LiveLink:
                 self._emit(Published(message.ticket))
 
     def _may_send(self) -> bool:
-        online = self._state is _State.ONLINE and not self._reason
+        online = self._state is _State.ONLINE and not self._reason and not self._outlet.owes()
         return online and self._wire.socket() is not None and not self._wire.want_write()
 
     def _settle(self) -> None:
@@ -297,7 +306,7 @@ class LiveLink:
         self._part()
         self._state = _State.WAITING
         self._wait()
-        self._outlet.emit(Disconnected(f"{self._wire.name} {reason}"))
+        self._emit(Disconnected(f"{self._wire.name} {reason}"))
 
     def _wait(self) -> None:
         self._due = self._reactor.clock() + self._options.backoff.delay_s(self._attempt, self._rng)
@@ -309,6 +318,7 @@ class LiveLink:
         self._reactor.leave(self)
         self._descriptor = -1
         self._incoming.begin()
+        self._outlet.connection_lost()
         self._reason = ""
 
     def _close(self, *, goodbye: bool) -> None:

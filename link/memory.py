@@ -219,17 +219,17 @@ class MemoryBroker:
 
     def _welcome(self) -> None:
         for link in list(self._links.values()) if self._up else []:
-            if not link.connected and link.outlet.settle():
+            if link.outlet.settle() and not link.connected:
                 present = link.client_id in self._sessions
                 self._sessions.setdefault(link.client_id, _Session())
                 link.connected = True
-                if not link.outlet.emit(Connected(present)):
-                    self.cut(link.client_id, "event refused by the sink")
+                link.outlet.emit(Connected(present))
                 for topic_filter, qos in {} if present else link.filters.items():
                     self._subscribe(link, _Subscription(topic_filter, qos))
 
     def _forget(self, link: MemoryLink) -> None:
         link.connected = False
+        link.outlet.connection_lost()
         if link.client_id in self._clean:
             self._sessions.pop(link.client_id, None)
         elif link.client_id in self._sessions:
@@ -242,7 +242,7 @@ class MemoryBroker:
 
     def _take(self, link: MemoryLink) -> int:
         """Take one thing over from a client."""
-        if not link.connected or not link.outbox:
+        if not link.connected or not link.outbox or not link.outlet.settle():
             return 0
         action = link.outbox.popleft()
         if isinstance(action, _Subscription):
@@ -253,8 +253,7 @@ class MemoryBroker:
             self._route(action)
         if action.qos and lost:
             self._route(action)
-        if not link.outlet.emit(Published(action.ticket)):
-            self.cut(link.client_id, "event refused by the sink")
+        link.outlet.emit(Published(action.ticket))
         return 1
 
     def _subscribe(self, link: MemoryLink, wanted: _Subscription) -> None:
@@ -285,6 +284,8 @@ class MemoryBroker:
         session = self._sessions.get(link.client_id)
         if not link.connected or session is None or not session.queue or len(session.held) >= self.window:
             return 0
+        if not link.outlet.settle():
+            return 0
         if self._chance(self.faults.disconnect):
             self.cut(link.client_id)
             return 1
@@ -301,8 +302,7 @@ class MemoryBroker:
         delivery = Delivery(
             message.topic, message.payload, message.qos, message.retain, message.duplicate, self._token
         )
-        if not link.outlet.emit(delivery):
-            self.cut(link.client_id, "event refused by the sink")
+        link.outlet.emit(delivery)
         return 1
 
     def _chance(self, chance: float) -> bool:

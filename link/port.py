@@ -83,7 +83,7 @@ class Link(Protocol):
     """One client at one broker. All methods may be called from any thread, none waits for the network.
 
     Events go to the ``sink`` given at construction. It must only enqueue. When it raises, the event was not
-    taken: a QoS-1 delivery comes again after a reconnect, a QoS-0 delivery is lost, others are offered again.
+    taken: it is offered again, before any other, until it is taken or (a delivery) its connection ends.
     """
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:

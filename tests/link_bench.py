@@ -61,6 +61,8 @@ class Party:
         ticket = self.link.publish(topic, payload, qos=qos, retain=retain)
         while self.next(Published).ticket != ticket:
             pass
+        if retain:  # NATS acknowledges a moment before new subscribers can see it, but before our next packet
+            self.settled()
 
     def listen(self, *filters: str) -> None:
         """Subscribe, and wait until that is in force: what follows on the same connection is answered."""
