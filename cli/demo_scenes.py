@@ -38,6 +38,7 @@ class KilledVehicle:
     def __init__(self, fleet: DemoFleet, vehicle: str, *, cue_round: int, tell: Tell) -> None:
         self._fleet, self._vehicle, self._cue, self._tell = fleet, vehicle, cue_round, tell
         self._region = fleet.region_of(vehicle)
+        self._spare = fleet.settings.server.rounds.quorum  # without the vehicle there must still be a quorum
         self._exit_status: int | None = None
         self._round = 0
         self._closed: Mapping[str, Any] | None = None
@@ -76,7 +77,8 @@ class KilledVehicle:
 
     def _kill_when_open(self, rows: Sequence[Mapping[str, Any]], snapshot: Snapshot) -> None:
         row = next((row for row in rows if row["state"] == "open" and row["round"] >= self._cue), None)
-        if row is None or self._vehicle in snapshot["regions"][self._region]["received_from"]:
+        region = snapshot["regions"][self._region]
+        if row is None or self._vehicle in region["received_from"] or region["target"] <= self._spare:
             return
         self._round = row["round"]
         self._exit_status = self._fleet.kill(self._vehicle)

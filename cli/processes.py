@@ -65,7 +65,10 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def start(name: str, module: str, arguments: Sequence[str], *, log_dir: Path) -> Child:
-    """Start ``python -m module`` in a session of its own, so that Ctrl-C reaches only the command that started it."""
+    """Start ``python -m module`` in a process group of its own, so that Ctrl-C reaches only the command that started it.
+
+    Not in a session of its own: the kernel's autogrouping would then ignore that a trainer is nicer than inference.
+    """
     log_dir.mkdir(parents=True, exist_ok=True)
     log = log_dir / f"{name}.log"
     with log.open("ab") as stream:
@@ -75,7 +78,7 @@ def start(name: str, module: str, arguments: Sequence[str], *, log_dir: Path) ->
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=environment(),
-            start_new_session=True,
+            process_group=0,
         )
     return Child(name, process, log)
 

@@ -1,4 +1,4 @@
-"""The CLI reference, ``docs/cli.md``, written from the commands' ``--help`` and the descriptions of the configuration."""
+"""The CLI reference, ``docs/cli.md``, written from the commands' ``--help`` and the configuration's descriptions."""
 
 from collections.abc import Iterator
 from pathlib import Path
