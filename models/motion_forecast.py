@@ -68,6 +68,8 @@ class MotionForecast:
         inputs, targets, judged = [_none(PAST)], [_none(FUTURE)], [np.empty(0, dtype=np.bool_)]
         for scenario in read(folder, drives):
             chosen = _verdict(scenario).labelled
+            if not chosen.any():
+                continue
             window = scenario.xy[chosen, :WINDOW]
             local = agent_frame(window[:, :PAST], window)
             inputs.append(local[:, :PAST])

@@ -194,7 +194,7 @@ def load(name: str) -> Task:
             )
         found = entry.load()
     if not isinstance(found, Task):
-        missing = sorted(each for each in Task.__protocol_attrs__ if not hasattr(found, each))  # type: ignore[attr-defined]
+        missing = [each for each in vars(Task) if not each.startswith("_") and not hasattr(found, each)]
         raise UsageError(f"{name} is not a task: it has no {', '.join(missing)}")
     return found
 
