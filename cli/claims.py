@@ -114,7 +114,7 @@ def _rounds(outcome: Outcome) -> Claim:
     return Claim(
         text,
         run >= asked and published > 0,
-        f"{run} of {asked}, {published} published, the gate refused the others",
+        f"{run} of {asked}, {published} of them published a model",
     )
 
 

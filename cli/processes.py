@@ -65,7 +65,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def start(name: str, module: str, arguments: Sequence[str], *, log_dir: Path) -> Child:
-    """Start ``python -m module`` in a process group of its own, so that Ctrl-C reaches only the command that started it.
+    """Start ``python -m module`` in a process group of its own: Ctrl-C reaches only who started it.
 
     Not in a session of its own: the kernel's autogrouping would then ignore that a trainer is nicer than inference.
     """

@@ -53,7 +53,7 @@ def _tiles(outcome: Outcome) -> list[tuple[str, str]]:
         ("uploaded", f"{outcome.bytes_up / 1000:.0f} kB"),
         ("downloaded", f"{outcome.bytes_down / 1000:.0f} kB"),
         ("inference p50 / p99", f"{outcome.p50_ms:.1f} / {outcome.p99_ms:.1f} ms"),
-        ("frames missed in swaps", f"{outcome.missed_in_swap} of {outcome.swaps} swaps"),
+        (f"frames missed in {outcome.swaps} swaps", f"{outcome.missed_in_swap}"),
         ("seconds", f"{outcome.seconds:.0f}"),
     ]
 

@@ -1,0 +1,65 @@
+"""The demo as a person runs it: its claims are true, its results are there, and nothing is left running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from conftest import Processes
+
+pytestmark = pytest.mark.slow
+
+
+def command(out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "fedfleet.cli.main", "demo", "--out", str(out), *more]
+
+
+def running_for(folder: Path) -> list[int]:
+    """Return the processes whose command line names this folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            text = (entry / "cmdline").read_bytes() if entry.name.isdigit() else b""
+        except OSError:
+            continue
+        if str(folder).encode() in text and int(entry.name) != os.getpid():
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_claims_only_what_is_true(tmp_path: Path, mosquitto_binary: Path) -> None:
+    del mosquitto_binary
+    out = tmp_path / "demo"
+    done = subprocess.run(command(out), capture_output=True, text=True, timeout=500, check=False)
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    untrue = [claim for claim in report["claims"] if not claim["is_true"]]
+    assert not untrue, done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(report["scores"]) == 4
+    assert report["vehicles"] == 12
+    assert report["ratio"] >= 50
+    assert report["killed"]["exit_status"] == -9
+    assert {refused["found"] for refused in report["refused"]} == {"digest-mismatch", "unknown-sender"}
+    assert sha256((out / "model.onnx").read_bytes()).hexdigest() == report["released_sha256"]
+    assert "<svg" in (out / "report.html").read_text(encoding="utf-8")
+    assert running_for(out) == []
+
+
+@pytest.mark.timeout(200)
+def test_ctrl_c_stops_everything(
+    tmp_path: Path, processes: Processes, wait_until: Callable[..., None], mosquitto_binary: Path
+) -> None:
+    del mosquitto_binary
+    out = tmp_path / "demo"
+    popen = processes.start(command(out))
+    wait_until(lambda: "starting" in processes.log(popen), "vehicles to start", timeout_s=90)
+    assert len(running_for(out / "work")) >= 4
+    popen.send_signal(signal.SIGINT)
+    assert popen.wait(60) == 130
+    assert running_for(out / "work") == []
