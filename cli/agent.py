@@ -1,6 +1,5 @@
 """``fedfleet agent`` and ``fedfleet fleet``: one vehicle in a process of its own, or many in one."""
 
-import secrets
 from typing import Annotated
 
 import typer
@@ -11,8 +10,7 @@ from fedfleet.cli.data import jobs_of, prepare, scenarios_dir, split
 from fedfleet.cli.launch import AGENT, FLEET, agent_config, become, fleet_config, must_answer, write_config
 from fedfleet.cli.options import ConfigFile, ScenariosDir, Wait
 from fedfleet.protocol.ids import check_id
-from fedfleet.protocol.signing import KEY_BYTES, SigningKey
-from fedfleet.vehicle_agent.identity import KEY_FILE, key_seed
+from fedfleet.vehicle_agent import keys
 
 __all__ = ["agent", "fleet"]
 
@@ -37,9 +35,7 @@ def agent(
     settings = load(config)
     check_id(vehicle, "vehicle")
     if show_key:
-        folder = settings.work_dir / "vehicles" / vehicle
-        folder.mkdir(parents=True, exist_ok=True)
-        typer.echo(SigningKey(key_seed(folder / KEY_FILE, secrets.token_bytes(KEY_BYTES))).public.hex())
+        typer.echo(keys.load_or_create(settings.work_dir / "vehicles" / vehicle).public.hex())
         return
     if not wait:
         must_answer(settings)
