@@ -4,7 +4,7 @@
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,13 +63,16 @@ class Fleet:
     Raises UsageError when a vehicle's folder, data or journal cannot be used; then nothing is left running.
     """
 
-    def __init__(self, config: FleetConfig, connect: Connect, world: World) -> None:
+    def __init__(
+        self, config: FleetConfig, connect: Connect, world: World, *, trainer: Sequence[str] | None = None
+    ) -> None:
+        """Open every vehicle's folder. ``trainer`` is another trainer's command line."""
         self._config, self._world, self._connect = config, world, connect
         self.task = tasks.load(config.task)
         self._inbox: Inbox[tuple[int, Event]] = Inbox(INBOX_ITEMS)
         self._sessions = Sessions(self.task)
         self._swapper = Swapper(self._sessions)
-        command = trainer_command(config.nice)
+        command = trainer or trainer_command(config.nice)
         self.pool = TrainerPool(command, max_trainers=config.max_warm_trainers, idle_s=config.trainer_idle_s)
         self._links: list[Link] = []
         self.vehicles: list[Vehicle] = []

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from fedfleet.codec.delta import Delta
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
-from fedfleet.protocol.signing import SigningKey
 from fedfleet.vehicle_agent.entries import Graph, OutboxEntry, Released
-from fedfleet.vehicle_agent.identity import KEY_FILE, key_seed, lock
+from fedfleet.vehicle_agent.keys import load_or_create, lock
 from fedfleet.vehicle_agent.schema import TABLES, VERSION
 from fedfleet.vehicle_agent.state import Active, Base, Pending
 from fedfleet.vehicle_agent.trusted import Seen
@@ -51,7 +50,7 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder, vehicle)
-            self.key = SigningKey(key_seed(folder / KEY_FILE, seed))
+            self.key = load_or_create(folder, draw=lambda _: seed)
             self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None, cached_statements=32)
             self._prepare(epoch)
         except (OSError, sqlite3.Error) as error:

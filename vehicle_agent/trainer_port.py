@@ -21,8 +21,8 @@ __all__ = ["TrainerPool", "trainer_command"]
 MAX_LINE_BYTES = 65_536
 CANCEL_S = 10.0
 STOP_S = 5.0
-BACKOFF_S = 1.0
-BACKOFF_CAP_S = 60.0
+BACKOFF_S = 0.5
+BACKOFF_CAP_S = 30.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 

@@ -1,14 +1,16 @@
-"""What makes a folder one vehicle's: the lock that one process holds, and the seed of its key."""
+"""What makes a folder one vehicle's: its key, and the lock that one process holds."""
 
 import fcntl
 import os
+import secrets
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from fedfleet.protocol.errors import UsageError
-from fedfleet.protocol.signing import KEY_BYTES
+from fedfleet.protocol.signing import KEY_BYTES, SigningKey
 
-__all__ = ["KEY_FILE", "key_seed", "lock"]
+__all__ = ["load_or_create", "lock"]
 
 KEY_FILE = "vehicle.key"
 
@@ -24,15 +26,16 @@ def lock(folder: Path, vehicle: str) -> int:
     return handle
 
 
-def key_seed(path: Path, seed: bytes) -> bytes:
-    """Return the seed in the key file, which is made with ``seed`` when absent: whole, flushed, mode 0600.
+def load_or_create(folder: Path, *, draw: Callable[[int], bytes] = secrets.token_bytes) -> SigningKey:
+    """Return the key of the vehicle whose folder this is, made from ``draw(32)`` when there is none.
 
-    Raises UsageError when the file is malformed or cannot be used.
+    Its file is written whole, flushed, mode 0600. UsageError when it cannot be used or is malformed.
     """
+    path = folder / KEY_FILE
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            _write(path, seed.hex() + "\n")
+            _write(path, draw(KEY_BYTES).hex() + "\n")
         found = bytes.fromhex(path.read_text(encoding="ascii").strip())
     except OSError as error:
         raise UsageError(f"{path}: cannot be used: {error.strerror}") from error
@@ -40,7 +43,7 @@ def key_seed(path: Path, seed: bytes) -> bytes:
         found = b""
     if len(found) != KEY_BYTES:
         raise UsageError(f"{path}: expected {2 * KEY_BYTES} hex digits, the seed of the vehicle's key")
-    return found
+    return SigningKey(found)
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,0 +1,229 @@
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import agent_world as aw
+import pytest
+
+from fedfleet.link.memory import Faults, MemoryBroker
+from fedfleet.vehicle_agent import actions as act, config as configs, events as ev
+from fedfleet.vehicle_agent.agent import step
+from fedfleet.vehicle_agent.fleet import Fleet, World
+
+TRAINER = (sys.executable, str(Path(__file__).with_name("agent_trainer.py")))
+VEHICLES = ("v01", "v02", "v03")
+
+
+class Yard:
+    """A fleet and a scripted server at a broker in memory."""
+
+    def __init__(
+        self, folder: Path, *, faults: Faults | None = None, trainer: str = "work", **changes: object
+    ) -> None:
+        self.folder = folder
+        self.broker = MemoryBroker(3, faults=faults)
+        self.server = aw.Server(self.broker.connect)
+        self.server.codes = dict.fromkeys(vehicles, aw.CODE)
+        self.lines: list[str] = []
+        self.now_s = 1000.0
+        self.actions: dict[str, list[tuple[ev.Event, float, tuple[act.Action, ...]]]] = {}
+        data = {name: aw.prepare(folder / "data" / name, seed=i) for i, name in enumerate(vehicles)}
+        path = folder / "fleet.json"
+        path.write_text(aw.config(folder / "work", data, **changes))
+        self.config = configs.load("fleet", path)
+        self.fleet = self.new_fleet(trainer)
+
+    def new_fleet(self, trainer: str = "work") -> Fleet:
+        bits = iter(range(1, 10_000))
+        world = World(
+            lambda: self.now_s, time.monotonic, lambda n: next(bits) % 2**n, lambda: 1, self.lines.append
+        )
+        fleet = Fleet(self.config, self.broker.connect, world, trainer=(*TRAINER, trainer))
+        for vehicle in fleet.vehicles:
+            log = self.actions.setdefault(vehicle.name, [])
+            vehicle.observer = lambda *seen, log=log: log.append(seen)
+        return fleet
+
+    def run_until(self, condition: Callable[[], object], what: str, *, timeout_s: float = 60.0) -> None:
+        end_s = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end_s, f"not within {timeout_s} s: {what}; {self.lines}"
+            self.broker.pump()
+            self.server.turn()
+            self.broker.pump()
+            self.fleet.turn(0.005)
+            self.now_s += 0.01
+
+
+@contextmanager
+def yard(folder: Path, **changes: object) -> Iterator[Yard]:
+    made = Yard(folder, **changes)  # type: ignore[arg-type]
+    try:
+        made.fleet.start()
+        yield made
+    finally:
+        made.fleet.stop()
+
+
+def all_updates(made: Yard, round_: int) -> bool:
+    return all((name, round_) in made.server.updates for name in VEHICLES)
+
+
+def all_active(made: Yard, version: int) -> bool:
+    active = [vehicle.state.active for vehicle in made.fleet.vehicles]
+    return all(each is not None and each.version == version for each in active)
+
+
+@pytest.mark.parametrize(
+    "faults", [Faults(), Faults(drop=0.1, duplicate=0.2, disconnect=0.02)], ids=["calm", "storm"]
+)
+def test_a_fleet_decides_as_the_agent_alone(tmp_path: Path, faults: Faults) -> None:
+    with yard(tmp_path, faults=faults, record_events=True) as made:
+        first = {vehicle.name: vehicle.state for vehicle in made.fleet.vehicles}
+        # given three vehicles of one process that went through two rounds
+        made.server.publish_model(0)
+        made.server.publish(aw.plan(1, 0))
+        made.run_until(lambda: all_updates(made, 1), "updates of round 1")
+        made.run_until(lambda: all_active(made, 0), "release of version 0 active")
+        fates = {aw.update_id(made.server.updates[name, 1]): "folded" for name in VEHICLES}
+        made.server.publish_model(1)
+        made.server.publish(aw.settlement(1, fates), aw.plan(2, 1))  # type: ignore[arg-type]
+        made.run_until(lambda: all_updates(made, 2), "updates of round 2")
+        made.run_until(lambda: all_active(made, 1), "release of version 1 active")
+        last = {vehicle.name: vehicle.state for vehicle in made.fleet.vehicles}
+    for name in VEHICLES:
+        # when each one's recorded events go through the agent alone (the log's first lines were its observer's, too)
+        state, decided = first[name], []
+        for event, now_s, _ in made.actions[name]:
+            state, actions = step(state, *ev.replay(ev.record(event, now_s)))
+            decided.append(actions)
+        # then it decides the same, and ends the same
+        assert decided == [actions for _, _, actions in made.actions[name]]
+        assert state == last[name]
+        assert any(isinstance(a, act.StartTraining) for actions in decided for a in actions)
+
+
+def test_every_vehicle_ends_with_the_server_s_model_and_no_frame_was_missed(tmp_path: Path) -> None:
+    with yard(tmp_path) as made:
+        for version in range(3):
+            made.server.publish_model(version)
+            made.run_until(lambda v=version: all_active(made, v), f"version {version} active")
+        made.run_until(
+            lambda: all(v.parts.replay.figures().frames >= 10 for v in made.fleet.vehicles), "ten frames each"
+        )
+        for vehicle in made.fleet.vehicles:
+            # then the journal holds the whole file, its predecessor, and weights reached by deltas
+            active, previous = (
+                vehicle.parts.journal.released("active"),
+                vehicle.parts.journal.released("previous"),
+            )
+            assert active is not None
+            assert previous is not None
+            assert active.model == aw.file_of(2)
+            assert previous.model == aw.file_of(1)
+            assert (vehicle.parts.journal.base_vector == aw.vector(2)).all()
+            figures = vehicle.parts.replay.figures()
+            assert (figures.missed_in_swap, figures.swaps) == (0, 2)
+            assert figures.scores["error"][1] > 0
+
+
+def test_a_fleet_that_stops_says_offline_and_resumes_without_the_server(tmp_path: Path) -> None:
+    with yard(tmp_path) as made:
+        made.server.publish_model(0)
+        made.run_until(lambda: all_active(made, 0), "version 0 active")
+        # when it stops, and starts again with a broker that is down
+        made.fleet.stop()
+        made.broker.pump()
+        made.server.turn()
+        assert [status.state for status in made.server.statuses[-3:]] == ["OFFLINE"] * 3
+        made.broker.stop()
+        made.fleet = made.new_fleet()
+        made.fleet.start()
+        made.run_until(
+            lambda: all(v.parts.replay.figures().frames >= 3 for v in made.fleet.vehicles),
+            "frames without a broker",
+        )
+        # and the broker comes back
+        made.broker.start()
+        made.run_until(lambda: all(v.state.connected for v in made.fleet.vehicles), "connected")
+        made.server.publish(aw.plan(1, 0))
+        made.run_until(lambda: all_updates(made, 1), "updates after the restart")
+        assert made.fleet.vehicles[0].state.session == 2
+
+
+def test_an_update_without_receipt_is_sent_again_with_the_same_bytes(tmp_path: Path) -> None:
+    with yard(tmp_path) as made:
+        made.server.silent = True
+        made.server.publish_model(0)
+        made.server.publish(aw.plan(1, 0))
+        made.run_until(lambda: len(made.server.copies) >= 6, "every update twice")
+        made.server.silent = False
+        made.run_until(lambda: all_updates(made, 1), "stored at last")
+        assert len(set(made.server.copies)) == 3
+
+
+def test_a_returned_update_re_enters_the_residual_once(tmp_path: Path) -> None:
+    with yard(tmp_path) as made:
+        made.server.publish_model(0)
+        made.server.publish(aw.plan(1, 0))
+        made.run_until(lambda: all_updates(made, 1), "updates")
+        journal = made.fleet.vehicles[0].parts.journal
+        before = journal.residual(aw.NETWORK_SIZE)
+        id_ = aw.update_id(made.server.updates["v01", 1])
+        told = aw.settlement(1, {id_: "returned"}, reasons={id_: "late"})
+        for _ in range(2):
+            made.server.publish(told)
+            made.run_until(lambda: not journal.outbox, "settled")
+        # then residual and sent values are the whole delta again
+        delta = journal.residual(aw.NETWORK_SIZE) - before
+        assert (delta != 0).sum() == 3
+        assert made.fleet.vehicles[0].refusals["update-returned-late"] == 1
+
+
+def test_a_trainer_that_crashes_is_counted_and_the_vehicle_drives_on(tmp_path: Path) -> None:
+    with yard(tmp_path, trainer="crash", vehicles=("v01",)) as made:
+        made.server.publish_model(0)
+        made.server.publish(aw.plan(1, 0))
+        (vehicle,) = made.fleet.vehicles
+        made.run_until(lambda: vehicle.refusals["trainer-died"] >= 3, "three attempts")
+        frames = vehicle.parts.replay.figures().frames
+        made.run_until(lambda: vehicle.parts.replay.figures().frames > frames, "still driving")
+        assert any("round 1: trainer-died: trainer-died: trainer " in line for line in made.lines)
+        assert vehicle.state.training is None
+
+
+def test_a_model_that_is_not_its_pointer_s_is_refused(tmp_path: Path) -> None:
+    with yard(tmp_path, vehicles=("v01",)) as made:
+        made.server.publish_model(0)
+        made.run_until(lambda: all_active(made, 0), "version 0 active")
+        (vehicle,) = made.fleet.vehicles
+        # when a pointer's digest is not that of its model, reached by deltas or in full
+        for blob in aw.blobs_of(1):
+            made.server.publish_blob(blob)
+        made.server.publish(aw.pointer(1, onnx_sha256="0" * 64))
+        made.run_until(lambda: vehicle.refusals["model-mismatch"], "refusal")
+        # then the base is as before
+        assert vehicle.parts.journal.base is not None
+        assert vehicle.parts.journal.base.version == 0
+
+
+def test_a_journal_that_cannot_be_written_costs_the_training_only(tmp_path: Path) -> None:
+    with yard(tmp_path, vehicles=("v01",)) as made:
+        made.server.publish_model(0)
+        made.run_until(lambda: all_active(made, 0), "version 0 active")
+        (vehicle,) = made.fleet.vehicles
+        journal = vehicle.parts.journal
+        journal._db.execute("PRAGMA query_only=ON")
+        made.server.publish(aw.plan(1, 0))
+        made.run_until(lambda: 1 in vehicle.state.answered, "given up")
+        frames = vehicle.parts.replay.figures().frames
+        made.run_until(lambda: vehicle.parts.replay.figures().frames > frames, "still driving")
+        # then nothing was sent or kept, and a person was told once about the journal
+        assert made.server.updates == {}
+        assert (journal.outbox, journal.next_id.sequence) == ((), 1)
+        assert sum("cannot be written" in line for line in made.lines if "round" not in line) == 1
+        journal._db.execute("PRAGMA query_only=OFF")
+        made.server.publish(aw.plan(2, 0))
+        made.run_until(lambda: ("v01", 2) in made.server.updates, "the next round works")
