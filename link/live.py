@@ -46,8 +46,8 @@ class LiveLink:
     """A ``Link`` over a Wire, with its own windows, pending queue, subscriptions and reconnect.
 
     ``counts``: connects, sink_errors, stale_acks, repeated (the broker sent again what we still hold),
-    refused_filters, defects. While the sink refuses an event, it is offered again every 0.1 s and nothing
-    else goes out or in.
+    refused_filters, defects. While the sink refuses an event, it is offered again every 0.1 s: no other
+    event passes before it, nothing new is sent.
     """
 
     def __init__(

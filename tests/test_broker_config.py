@@ -48,7 +48,7 @@ def by_kind(vehicle: str) -> dict[topics.Kind, str]:
 
 
 READS = {"round", "settlement", "model", "release", "blob", "receipt", "command"}
-WRITES = {"status", "update", "metrics", "request"}
+WRITES: set[topics.Kind] = {"status", "update", "metrics", "request"}
 REGIONAL = {"round", "settlement", "model", "release", "blob"}
 
 

@@ -109,7 +109,7 @@ def test_second_connection_with_a_client_id_takes_the_first_over() -> None:
     old = broker.connect("bob", first.append)
     broker.pump()
     # when
-    broker.connect("bob", [].append)
+    broker.connect("bob", list[Event]().append)
     # then
     assert isinstance(first[-1], Disconnected)
     assert "taken over" in first[-1].reason
@@ -120,12 +120,12 @@ def test_second_connection_with_a_client_id_takes_the_first_over() -> None:
 def test_clean_session_ends_with_its_connection() -> None:
     # given
     broker = MemoryBroker()
-    bob = broker.connect("bob", [].append, clean=True)
+    bob = broker.connect("bob", list[Event]().append, clean=True)
     bob.subscribe("t")
     broker.pump()
     # when
     broker.kill("bob")
-    broker.connect("alice", [].append).publish("t", b"missed")
+    broker.connect("alice", list[Event]().append).publish("t", b"missed")
     broker.pump()
     heard: list[Event] = []
     broker.connect("bob", heard.append, clean=True)
