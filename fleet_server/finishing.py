@@ -17,7 +17,6 @@ from fedfleet.fleet_server.store_models import Model, ReleaseRow
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.models import bundle
 from fedfleet.protocol import topics
-from fedfleet.protocol.ids import task_id
 from fedfleet.protocol.messages import Settlement
 
 __all__ = ["FORGET_AFTER_ROUNDS", "GRACE_ROUNDS", "Finish", "abandon", "fold_region", "publish", "refuse"]
@@ -41,6 +40,11 @@ class Finish:
     def number(self) -> int:
         """Number of the round."""
         return next(iter(self.rounds.values())).plan.round
+
+    @property
+    def task(self) -> str:
+        """Id of the task on the wire."""
+        return next(iter(self.rounds.values())).plan.task
 
 
 def fold_region(connection: Connection, one: Round, *, config: ServerConfig, size: int) -> Aggregate:
@@ -140,7 +144,7 @@ def _retire(connection: Connection, finish: Finish) -> None:
     store_rounds.retire_settlements(
         connection,
         before=oldest,
-        topic=lambda round_, region: topics.settlement(config.fleet, region, task_id(config.task), round_),
+        topic=lambda round_, region: topics.settlement(config.fleet, region, finish.task, round_),
     )
     gone = store_models.retire_blobs(
         connection, live_blobs(connection), round_=number, grace_rounds=GRACE_ROUNDS

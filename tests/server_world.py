@@ -258,8 +258,7 @@ class Vehicle:
                 plan = messages.decode(Plan, opened.body, sender=SERVER)
                 self.plans[plan.round] = plan
                 if plan.round not in self.answered and not self.is_mute:
-                    self.answered.add(plan.round)
-                    self.offer(sealed_update(self.name, plan), plan.round)
+                    self.reply(plan)
             case Kind.RECEIPT:
                 receipt = messages.decode(Receipt, opened.body, sender=SERVER)
                 self.receipts.append(receipt)
@@ -270,6 +269,11 @@ class Vehicle:
                 self.settlements[settled.round] = settled
             case _:
                 pass
+
+    def reply(self, plan: Plan) -> None:
+        """Answer a plan, once."""
+        self.answered.add(plan.round)
+        self.offer(sealed_update(self.name, plan), plan.round)
 
     def offer(self, sealed: bytes, round_: int) -> None:
         """Put an update into the outbox and send it."""
