@@ -20,7 +20,13 @@ class Yard:
     """A fleet and a scripted server at a broker in memory."""
 
     def __init__(
-        self, folder: Path, *, faults: Faults | None = None, trainer: str = "work", **changes: object
+        self,
+        folder: Path,
+        *,
+        faults: Faults | None = None,
+        trainer: str = "work",
+        vehicles: tuple[str, ...] = VEHICLES,
+        **changes: object,
     ) -> None:
         self.folder = folder
         self.broker = MemoryBroker(3, faults=faults)
