@@ -16,7 +16,8 @@ from fedfleet.link.inbox import Inbox
 from fedfleet.link.port import Delivery, Event, Link, Sink
 from fedfleet.models import bundle, layout, prepared
 from fedfleet.models.task import Drive, Floats, Frames, Index, Metric, Samples, Specification, Sums
-from fedfleet.protocol import chunks, envelope, messages as msg, topics, update
+from fedfleet.protocol import chunks, envelope, topics, update
+from fedfleet.protocol import messages as msg
 from fedfleet.protocol.enrolment import open_enrolment, server_proof
 from fedfleet.protocol.envelope import Kind
 from fedfleet.protocol.ids import SERVER
@@ -28,13 +29,16 @@ CODE = "a long enough code"
 NETWORK_SIZE = 10
 
 
+SPECIFICATION = Specification("signal", (4,), "answer", (2,))
+
+
 @dataclass(frozen=True)
 class WeightedSum:
     """Four numbers in, two weighted sums out; judged by the mean absolute error."""
 
     name: str = "weighted_sum"
     version: int = 1
-    specification: Specification = Specification("signal", (4,), "answer", (2,))
+    specification: Specification = SPECIFICATION
     metrics: tuple[Metric, ...] = (Metric("error", "1", "lower"),)
     network: str = "agent_network:network"
     loss: str = "agent_network:loss"

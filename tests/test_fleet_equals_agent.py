@@ -8,7 +8,9 @@ import agent_world as aw
 import pytest
 
 from fedfleet.link.memory import Faults, MemoryBroker
-from fedfleet.vehicle_agent import actions as act, config as configs, events as ev
+from fedfleet.vehicle_agent import actions as act
+from fedfleet.vehicle_agent import config as configs
+from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent.agent import step
 from fedfleet.vehicle_agent.fleet import Fleet, World
 

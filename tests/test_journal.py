@@ -155,7 +155,8 @@ from fedfleet.vehicle_agent.journal import Journal
 journal = Journal(Path(sys.argv[1]), vehicle="v01", task="t", epoch=7, seed=b"k" * 32)
 while True:
     id_ = journal.next_id
-    journal.commit_update(OutboxEntry(id_, b"%d" % id_.sequence, id_.sequence, "north"), np.full(999, id_.sequence, np.float32))
+    entry = OutboxEntry(id_, b"%d" % id_.sequence, id_.sequence, "north")
+    journal.commit_update(entry, np.full(999, id_.sequence, np.float32))
     print(id_.sequence, flush=True)
 """
 

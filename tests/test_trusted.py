@@ -4,7 +4,8 @@ from typing import Any
 import agent_world as aw
 import pytest
 
-from fedfleet.protocol import messages as msg, topics
+from fedfleet.protocol import messages as msg
+from fedfleet.protocol import topics
 from fedfleet.protocol.enrolment import server_proof
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.signing import SigningKey
