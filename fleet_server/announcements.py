@@ -3,15 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import structlog
 from sqlalchemy import Connection
 
 from fedfleet.fleet_server import store_models, store_rounds
 from fedfleet.fleet_server.requests import Party
+from fedfleet.link.port import MAX_PAYLOAD_BYTES
 from fedfleet.protocol import topics
 from fedfleet.protocol.envelope import Kind
 from fedfleet.protocol.messages import BlobRef, DeltaRef, ModelPointer, Release, Segment
 
 __all__ = ["DELTAS_KEPT", "Announcement", "announce", "blob_topics", "live_blobs"]
+
+log = structlog.get_logger()
 
 DELTAS_KEPT = 4
 
@@ -76,7 +80,12 @@ def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> 
     messages = _models(connection, party, regions)
     for settled in store_rounds.live_settlements(connection):
         topic = topics.settlement(fleet, settled.region, task, settled.round)
-        messages[topic] = party.seal(settled, Kind.SETTLEMENT)
+        sealed = party.seal(settled, Kind.SETTLEMENT)
+        if len(sealed) > MAX_PAYLOAD_BYTES:
+            told = f"{len(sealed)} bytes, limit {MAX_PAYLOAD_BYTES}"
+            log.error("settlement too large", round=settled.round, region=settled.region, size=told)
+            continue  # its vehicles take their updates for folded after some rounds without word
+        messages[topic] = sealed
     for region, one in store_rounds.current(connection).items():
         messages[topics.round_plan(fleet, region, task)] = party.seal(one.plan, Kind.PLAN)
     blobs = {blob.sha256: blob for blob in store_models.kept_blobs(connection)}  # those in their grace too

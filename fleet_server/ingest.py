@@ -5,6 +5,7 @@ Only after its commit may the broker be told to forget them, and the vehicles he
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from hashlib import sha256
 
 import structlog
@@ -74,7 +75,9 @@ class Ingest:
             keyring=self._keyring,
             regions=self._regions,
             limits=self.limits,
-            find_round=lambda number, region: store_rounds.find(connection, number=number, region=region),
+            find_round=cache(
+                lambda number, region: store_rounds.find(connection, number=number, region=region)
+            ),
             find_update=lambda update_id: store_updates.known(connection, update_id),
             newest_round=next((one.plan.round for one in current.values()), -1),
         )

@@ -83,9 +83,8 @@ def _serve(server: Server, parts: Parts, inbox: Inbox[Event], stop: _Stop) -> No
     due = time.monotonic()
     while not stop.asked:
         events = _collect(inbox, parts.config, until=due)
-        stored = parts.ingest.stored
         server.handle(events, time.time())
-        if time.monotonic() >= due or parts.ingest.stored != stored:
+        if time.monotonic() >= due:
             server.tick(time.time())
             due = time.monotonic() + TICK_S
 

@@ -34,6 +34,9 @@ INPUTS, OUTPUTS = 8, 3
 EPOCH = 0xABCDEF0123456789
 
 
+SPECIFICATION = Specification("x", (INPUTS,), "y", (OUTPUTS,))
+
+
 @dataclass(frozen=True)
 class LinearTask:
     """y = W x + b; the error is the mean distance between output and target."""
@@ -42,7 +45,7 @@ class LinearTask:
     version: int = 1
     network: str = "nowhere:network"
     loss: str = "nowhere:loss"
-    specification: Specification = Specification("x", (INPUTS,), "y", (OUTPUTS,))
+    specification: Specification = field(default=SPECIFICATION)
     metrics: tuple[Metric, ...] = (Metric("distance", "m", "lower"),)
 
     def index(self, folder: Path) -> Index:
@@ -131,7 +134,9 @@ def write_validation(folder: Path, regions: Iterable[str], *, count: int = 20) -
 REGIONS: Mapping[str, tuple[str, ...]] = {"north": ("n-0", "n-1", "n-2"), "south": ("s-0", "s-1")}
 
 
-def configuration(folder: Path, *, regions: Mapping[str, tuple[str, ...]] = REGIONS, **changes: object) -> ServerConfig:
+def configuration(
+    folder: Path, *, regions: Mapping[str, tuple[str, ...]] = REGIONS, **changes: object
+) -> ServerConfig:
     """Make the files that a server needs in `folder`, and its configuration: all vehicles contribute, three rounds."""
     if not (folder / "server" / "export").exists():
         write_export(folder / "server" / "export")
@@ -198,7 +203,9 @@ def sealed_update(vehicle: str, plan: Plan, *, key: SigningKey | None = None, **
     manifest = update.Manifest(**(fields | changes))  # type: ignore[arg-type]
     settings = Settings(plan.codec.index, plan.codec.value, plan.codec.density)
     examples = 10 + sum(vehicle.encode()) % 7
-    body = update.pack(manifest, payload.encode(delta_for(vehicle, plan), settings, steps=5, examples=examples))
+    body = update.pack(
+        manifest, payload.encode(delta_for(vehicle, plan), settings, steps=5, examples=examples)
+    )
     return envelope.seal(body, key or key_of(vehicle), kind=Kind.UPDATE, sender=vehicle, fleet=FLEET)
 
 

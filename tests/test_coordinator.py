@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from server_world import FLEET, REGIONS, Vehicle, configuration, key_of
+from server_world import FLEET, REGIONS, Vehicle, configuration, key_of, sealed_update
 
 from fedfleet.codec import payload
 from fedfleet.fleet_server import store_models, store_updates, store_vehicles
@@ -148,7 +148,7 @@ def test_what_is_published_is_what_a_vehicle_computes(world: World) -> None:
     assert (inputs.shape, outputs.shape) == ((8, 8), (8, 3))
 
 
-@pytest.mark.parametrize("turns", range(1, 12))
+@pytest.mark.parametrize("turns", [1, 2, 3, 5, 7])
 def test_a_server_killed_at_any_turn_ends_with_the_same_model(tmp_path: Path, turns: int) -> None:
     # given the vector of an undisturbed run
     calm = World(configuration(tmp_path / "calm"))
@@ -277,8 +277,6 @@ def test_a_round_closes_at_its_deadline_without_the_missing(tmp_path: Path) -> N
     ]
     # and its late update is stored, and returned
     late = world.vehicles["n-2"]
-    from server_world import sealed_update
-
     late.offer(sealed_update("n-2", late.plans[1]), 1)
     world.turn(3)
     assert [(r.outcome, r.fate, r.reason) for r in late.receipts] == [("stored", "returned", "late")]

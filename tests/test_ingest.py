@@ -1,5 +1,6 @@
 """The door of the server: every message that must not count is refused by its reason, and nothing is lost."""
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -130,20 +131,20 @@ def _payload(values: object, *, examples: int = 10) -> bytes:
     return payload.encode(delta, Settings("dense", "float32"), steps=1, examples=examples)
 
 
-def _sealed(body: bytes, *, kind: Kind = Kind.UPDATE, sender: str = "v-1", key: str = "v-1", fleet: str = FLEET) -> bytes:
-    return envelope.seal(body, key_of(key), kind=kind, sender=sender, fleet=fleet)
+def _sealed(body: bytes, *, kind: Kind = Kind.UPDATE, sender: str = "v-1", fleet: str = FLEET) -> bytes:
+    return envelope.seal(body, key_of(sender), kind=kind, sender=sender, fleet=fleet)
 
 
 def _manifest(**changes: object) -> update.Manifest:
-    return replace(update.Manifest(UpdateId("v-1", EPOCH, 5), TASK, "north", round=5, base_version=4), **changes)
+    return replace(
+        update.Manifest(UpdateId("v-1", EPOCH, 5), TASK, "north", round=5, base_version=4), **changes
+    )
 
 
 def _nan_payload() -> bytes:
     good = bytearray(_payload(np.ones(SIZE)))
     at = bytes(good).index(np.float32(1).tobytes())
     good[at : at + 4] = np.float32(np.nan).tobytes()
-    import zlib
-
     good[-4:] = zlib.crc32(bytes(good[:-4])).to_bytes(4, "little")
     return bytes(good)
 
@@ -160,7 +161,10 @@ REFUSED: dict[str, tuple[str, Callable[[], Delivery]]] = {
     "another fleet": ("bad-signature", lambda: to_topic("v-1", _sealed(b"", fleet="other"))),
     "another kind": ("wrong-kind", lambda: to_topic("v-1", _sealed(b"", kind=Kind.STATUS))),
     "no manifest": ("malformed-manifest", lambda: to_topic("v-1", _sealed(b"\x01"))),
-    "another round in its topic": ("wrong-topic", lambda: to_topic("v-1", sealed_update("v-1", PLAN), round_=4)),
+    "another round in its topic": (
+        "wrong-topic",
+        lambda: to_topic("v-1", sealed_update("v-1", PLAN), round_=4),
+    ),
     "another task": ("wrong-topic", lambda: to_topic("v-1", sealed_update("v-1", PLAN), task="other")),
     "another region": (
         "wrong-region",
@@ -207,7 +211,11 @@ def test_a_bad_update_is_refused_by_its_reason(what: str, ingest: Ingest, store:
     with store.read() as connection:
         assert store_updates.counters(connection) == {f"refused:{reason}": 1}
         (one,) = store_updates.quarantined(connection, limit=9)
-    assert (one.vehicle, one.topic, one.size_bytes) == (topics.parse(bad.topic).vehicle, bad.topic, len(bad.payload))
+    assert (one.vehicle, one.topic, one.size_bytes) == (
+        topics.parse(bad.topic).vehicle,
+        bad.topic,
+        len(bad.payload),
+    )
     assert one.head == bad.payload[:4096]
 
 
@@ -220,7 +228,9 @@ def test_a_replayed_id_with_other_content_is_refused(ingest: Ingest, store: Stor
 
 
 def test_a_late_update_is_stored_and_returned(ingest: Ingest, store: Store) -> None:
-    (receipt,) = told(ingest.receive([to_topic("v-1", sealed_update("v-1", plan_of(4, base=3)), round_=4)], NOW_S))
+    (receipt,) = told(
+        ingest.receive([to_topic("v-1", sealed_update("v-1", plan_of(4, base=3)), round_=4)], NOW_S)
+    )
     assert (receipt.outcome, receipt.fate, receipt.reason) == ("stored", "returned", "late")
     assert len(stored(store)) == 1
 
@@ -260,7 +270,9 @@ def test_an_update_in_pieces_is_stored_when_it_is_complete(order: str, ingest: I
         assert connection.exec_driver_sql("select count(*) from chunk").scalar_one() == 0
 
 
-def test_pieces_survive_a_restart_and_the_receipt_of_a_bad_whole_names_it(ingest: Ingest, store: Store) -> None:
+def test_pieces_survive_a_restart_and_the_receipt_of_a_bad_whole_names_it(
+    ingest: Ingest, store: Store
+) -> None:
     # given all but the last piece of an update of a stranger's key
     sealed = sealed_update("v-1", PLAN, key=key_of("thief"))
     pieces = frames(sealed)
@@ -298,9 +310,11 @@ def test_a_message_outside_the_topics_is_put_aside(ingest: Ingest, store: Store)
     assert sorted(quarantined(store)) == ["malformed-topic", "wrong-topic"]
 
 
-def status(vehicle: str, state: str, *, session: int, at_s: float = 0.0, lease: Lease | None = None) -> Delivery:
+def status(
+    vehicle: str, state: str, *, session: int, at_s: float = 0.0, lease: Lease | None = None
+) -> Delivery:
     body = Status(vehicle=vehicle, state=state, session=session, at_s=at_s, lease=lease)  # type: ignore[arg-type]
-    sealed = _sealed(messages.encode(body), kind=Kind.STATUS, sender=vehicle, key=vehicle)
+    sealed = _sealed(messages.encode(body), kind=Kind.STATUS, sender=vehicle)
     return Delivery(topics.status(FLEET, vehicle), sealed, 1, retain=True, duplicate=False, token=1)
 
 
@@ -324,13 +338,13 @@ def test_a_will_of_an_older_session_does_not_end_the_newer_one(ingest: Ingest, s
 def test_a_lease_and_metrics_are_recorded(ingest: Ingest, store: Store) -> None:
     lease = Lease(task=TASK, round=5, until_s=NOW_S + 9)
     ingest.receive([status("v-1", "ONLINE", session=1, lease=lease)], NOW_S)
-    counts = dict.fromkeys(
-        "session active_version frames missed missed_in_swap swaps p50_ms p99_ms bytes_up bytes_down trainings".split(), 1
-    )
+    counted = ("session", "active_version", "frames", "missed", "missed_in_swap", "swaps", "trainings")
+    counts = dict.fromkeys((*counted, "p50_ms", "p99_ms", "bytes_up", "bytes_down"), 1)
     for at_s, frames_ in ((5.0, 50), (4.0, 40)):
-        metrics = Metrics(vehicle="v-1", task=TASK, at_s=at_s, **counts | {"frames": frames_})  # type: ignore[arg-type]
-        sealed = _sealed(messages.encode(metrics), kind=Kind.METRICS)
-        ingest.receive([Delivery(topics.metrics(FLEET, "v-1"), sealed, 1, retain=False, duplicate=False, token=1)], NOW_S)
+        content = counts | {"vehicle": "v-1", "task": TASK, "at_s": at_s, "frames": frames_}
+        sealed = _sealed(messages.encode(Metrics.model_validate(content)), kind=Kind.METRICS)
+        topic = topics.metrics(FLEET, "v-1")
+        ingest.receive([Delivery(topic, sealed, 1, retain=False, duplicate=False, token=1)], NOW_S)
     with store.read() as connection:
         presence = store_vehicles.presences(connection)[0]
         assert (presence.lease_round, presence.lease_until_s) == (5, NOW_S + 9)
