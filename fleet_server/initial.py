@@ -44,6 +44,8 @@ def prepare_export(folder: Path, command: Sequence[str], *, out: Path) -> Export
         if done.returncode != 0:
             words = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
             raise UsageError(f"the first model could not be exported (exit code {done.returncode}): {words}")
+        if missing := [name for name in FILES if not (out / name).is_file()]:
+            raise UsageError(f"the first model could not be exported: the export wrote no {missing[0]}")
         shutil.rmtree(folder, ignore_errors=True)
         out.rename(folder)
     onnx, layout_json = ((folder / name).read_bytes() for name in FILES[:2])
