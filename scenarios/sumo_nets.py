@@ -263,7 +263,7 @@ def _left_hand(out: Path) -> None:
         if 0 < i < len(marks) - 2:
             back = beside(arterial[a : b + 1], 130.0)
             _both(plan, f"p{i}-p{i + 1}", (f"p{i}", f"p{i + 1}"), back, lanes=1, speed=11.1)
-    plan.convert(out, "--lefthand=true", "--tls.green.time=24", "--tls.layout=opposites")
+    plan.convert(out, "--lefthand=true", "--tls.default-type=actuated", "--tls.layout=opposites")
 
 
 def _both(plan: Plan, name: str, ends: tuple[str, str], shape: Points, *, lanes: int, speed: float) -> None:

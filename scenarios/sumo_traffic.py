@@ -37,7 +37,7 @@ REGIONS: Final = {
         Region("motorway", (1.8, 1.6, 2.05), 170.0, _ROAD, (1.08, 0.14)),
         Region("grid-city", (2.4, 2.1, 2.8), 200.0, _TOWN, (0.97, 0.12)),
         Region("roundabouts-rural", (1.2, 1.05, 1.3), 200.0, _TOWN, (0.95, 0.12)),
-        Region("left-hand", (1.25, 1.1, 1.4), 180.0, _TOWN, (0.98, 0.12)),
+        Region("left-hand", (1.5, 1.3, 1.65), 180.0, _TOWN, (0.98, 0.12)),
     )
 }
 
