@@ -79,9 +79,10 @@ def all_updates(made: Yard, round_: int) -> bool:
     return all((name, round_) in made.server.updates for name in VEHICLES)
 
 
-def all_active(made: Yard, version: int) -> bool:
+def all_have(made: Yard, version: int) -> bool:
     active = [vehicle.state.active for vehicle in made.fleet.vehicles]
-    return all(each is not None and each.version == version for each in active)
+    bases = [vehicle.state.base for vehicle in made.fleet.vehicles]
+    return all(each is not None and each.version == version for each in (*active, *bases))
 
 
 @pytest.mark.parametrize(
@@ -94,12 +95,12 @@ def test_a_fleet_decides_as_the_agent_alone(tmp_path: Path, faults: Faults) -> N
         made.server.publish_model(0)
         made.server.publish(aw.plan(1, 0))
         made.run_until(lambda: all_updates(made, 1), "updates of round 1")
-        made.run_until(lambda: all_active(made, 0), "release of version 0 active")
+        made.run_until(lambda: all_have(made, 0), "release of version 0 active")
         fates = {aw.update_id(made.server.updates[name, 1]): "folded" for name in VEHICLES}
         made.server.publish_model(1)
         made.server.publish(aw.settlement(1, fates), aw.plan(2, 1))  # type: ignore[arg-type]
         made.run_until(lambda: all_updates(made, 2), "updates of round 2")
-        made.run_until(lambda: all_active(made, 1), "release of version 1 active")
+        made.run_until(lambda: all_have(made, 1), "release of version 1 active")
         last = {vehicle.name: vehicle.state for vehicle in made.fleet.vehicles}
     for name in VEHICLES:
         # when each one's recorded events go through the agent alone (the log's first lines were its observer's, too)
@@ -117,7 +118,7 @@ def test_every_vehicle_ends_with_the_server_s_model_and_no_frame_was_missed(tmp_
     with yard(tmp_path) as made:
         for version in range(3):
             made.server.publish_model(version)
-            made.run_until(lambda v=version: all_active(made, v), f"version {version} active")
+            made.run_until(lambda v=version: all_have(made, v), f"version {version} here")
         made.run_until(
             lambda: all(v.parts.replay.figures().frames >= 10 for v in made.fleet.vehicles), "ten frames each"
         )
@@ -140,7 +141,7 @@ def test_every_vehicle_ends_with_the_server_s_model_and_no_frame_was_missed(tmp_
 def test_a_fleet_that_stops_says_offline_and_resumes_without_the_server(tmp_path: Path) -> None:
     with yard(tmp_path) as made:
         made.server.publish_model(0)
-        made.run_until(lambda: all_active(made, 0), "version 0 active")
+        made.run_until(lambda: all_have(made, 0), "version 0 here")
         # when it stops, and starts again with a broker that is down
         made.fleet.stop()
         made.broker.pump()
@@ -205,7 +206,7 @@ def test_a_trainer_that_crashes_is_counted_and_the_vehicle_drives_on(tmp_path: P
 def test_a_model_that_is_not_its_pointer_s_is_refused(tmp_path: Path) -> None:
     with yard(tmp_path, vehicles=("v01",)) as made:
         made.server.publish_model(0)
-        made.run_until(lambda: all_active(made, 0), "version 0 active")
+        made.run_until(lambda: all_have(made, 0), "version 0 here")
         (vehicle,) = made.fleet.vehicles
         # when a pointer's digest is not that of its model, reached by deltas or in full
         for blob in aw.blobs_of(1):
@@ -220,7 +221,7 @@ def test_a_model_that_is_not_its_pointer_s_is_refused(tmp_path: Path) -> None:
 def test_a_journal_that_cannot_be_written_costs_the_training_only(tmp_path: Path) -> None:
     with yard(tmp_path, vehicles=("v01",)) as made:
         made.server.publish_model(0)
-        made.run_until(lambda: all_active(made, 0), "version 0 active")
+        made.run_until(lambda: all_have(made, 0), "version 0 here")
         (vehicle,) = made.fleet.vehicles
         journal = vehicle.parts.journal
         journal._db.execute("PRAGMA query_only=ON")

@@ -94,7 +94,9 @@ def _follow_region(state: State, now_s: float) -> Result:
     if state.following:
         actions.append(act.Unsubscribe(topics.region_all(fleet, state.following, task)))
     if state.region:
-        actions.append(act.Subscribe(topics.region_all(fleet, state.region, task)))
+        release, *others = topics.region_all(fleet, state.region, task)
+        # The base first: then a release of the same version needs no download.
+        actions.append(act.Subscribe((*others, release)))
     return replace(state, following=state.region), actions
 
 
