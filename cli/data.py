@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from fedfleet.cli.config import Settings
 from fedfleet.cli.options import pack_dir
@@ -77,12 +78,13 @@ def prepare(settings: Settings, folder: Path, jobs: Sequence[Job]) -> None:
     missing = [job for job in jobs if not _is_prepared(job)]
     if not missing:
         return
-    listed = settings.work_dir / "data" / "jobs.json"
-    listed.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"out": str(job.out), "drives": list(job.drives), "parts": list(job.parts)} for job in missing]
-    listed.write_text(json.dumps(rows), encoding="utf-8")
-    arguments = ["--task", settings.task, "--scenarios", str(folder), "--jobs", str(listed)]
-    run("fedfleet.scenarios.prepare", arguments, timeout_s=PREPARE_LIMIT_S)
+    (settings.work_dir / "data").mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", suffix=".json", dir=settings.work_dir / "data", encoding="utf-8") as listed:
+        json.dump(rows, listed)  # a file of our own: another command may prepare other vehicles now
+        listed.flush()
+        arguments = ["--task", settings.task, "--scenarios", str(folder), "--jobs", listed.name]
+        run("fedfleet.scenarios.prepare", arguments, timeout_s=PREPARE_LIMIT_S)
 
 
 def _is_prepared(job: Job) -> bool:
