@@ -152,9 +152,12 @@ class _Batch:
         store_updates.add_chunk(
             self.connection, piece, vehicle=topic.vehicle, round_=topic.round, now_s=self.now_s
         )
-        pieces = store_updates.chunks(self.connection, vehicle=topic.vehicle, digest=piece.digest)
-        if len(pieces) < piece.count:
+        if (
+            store_updates.count_chunks(self.connection, vehicle=topic.vehicle, digest=piece.digest)
+            < piece.count
+        ):
             return []
+        pieces = store_updates.chunks(self.connection, vehicle=topic.vehicle, digest=piece.digest)
         store_updates.drop_chunks(self.connection, vehicle=topic.vehicle, digest=piece.digest)
         sealed = chunks.join(pieces)
         try:

@@ -23,6 +23,7 @@ __all__ = [
     "audit_head",
     "chunks",
     "count",
+    "count_chunks",
     "counters",
     "drop_chunks",
     "forget_payloads",
@@ -205,6 +206,12 @@ def chunks(connection: Connection, *, vehicle: str, digest: str) -> list[Chunk]:
     mine = (chunk.c.vehicle == vehicle) & (chunk.c.digest == digest)
     rows = connection.execute(select(chunk).where(mine).order_by(chunk.c.number)).mappings()
     return [Chunk(**{name: row[name] for name in Chunk.__annotations__}) for row in rows]
+
+
+def count_chunks(connection: Connection, *, vehicle: str, digest: str) -> int:
+    """Return how many pieces of a vehicle's incomplete message are there."""
+    mine = (chunk.c.vehicle == vehicle) & (chunk.c.digest == digest)
+    return connection.execute(select(func.count()).select_from(chunk).where(mine)).scalar_one()
 
 
 def drop_chunks(connection: Connection, *, vehicle: str, digest: str) -> None:
