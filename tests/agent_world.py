@@ -277,7 +277,9 @@ class Server:
         self.publish(pointer(version), release(version + 1, version))
 
     def publish_blob(self, blob: bytes) -> None:
-        self.link.publish(topics.blob(FLEET, sha256(blob).hexdigest(), 0), blob, retain=True)
+        for number in range(blob_of(blob).chunks):
+            piece = blob[number * chunks.CHUNK_BYTES : (number + 1) * chunks.CHUNK_BYTES]
+            self.link.publish(topics.blob(FLEET, sha256(blob).hexdigest(), number), piece, retain=True)
 
     def turn(self) -> None:
         for event in self.inbox.drain(1000, 0.0):

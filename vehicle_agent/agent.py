@@ -13,9 +13,9 @@ from fedfleet.protocol.messages import Lease, Plan
 from fedfleet.protocol.selection import draw
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
-from fedfleet.vehicle_agent import outbox
+from fedfleet.vehicle_agent import outbox, versions
 from fedfleet.vehicle_agent.eligibility import judge
-from fedfleet.vehicle_agent.state import Active, Base, State, Training
+from fedfleet.vehicle_agent.state import State, Training
 
 __all__ = ["step", "training_seed"]
 
@@ -106,79 +106,6 @@ def _ask(state: State, now_s: float) -> Result:
     state, wait_s = outbox.wait(state, state.asked + 1)
     state = replace(state, asked=state.asked + 1, ask_at_s=now_s + wait_s)
     return state, [act.SendRequest("hello" if state.enrolled else "enrol")]
-
-
-# --- models ---
-
-
-def _pointer(state: State, event: ev.PointerCame, now_s: float) -> Result:
-    del now_s
-    new, held = event.pointer, state.base
-    if held is not None and (new.version, new.onnx_sha256) == (held.version, held.onnx_sha256):
-        return replace(state, pointer=None), []
-    return replace(state, pointer=new, fetch_failures=0, fetch_at_s=0.0), []
-
-
-def _release(state: State, event: ev.ReleaseCame, now_s: float) -> Result:
-    del now_s
-    if state.active is not None and event.release.number <= state.active.number:
-        return state, []
-    return replace(state, release=event.release, fetch_failures=0, fetch_at_s=0.0), []
-
-
-def _base_ready(state: State, event: ev.BaseReady, now_s: float) -> Result:
-    del now_s
-    pointer = None if state.pointer and state.pointer.version == event.version else state.pointer
-    base = Base(event.version, event.onnx_sha256)
-    return replace(state, base=base, pointer=pointer, fetching=False, fetch_failures=0), []
-
-
-def _release_fetched(state: State, event: ev.ReleaseFetched, now_s: float) -> Result:
-    del now_s
-    if state.release is None or state.release.number != event.number:
-        return replace(state, fetching=False), []
-    return state, [act.Activate(state.release)]
-
-
-def _activated(state: State, event: ev.Activated, now_s: float) -> Result:
-    del now_s
-    release = None if state.release and state.release.number <= event.number else state.release
-    active = Active(event.number, event.version)
-    return replace(state, active=active, release=release, fetching=False, fetch_failures=0), []
-
-
-def _activation_refused(state: State, event: ev.ActivationRefused, now_s: float) -> Result:
-    del now_s
-    release = None if state.release and state.release.number == event.number else state.release
-    what = f"release {event.number} refused ({event.reason})"
-    line = f"vehicle {state.settings.vehicle}: {what}, the model before it drives on"
-    return replace(state, release=release, fetching=False), [act.Count(event.reason), act.Report(line)]
-
-
-def _fetch_failed(state: State, event: ev.FetchFailed, now_s: float) -> Result:
-    state, wait_s = outbox.wait(state, state.fetch_failures + 1)
-    state = replace(state, fetching=False, fetch_failures=state.fetch_failures + 1, fetch_at_s=now_s + wait_s)
-    if event.lasting and state.pointer and event.purpose == "base" and state.pointer.version == event.number:
-        state = replace(state, pointer=None)
-    if (
-        event.lasting
-        and state.release
-        and event.purpose == "release"
-        and state.release.number == event.number
-    ):
-        state = replace(state, release=None)
-    return state, [act.Count(event.reason)]
-
-
-def _fetch(state: State, now_s: float) -> Result:
-    """One model at a time, the base first: a release is mostly the same version and then costs nothing."""
-    if state.fetching or now_s < state.fetch_at_s or not state.connected:
-        return state, []
-    if state.pointer is not None:
-        return replace(state, fetching=True), [act.FetchBase(state.pointer)]
-    if state.release is not None:
-        return replace(state, fetching=True), [act.FetchRelease(state.release)]
-    return state, []
 
 
 # --- training ---
@@ -308,15 +235,15 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], Result]] = {
     ev.EnrolmentRefused: _enrolment_refused,
     ev.MessageRefused: _message_refused,
     ev.PlanCame: _plan,
-    ev.PointerCame: _pointer,
-    ev.ReleaseCame: _release,
+    ev.PointerCame: versions.pointer,
+    ev.ReleaseCame: versions.release,
     ev.SettlementCame: outbox.settlement,
     ev.ReceiptCame: outbox.receipt,
-    ev.BaseReady: _base_ready,
-    ev.ReleaseFetched: _release_fetched,
-    ev.FetchFailed: _fetch_failed,
-    ev.Activated: _activated,
-    ev.ActivationRefused: _activation_refused,
+    ev.BaseReady: versions.base_ready,
+    ev.ReleaseFetched: versions.release_fetched,
+    ev.FetchFailed: versions.fetch_failed,
+    ev.Activated: versions.activated,
+    ev.ActivationRefused: versions.activation_refused,
     ev.TrainingDone: _training_done,
     ev.TrainingFailed: _training_failed,
     ev.TrainingProgress: _training_progress,
@@ -330,7 +257,7 @@ _FOLLOW_UP: tuple[Callable[[State, float], Result], ...] = (
     _ask,
     _watch_training,
     _train,
-    _fetch,
+    versions.fetch,
     outbox.resend,
     _say,
 )

@@ -241,7 +241,11 @@ def _record(path: Path, event: ev.Event, now_s: float, actions: tuple[Action, ..
         file.write(ev.record(event, now_s) + "\n")
 
 
-if __name__ == "__main__":
-    from fedfleet.vehicle_agent.main import main
+def _main() -> int:
+    from fedfleet.vehicle_agent.main import main  # it imports this module
 
-    sys.exit(main("fleet"))
+    return main("fleet")
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

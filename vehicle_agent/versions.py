@@ -1,0 +1,99 @@
+"""Which models a vehicle wants, has and drives. Pure, a part of ``agent.step``: one download at a time."""
+
+from dataclasses import replace
+from typing import TypeAlias
+
+from fedfleet.vehicle_agent import actions as act
+from fedfleet.vehicle_agent import events as ev
+from fedfleet.vehicle_agent import outbox
+from fedfleet.vehicle_agent.state import Active, Base, State
+
+__all__ = [
+    "activated",
+    "activation_refused",
+    "base_ready",
+    "fetch",
+    "fetch_failed",
+    "pointer",
+    "release",
+    "release_fetched",
+]
+
+Result: TypeAlias = tuple[State, list[act.Action]]
+
+
+def pointer(state: State, event: ev.PointerCame, now_s: float) -> Result:
+    """Want the published model, unless it is held."""
+    del now_s
+    new, held = event.pointer, state.base
+    if held is not None and (new.version, new.onnx_sha256) == (held.version, held.onnx_sha256):
+        return replace(state, pointer=None), []
+    return replace(state, pointer=new, fetch_failures=0, fetch_at_s=0.0), []
+
+
+def release(state: State, event: ev.ReleaseCame, now_s: float) -> Result:
+    """Want a release, unless it or a newer one drives."""
+    del now_s
+    if state.active is not None and event.release.number <= state.active.number:
+        return state, []
+    return replace(state, release=event.release, fetch_failures=0, fetch_at_s=0.0), []
+
+
+def base_ready(state: State, event: ev.BaseReady, now_s: float) -> Result:
+    """Note the new base."""
+    del now_s
+    pointer = None if state.pointer and state.pointer.version == event.version else state.pointer
+    base = Base(event.version, event.onnx_sha256)
+    return replace(state, base=base, pointer=pointer, fetching=False, fetch_failures=0), []
+
+
+def release_fetched(state: State, event: ev.ReleaseFetched, now_s: float) -> Result:
+    """Have it tried, when it is still wanted."""
+    del now_s
+    if state.release is None or state.release.number != event.number:
+        return replace(state, fetching=False), []
+    return state, [act.Activate(state.release)]
+
+
+def activated(state: State, event: ev.Activated, now_s: float) -> Result:
+    """Note what drives now."""
+    del now_s
+    release = None if state.release and state.release.number <= event.number else state.release
+    active = Active(event.number, event.version)
+    return replace(state, active=active, release=release, fetching=False, fetch_failures=0), []
+
+
+def activation_refused(state: State, event: ev.ActivationRefused, now_s: float) -> Result:
+    """Want the refused release no more; the model before it drives on."""
+    del now_s
+    release = None if state.release and state.release.number == event.number else state.release
+    what = f"release {event.number} refused ({event.reason})"
+    line = f"vehicle {state.settings.vehicle}: {what}, the model before it drives on"
+    return replace(state, release=release, fetching=False), [act.Count(event.reason), act.Report(line)]
+
+
+def fetch_failed(state: State, event: ev.FetchFailed, now_s: float) -> Result:
+    """Ask again later; not at all when asking again gives the same."""
+    state, wait_s = outbox.wait(state, state.fetch_failures + 1)
+    state = replace(state, fetching=False, fetch_failures=state.fetch_failures + 1, fetch_at_s=now_s + wait_s)
+    if event.lasting and state.pointer and event.purpose == "base" and state.pointer.version == event.number:
+        state = replace(state, pointer=None)
+    if (
+        event.lasting
+        and state.release
+        and event.purpose == "release"
+        and state.release.number == event.number
+    ):
+        state = replace(state, release=None)
+    return state, [act.Count(event.reason)]
+
+
+def fetch(state: State, now_s: float) -> Result:
+    """One model at a time, the base first: a release is mostly the same version and then costs nothing."""
+    if state.fetching or now_s < state.fetch_at_s or not state.connected:
+        return state, []
+    if state.pointer is not None:
+        return replace(state, fetching=True), [act.FetchBase(state.pointer)]
+    if state.release is not None:
+        return replace(state, fetching=True), [act.FetchRelease(state.release)]
+    return state, []
