@@ -44,7 +44,7 @@ class Config(BaseModel):
 class RoundsConfig(Config):
     """When rounds open, whom they ask, and when they close."""
 
-    total: int = Field(default=0, ge=0, description="rounds to run, then the server ends; 0: no end")
+    total: int = Field(default=0, ge=0, description="rounds to run, then the server only serves what it has; 0: no end")
     quorum: int = Field(
         default=2, ge=1, le=100_000, description="fewest updates of a region that are worth a fold"
     )
