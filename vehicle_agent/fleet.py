@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedfleet.link.inbox import Inbox
-from fedfleet.link.port import Event, Link, Sink, Will
+from fedfleet.link.port import Event, Link, Published, Sink, Will
 from fedfleet.models import prepared
 from fedfleet.models import task as tasks
 from fedfleet.models.task import Samples, Task
@@ -119,13 +119,20 @@ class Fleet:
         if self._inference.error is not None:
             raise self._inference.error
 
-    def stop(self) -> None:
-        """Say OFFLINE for every vehicle, end trainers and threads. The links are closed by who made them."""
-        for vehicle in self.vehicles:
-            vehicle.close(self._world.now_s())
+    def stop(self, farewell_s: float = 0.0) -> None:
+        """Say OFFLINE for every vehicle, end trainers and threads. The links are closed by who made them.
+
+        Waits at most ``farewell_s`` seconds for the broker to take over the last words.
+        """
+        tickets = [vehicle.close(self._world.now_s()) for vehicle in self.vehicles[: len(self._links)]]
+        waiting = {(index, ticket) for index, ticket in enumerate(tickets) if ticket is not None}
         self.pool.close()
         self._inference.stop()
         self._swapper.close()
+        end_s = self._world.monotonic_s() + farewell_s
+        while waiting and self._world.monotonic_s() < end_s:
+            items = self._inbox.drain(DRAIN, 0.05)
+            waiting -= {(index, event.ticket) for index, event in items if isinstance(event, Published)}
 
     def _sink(self, index: int) -> Sink:
         return lambda event: self._inbox.put((index, event))

@@ -62,7 +62,7 @@ def _run(config: FleetConfig) -> None:
         while not stopped.is_set():
             fleet.turn(TURN_S)
     finally:
-        fleet.stop()
+        fleet.stop(FAREWELL_S)
         loop.stop()
 
 

@@ -30,6 +30,15 @@ class Uplink:
         self._owed = None if done else status
         return done
 
+    def farewell(self, status: msg.Status) -> int | None:
+        """Publish the last status; returns its ticket, None when the link cannot take it."""
+        body, topic = msg.encode(status), topics.status(self._fleet, self._vehicle)
+        sealed = seal(body, self._key, kind=Kind.STATUS, sender=self._vehicle, fleet=self._fleet)
+        try:
+            return self._link.publish(topic, sealed, qos=1, retain=True)
+        except LinkFull:
+            return None
+
     def retry(self) -> None:
         """Publish the status that the link could not take."""
         if self._owed is not None:

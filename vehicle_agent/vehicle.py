@@ -139,11 +139,15 @@ class Vehicle:
             self._metrics_at_s = now_s + metrics_interval_s
             self._uplink.metrics(self._figures(now_s))
 
-    def close(self, now_s: float) -> None:
-        """Say OFFLINE, give the training up, let the journal go. The link is closed by who made it."""
+    def close(self, now_s: float) -> int | None:
+        """Say OFFLINE, give the training up, let the journal go. The link is closed by who made it.
+
+        Returns the ticket of the last status, None when there is no connection to take it.
+        """
         self.parts.tuning.stop()
-        self._uplink.status(self._told("OFFLINE", now_s))
+        ticket = self._uplink.farewell(self._told("OFFLINE", now_s))
         self.parts.journal.close()
+        return ticket if self.state.connected else None
 
     def handle(self, event: ev.Event, now_s: float) -> None:
         """Step, perform, and step on with what that brings, until nothing follows."""
