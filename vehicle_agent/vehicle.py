@@ -135,7 +135,7 @@ class Vehicle:
             self.handle(event, now_s)
         self.handle(ev.Tick(), now_s)
         self._uplink.retry()
-        if self.state.connected and now_s >= self._metrics_at_s:
+        if self.state.connected and self.state.region and now_s >= self._metrics_at_s:
             self._metrics_at_s = now_s + metrics_interval_s
             self._uplink.metrics(self._figures(now_s))
 
