@@ -14,15 +14,15 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: int = Field(default=3, ge=1, le=1000)
+    epochs: int = Field(default=2, ge=1, le=1000)
     batch_size: int = Field(default=64, ge=1, le=65536)
-    learning_rate: float = Field(default=1e-3, gt=0, le=10)
-    optimizer: Literal["adam", "sgd"] = "adam"
-    momentum: float = Field(default=0.0, ge=0, lt=1)
+    learning_rate: float = Field(default=0.03, gt=0, le=10)
+    optimizer: Literal["adam", "sgd"] = "sgd"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of sgd only."""
     max_steps: int = Field(default=0, ge=0)
     """Upper bound on the number of batches; 0 = none."""
-    clip_norm: float = Field(default=0.0, ge=0)
+    clip_norm: float = Field(default=1.0, ge=0)
     """Largest gradient norm of a batch; 0 = unlimited."""
     proximal_mu: float = Field(default=0.0, ge=0, le=0)
     """Reserved for FedProx; only 0 is accepted."""

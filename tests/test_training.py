@@ -18,7 +18,7 @@ from fedfleet.models.training import FineTuning, TrainingError, fine_tune
 from fedfleet.protocol.errors import UsageError
 
 TINY = tiny_task.TASK
-SETTINGS = TrainSettings(epochs=4, batch_size=32, learning_rate=0.02)
+SETTINGS = TrainSettings(epochs=4, batch_size=32, learning_rate=0.02, optimizer="adam")
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_target_that_is_not_a_number_ends_in_an_error(base: Floats, samples: S
 
 
 def test_a_training_that_explodes_ends_in_an_error(base: Floats, samples: Samples) -> None:
-    wild = TrainSettings(optimizer="sgd", learning_rate=10, momentum=0.99, epochs=100)
+    wild = TrainSettings(optimizer="sgd", learning_rate=10, momentum=0.99, clip_norm=0, epochs=100)
     with pytest.raises(TrainingError, match=r"(the loss|weights)"):
         fine_tune(TINY, base, replace(samples, targets=samples.targets * 1e6), wild, seed=1)
 
