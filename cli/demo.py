@@ -126,7 +126,7 @@ class Show:
 def _settings(settings: Settings, out: Path, *, rounds: int) -> Settings:
     """Return the demo's settings: short rounds, unless the configuration says otherwise; everything under ``out``."""
     server = settings.server
-    changed = {"total": rounds}
+    changed: dict[str, float] = {"total": rounds}
     if "rounds" not in server.model_fields_set:
         changed |= {"deadline_s": _DEADLINE_S, "lease_s": _DEADLINE_S, "start_wait_s": 30.0}
     pace = type(server.rounds).model_validate({**dict(server.rounds), **changed})

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -94,6 +95,6 @@ def generate(
     Console().print(f"{out}: table hash {record['table_sha256']}", soft_wrap=True)
 
 
-def _print_problems(console: Console, problems: "tasks.Mapping[str, int]") -> None:
+def _print_problems(console: Console, problems: Mapping[str, int]) -> None:
     for reason, count in sorted(problems.items()):
         console.print(f"left out: {count} × {reason}")
