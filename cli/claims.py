@@ -7,6 +7,7 @@ from typing import Any
 __all__ = ["Claim", "Killed", "Outcome", "Refused", "Resumed", "judge"]
 
 MIN_RATIO = 50.0
+MAX_AGENT_BYTES = 120_000_000
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Outcome:
     p99_ms: float
     vehicles: int
     on_last_release: int
+    agent_rss_bytes: int
     model_sha256: str
     released_sha256: str
     killed: Killed | None = None
@@ -99,7 +101,14 @@ class Outcome:
 
 def judge(outcome: Outcome) -> tuple[Claim, ...]:
     """Return every claim of the demo with its truth."""
-    claims = [_rounds(outcome), *_accuracy(outcome), _upload(outcome), _swaps(outcome), _model(outcome)]
+    claims = [
+        _rounds(outcome),
+        *_accuracy(outcome),
+        _upload(outcome),
+        _swaps(outcome),
+        _memory(outcome),
+        _model(outcome),
+    ]
     if outcome.killed is not None:
         claims += _killed(outcome.killed)
     claims += [_refused(one) for one in outcome.refused]
@@ -145,6 +154,14 @@ def _swaps(outcome: Outcome) -> Claim:
     in_all = f"{outcome.missed} of {outcome.frames:,} frames missed in all"
     evidence = f"{outcome.missed_in_swap} missed in {outcome.swaps} swaps; {in_all}"
     return Claim("no inference frame was missed while models were swapped", is_true, evidence)
+
+
+def _memory(outcome: Outcome) -> Claim:
+    used = outcome.agent_rss_bytes
+    text = f"an agent process takes at most {MAX_AGENT_BYTES / 1e6:.0f} MB of memory"
+    return Claim(
+        text, 0 < used <= MAX_AGENT_BYTES, f"{used / 1e6:.0f} MB resident, the largest of the separate agents"
+    )
 
 
 def _model(outcome: Outcome) -> Claim:

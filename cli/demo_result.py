@@ -76,6 +76,7 @@ def collect(
         p99_ms=inference["p99_ms"] or 0.0,
         vehicles=len(vehicles),
         on_last_release=sum(one["active_version"] == end["version"] for one in vehicles.values()),
+        agent_rss_bytes=max(_rss_bytes(vehicles[name]) for name in fleet.agents),
         model_sha256=sha256(model).hexdigest(),
         released_sha256=end["released_sha256"],
         killed=scenes.vehicle.result() if scenes.vehicle else None,
@@ -92,6 +93,10 @@ def write_json(path: Path, outcome: Outcome, claims: Sequence[Claim]) -> None:
     """Write the report for programs."""
     content = {"format": 1, **outcome.as_json(), "claims": [asdict(claim) for claim in claims]}
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _rss_bytes(vehicle: Mapping[str, Any]) -> int:
+    return int(vehicle.get("metrics", {}).get("rss_bytes", 0))
 
 
 def _test(fleet: DemoFleet, task: tasks.Task, model: bytes) -> tuple[dict[str, float], dict[str, float]]:

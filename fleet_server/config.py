@@ -96,7 +96,7 @@ class CodecConfig(Config):
     value: Literal["sign", "int8", "float32"] = Field(
         default="sign", description="bits per value: sign 1, int8 8, float32 32 (dense only)"
     )
-    density: Density = Field(default=0.01, description="share of the values that is sent, with index rice")
+    density: Density = Field(default=0.02, description="share of the values that is sent, with index rice")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -127,7 +127,7 @@ class StrategyConfig(Config):
 
     name: Literal["fedavg", "fedavgm"] = Field(default="fedavg", description="fedavg; fedavgm adds momentum")
     server_learning_rate: float = Field(
-        default=1.0, gt=0, le=100, description="factor on the step of a round"
+        default=2.0, gt=0, le=100, description="factor on the step of a round"
     )
     momentum: float = Field(
         default=0.0, ge=0, lt=1, description="share of the last step that runs on (fedavgm)"

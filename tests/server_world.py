@@ -154,6 +154,7 @@ def configuration(
             "lease_s": 10.0,
             "contributors": {name: list(vehicles) for name, vehicles in regions.items()},
         },
+        "strategy": {"server_learning_rate": 1.0},
         "downlink": {"value": "int8", "density": 0.5},
         "codec": {"value": "int8", "density": 0.5},
         "gate": {"tolerance": 1.0},

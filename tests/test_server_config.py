@@ -29,7 +29,7 @@ def every_model(model: type[BaseModel] = ServerConfig) -> list[type[BaseModel]]:
 def test_four_keys_are_enough() -> None:
     config = ServerConfig.model_validate(MINIMAL)
     assert config.task == "motion_forecast"
-    assert config.codec.plan() == CodecPlan(index="rice", value="sign", density=0.01, coordinates="own")
+    assert config.codec.plan() == CodecPlan(index="rice", value="sign", density=0.02, coordinates="own")
     assert config.strategy.strategy().name == "fedavg"
     assert config.rounds.contributors is None
 
