@@ -44,7 +44,9 @@ class Config(BaseModel):
 class RoundsConfig(Config):
     """When rounds open, whom they ask, and when they close."""
 
-    total: int = Field(default=0, ge=0, description="rounds to run, then the server only serves what it has; 0: no end")
+    total: int = Field(
+        default=0, ge=0, description="rounds to run, then the server only serves what it has; 0: no end"
+    )
     quorum: int = Field(
         default=2, ge=1, le=100_000, description="fewest updates of a region that are worth a fold"
     )
@@ -188,6 +190,10 @@ class ServerSettings(Config):
         max_length=40,
         description="training settings sent with each plan (see TrainSettings)",
     )
+    learning_rate_schedule: Literal["constant", "cosine"] = Field(
+        default="constant",
+        description="the vehicles' learning rate over the rounds; cosine: to near 0 in the last of rounds.total",
+    )
     strategy: StrategyConfig = Field(default_factory=StrategyConfig, description="server optimizer")
     gate: GateConfig = Field(default_factory=GateConfig, description="validation before publishing")
     release_policy: Literal["every-accepted"] = Field(
@@ -218,6 +224,20 @@ class ServerSettings(Config):
         le=10_000_000,
         description="refused messages that are kept for inspection, newest first",
     )
+
+    def training_of(self, round_: int) -> dict[str, Setting]:
+        """Return the training settings of the plan of a round, from 1 on: the same for the same number."""
+        told = dict(self.training)
+        if self.learning_rate_schedule == "cosine":
+            settings = TrainSettings.model_validate({**told, "schedule": "cosine"})
+            told["learning_rate"] = settings.learning_rate_at((round_ - 1) / self.rounds.total)
+        return told
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        if self.learning_rate_schedule == "cosine" and not self.rounds.total:
+            raise ValueError("learning_rate_schedule: cosine needs rounds.total, got no end")
+        return self
 
     @model_validator(mode="after")
     def _check_training(self) -> Self:

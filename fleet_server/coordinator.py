@@ -118,7 +118,7 @@ class Coordinator:
             seed=rounds.seed,
             share=part,
             codec=self.config.codec.plan(),
-            training=dict(self.config.training),
+            training=self.config.training_of(number),
         )
         target = selected(online, seed=rounds.seed, round_=number, share=part)
         return Round(plan, "open", target, None if listed is None else frozenset(listed), now_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,5 +25,13 @@ class TrainSettings(BaseModel):
     """Upper bound on the number of batches; 0 = none."""
     clip_norm: float = Field(default=1.0, ge=0)
     """Largest gradient norm of a batch; 0 = unlimited."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate over the batches of this fine-tuning: cosine ends near 0."""
     proximal_mu: float = Field(default=0.0, ge=0, le=0)
     """Reserved for FedProx; only 0 is accepted."""
+
+    def learning_rate_at(self, done: float) -> float:
+        """Return the learning rate after this share of the batches, from 0 to 1."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        return self.learning_rate * (1 + math.cos(math.pi * done)) / 2

@@ -90,6 +90,8 @@ class FineTuning:
         """Train on the next batch; None when all are done."""
         if self._done == self.steps:
             return None
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.learning_rate_at(self._done / self.steps)
         at = self._done % self._per_epoch
         if at == 0:
             self._order = torch.randperm(self._size, generator=self._chance)
@@ -103,6 +105,11 @@ class FineTuning:
         self._optimizer.step()
         self._done += 1
         return Progress(self._done, self.steps, value)
+
+    @property
+    def weights(self) -> Floats:
+        """The weights f32[M] as they are now, copied; NaN and infinite ones are not refused here."""
+        return vector(self._model).copy()
 
     def result(self) -> Trained:
         """What the batches done so far have changed."""

@@ -52,6 +52,9 @@ class AgentSettings(BaseModel):
     training_limit_s: Positive = Field(
         default=600.0, description="seconds after which a training is given up"
     )
+    inference: bool = Field(
+        default=True, description="run the model on the vehicle's frames; off: train only (experiments)"
+    )
     rate_hz: float | None = Field(
         default=None,
         gt=0,

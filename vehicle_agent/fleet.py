@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from fedfleet.link.inbox import Inbox
 from fedfleet.link.port import Event, Link, Published, Sink, Will
 from fedfleet.models import prepared
 from fedfleet.models import task as tasks
-from fedfleet.models.task import Samples, Task
+from fedfleet.models.task import Frames, Samples, Task
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import task_id
 from fedfleet.vehicle_agent import config as configs
@@ -27,7 +29,7 @@ from fedfleet.vehicle_agent.journal import Journal
 from fedfleet.vehicle_agent.runtime import Inference, Replay
 from fedfleet.vehicle_agent.state import Resumed, Settings, start
 from fedfleet.vehicle_agent.swap import Sessions, Swapper
-from fedfleet.vehicle_agent.trainer_port import TrainerPool, trainer_command
+from fedfleet.vehicle_agent.trainer_port import TrainerPool, Trainers, trainer_command
 from fedfleet.vehicle_agent.trusted import Trusted
 from fedfleet.vehicle_agent.tuning import Tuning
 from fedfleet.vehicle_agent.vehicle import Parts, Vehicle
@@ -64,16 +66,20 @@ class Fleet:
     """
 
     def __init__(
-        self, config: FleetConfig, connect: Connect, world: World, *, trainer: Sequence[str] | None = None
+        self,
+        config: FleetConfig,
+        connect: Connect,
+        world: World,
+        *,
+        trainer: Sequence[str] | Trainers | None = None,
     ) -> None:
-        """Open every vehicle's folder. ``trainer`` is another trainer's command line."""
+        """Open every vehicle's folder. ``trainer`` is another trainer's command line, or who trains instead."""
         self._config, self._world, self._connect = config, world, connect
         self.task = tasks.load(config.task)
         self._inbox: Inbox[tuple[int, Event]] = Inbox(INBOX_ITEMS)
         self._sessions = Sessions(self.task)
-        self._swapper = Swapper(self._sessions)
-        command = trainer or trainer_command(config.nice)
-        self.pool = TrainerPool(command, max_trainers=config.max_warm_trainers, idle_s=config.trainer_idle_s)
+        self._swapper = Swapper(self._sessions, background=config.inference)
+        self.pool = _trainers(trainer or trainer_command(config.nice), config)
         self._links: list[Link] = []
         self.vehicles: list[Vehicle] = []
         try:
@@ -85,7 +91,7 @@ class Fleet:
             self._swapper.close()
             raise
         self._owners = {vehicle.name: index for index, vehicle in enumerate(self.vehicles)}
-        replays = [vehicle.parts.replay for vehicle in self.vehicles]
+        replays = [vehicle.parts.replay for vehicle in self.vehicles if config.inference]
         self._inference = Inference(replays, clock=world.monotonic_s)
         self._started_s = self._tick_at_s = 0.0
 
@@ -181,6 +187,12 @@ class Fleet:
         return vehicle
 
 
+def _trainers(trainer: Sequence[str] | Trainers, config: FleetConfig) -> Trainers:
+    if isinstance(trainer, Sequence):
+        return TrainerPool(trainer, max_trainers=config.max_warm_trainers, idle_s=config.trainer_idle_s)
+    return trainer
+
+
 def _settings(config: FleetConfig, entry: VehicleEntry, wire_task: str) -> Settings:
     return Settings(
         config.fleet,
@@ -229,6 +241,8 @@ def _conditions(config: FleetConfig) -> Conditions:
 
 
 def _replay(task: Task, entry: VehicleEntry, config: FleetConfig, world: World) -> Replay:
+    if not config.inference:
+        return Replay(task, _no_frames(task), None, clock=world.monotonic_s)
     frames = prepared.open_frames(entry.data_dir)
     has_truth = "train" in prepared.open_meta(entry.data_dir).parts
     truth: Samples | None = prepared.open(entry.data_dir, "train") if has_truth else None
@@ -240,6 +254,11 @@ def _replay(task: Task, entry: VehicleEntry, config: FleetConfig, world: World) 
             f"{entry.data_dir}: frames do not match task {task.name}: {list(frames.inputs.shape)}"
         )
     return Replay(task, frames, truth, clock=world.monotonic_s, rate_hz=config.rate_hz)
+
+
+def _no_frames(task: Task) -> Frames:
+    nothing = np.empty((0, *task.specification.input_shape), dtype=np.float32)
+    return Frames(nothing, np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.int64), 1.0)
 
 
 def _record(path: Path, event: ev.Event, now_s: float, actions: tuple[Action, ...]) -> None:

@@ -99,18 +99,27 @@ class Sessions:
 
 
 class Swapper:
-    """Tries candidates one after the other in a background thread, so that no frame waits for it."""
+    """Tries candidates one after the other in a background thread, so that no frame waits for it.
 
-    def __init__(self, sessions: Sessions, *, wake: Callable[[], None] = lambda: None) -> None:
-        self._sessions, self._wake = sessions, wake
+    Not in the ``background`` a candidate is tried when it is submitted: where no frame waits, and the order counts.
+    """
+
+    def __init__(
+        self, sessions: Sessions, *, wake: Callable[[], None] = lambda: None, background: bool = True
+    ) -> None:
+        self._sessions, self._wake, self._background = sessions, wake, background
         self._wanted: queue.SimpleQueue[Candidate | None] = queue.SimpleQueue()
         self._tried: queue.SimpleQueue[Tried] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="swap", daemon=True)
-        self._thread.start()
+        if background:
+            self._thread.start()
 
     def submit(self, candidate: Candidate) -> None:
         """Try this one when its turn comes."""
-        self._wanted.put(candidate)
+        if self._background:
+            self._wanted.put(candidate)
+        else:
+            self._try(candidate)
 
     def poll(self) -> list[Tried]:
         """Return what was tried since the last call, without waiting."""
@@ -121,14 +130,18 @@ class Swapper:
 
     def close(self) -> None:
         """End the thread after the candidate it is at."""
-        self._wanted.put(None)
-        self._thread.join()
+        if self._background:
+            self._wanted.put(None)
+            self._thread.join()
 
     def _loop(self) -> None:
         while (candidate := self._wanted.get()) is not None:
-            try:
-                run = self._sessions.load(candidate.model, candidate.onnx_sha256, candidate.canary)
-                self._tried.put(Tried(candidate, run))
-            except PeerError as error:
-                self._tried.put(Tried(candidate, None, error.reason, error.detail))
+            self._try(candidate)
             self._wake()
+
+    def _try(self, candidate: Candidate) -> None:
+        try:
+            run = self._sessions.load(candidate.model, candidate.onnx_sha256, candidate.canary)
+            self._tried.put(Tried(candidate, run))
+        except PeerError as error:
+            self._tried.put(Tried(candidate, None, error.reason, error.detail))

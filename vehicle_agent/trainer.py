@@ -11,6 +11,7 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +25,7 @@ from fedfleet.models.training import FineTuning, Trained, TrainingError
 from fedfleet.protocol.errors import UsageError
 from fedfleet.vehicle_agent.jobs import Job, Order, Told
 
-__all__ = ["main"]
+__all__ = ["main", "perform"]
 
 PR_SET_PDEATHSIG = 1
 PROGRESS_PARTS = 10
@@ -55,36 +56,45 @@ class _Trainer:
         self._say(Told(kind="ready"))
         while True:
             job = self._jobs.get()
-            try:
-                self._say(self._do(job))
-            except (UsageError, ValidationError) as error:
-                self._fail(job, "bad-job", error)
-            except (TrainingError, _Cancelled) as error:
-                self._fail(job, "cancelled" if isinstance(error, _Cancelled) else "training-failed", error)
-            except Exception as error:  # noqa: BLE001 - the next job may be sound
-                self._fail(job, "trainer-error", error)
+            self._say(perform(job, self._say, is_cancelled=lambda job=job: job.id in self._cancelled))  # type: ignore[misc]
             self._cancelled.discard(job.id)
-
-    def _do(self, job: Job) -> Told:
-        task = tasks.load(job.task)
-        folder = Path(job.data_dir)
-        prepared.check(prepared.open_meta(folder), task)
-        base = np.load(job.base, allow_pickle=False)
-        settings = TrainSettings.model_validate(dict(job.settings))
-        tuning = FineTuning(task, base, prepared.open(folder, "train"), settings, seed=job.seed)
-        while (progress := tuning.advance()) is not None:
-            if job.id in self._cancelled:
-                raise _Cancelled(job.id)
-            if progress.step % max(1, progress.steps // PROGRESS_PARTS) == 0:
-                self._say(Told(kind="progress", id=job.id, step=progress.step, steps=progress.steps))
-        return _finish(job, tuning.result())
 
     def _say(self, told: Told) -> None:
         self._tell.write(told.model_dump_json() + "\n")
         self._tell.flush()
 
-    def _fail(self, job: Job, reason: str, error: Exception) -> None:
-        self._say(Told(kind="failed", id=job.id, reason=reason, detail=str(error)[:300]))
+
+def perform(
+    job: Job, tell: Callable[[Told], None], *, is_cancelled: Callable[[], bool] = lambda: False
+) -> Told:
+    """Do a job, telling its progress, and return its end: ``done`` or ``failed``; the same job gives the same bytes."""
+    try:
+        return _do(job, tell, is_cancelled)
+    except (UsageError, ValidationError) as error:
+        return _failed(job, "bad-job", error)
+    except (TrainingError, _Cancelled) as error:
+        return _failed(job, "cancelled" if isinstance(error, _Cancelled) else "training-failed", error)
+    except Exception as error:  # noqa: BLE001 - the next job may be sound
+        return _failed(job, "trainer-error", error)
+
+
+def _do(job: Job, tell: Callable[[Told], None], is_cancelled: Callable[[], bool]) -> Told:
+    task = tasks.load(job.task)
+    folder = Path(job.data_dir)
+    prepared.check(prepared.open_meta(folder), task)
+    base = np.load(job.base, allow_pickle=False)
+    settings = TrainSettings.model_validate(dict(job.settings))
+    tuning = FineTuning(task, base, prepared.open(folder, "train"), settings, seed=job.seed)
+    while (progress := tuning.advance()) is not None:
+        if is_cancelled():
+            raise _Cancelled(job.id)
+        if progress.step % max(1, progress.steps // PROGRESS_PARTS) == 0:
+            tell(Told(kind="progress", id=job.id, step=progress.step, steps=progress.steps))
+    return _finish(job, tuning.result())
+
+
+def _failed(job: Job, reason: str, error: Exception) -> Told:
+    return Told(kind="failed", id=job.id, reason=reason, detail=str(error)[:300])
 
 
 def _finish(job: Job, trained: Trained) -> Told:

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pydantic import ValidationError
 
 from fedfleet.vehicle_agent.jobs import Job, Order, Told
 
-__all__ = ["TrainerPool", "trainer_command"]
+__all__ = ["TrainerPool", "Trainers", "trainer_command"]
 
 MAX_LINE_BYTES = 65_536
 CANCEL_S = 10.0
@@ -24,6 +25,22 @@ STOP_S = 5.0
 BACKOFF_S = 0.5
 BACKOFF_CAP_S = 30.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class Trainers(Protocol):
+    """Does trainings for the vehicles of a process: ``TrainerPool`` here, or one without processes of its own."""
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; its end comes from ``poll`` as ``done`` or ``failed``."""
+
+    def cancel(self, job_id: str) -> None:
+        """Give a job up. If it has started, its ``failed`` (cancelled) still comes, or its ``done``."""
+
+    def poll(self, now_s: float) -> list[Told]:
+        """Return what was told about jobs since the last call."""
+
+    def close(self) -> None:
+        """End all, and forget all jobs."""
 
 
 def trainer_command(nice: int) -> tuple[str, ...]:

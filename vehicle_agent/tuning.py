@@ -18,7 +18,7 @@ from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent.entries import OutboxEntry
 from fedfleet.vehicle_agent.jobs import Job, Told
 from fedfleet.vehicle_agent.journal import Journal, JournalError
-from fedfleet.vehicle_agent.trainer_port import TrainerPool
+from fedfleet.vehicle_agent.trainer_port import Trainers
 
 __all__ = ["Tuning"]
 
@@ -32,7 +32,7 @@ class Tuning:
     def __init__(
         self,
         journal: Journal,
-        pool: TrainerPool,
+        pool: Trainers,
         folder: Path,
         *,
         task: str,
