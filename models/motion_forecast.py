@@ -51,6 +51,7 @@ class MotionForecast:
     )
     network: str = "fedfleet.models.nets_motion_forecast:network"
     loss: str = "fedfleet.models.nets_motion_forecast:loss"
+    plot: str = "fedfleet.models.plot_motion_forecast:draw"
 
     def index(self, folder: Path) -> Index:
         """List the drives of a folder of recordings and count the tracks that cannot teach."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "Case",
     "Drive",
     "Floats",
     "Frames",
@@ -121,6 +122,15 @@ class Index:
     problems: Mapping[str, int]
 
 
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One answer to look at: output f32[*out] of a model to row `sample` of `samples(folder, [drive])`."""
+
+    drive: str
+    sample: int
+    output: Floats
+
+
 @runtime_checkable
 class Task(Protocol):
     """What every room needs to know about a learning task; `drives` are `Drive.key` values.
@@ -128,6 +138,9 @@ class Task(Protocol):
     `metrics[0]` is the primary metric. `network` and `loss` are `module:function` names, resolved only in
     processes that hold torch: the network function takes nothing and returns an `nn.Module` with the weights of
     version 0 (drawn from torch's seeded generator); the loss takes (outputs, targets) and returns a scalar tensor.
+
+    A task that can draw has one attribute more, `plot`: `module:function` of a function that takes a sequence of
+    `Case`, `scenarios` and `out` (folders, by keyword), writes a picture of each case and returns the files' paths.
     """
 
     @property

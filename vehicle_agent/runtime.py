@@ -14,7 +14,7 @@ import numpy as np
 
 from fedfleet.models.task import Floats, Frames, Samples, Task
 
-__all__ = ["Figures", "Inference", "Replay", "Run"]
+__all__ = ["Answer", "Figures", "Inference", "Replay", "Run"]
 
 RING = 600
 
@@ -40,12 +40,23 @@ class Figures:
     scores: dict[str, tuple[float, int]]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What the model said to a frame: outputs f32[N, *out] for these rows of the frames; None when it has no row."""
+
+    frame: int
+    rows: slice
+    outputs: Floats | None
+    latency_ms: float
+
+
 class Replay:
     """One vehicle's drive: its frames again and again, each one batch through the active model.
 
     A frame is missed when its result comes after the next frame's time, or when it is skipped for lateness.
     ``scores`` are of the active model, over the judged predictions whose truth is known (``truth``: the samples that
-    ``frames.sample`` points into). Without a model no frame counts.
+    ``frames.sample`` points into). Without a model no frame counts. With ``seen`` the drive
+    is replayed once, and ``seen`` gets every answer, after its latency was taken.
     """
 
     def __init__(
@@ -56,10 +67,12 @@ class Replay:
         *,
         clock: Callable[[], float],
         rate_hz: float | None = None,
+        seen: Callable[[Answer], None] | None = None,
     ) -> None:
         self._task, self._frames, self._truth, self._clock = task, frames, truth, clock
         self.period_s = 1.0 / (rate_hz or frames.rate_hz)
         self.due_s = 0.0
+        self._seen = seen
         self._next = 0
         self._run: Run | None = None
         self._swapping = False
@@ -68,6 +81,11 @@ class Replay:
         self._latencies = np.zeros(RING, dtype=np.float32)
         self._latency_count = 0
         self._scores: dict[str, tuple[float, int]] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a drive that is replayed once has come to its end."""
+        return self._seen is not None and self._next >= len(self._frames)
 
     def swap_begins(self) -> None:
         """From now on missed frames also count as missed in a swap."""
@@ -86,6 +104,11 @@ class Replay:
         """Run the frame that is due, and skip those whose time has passed altogether."""
         now_s, run = self._clock(), self._run
         late = max(0, int((now_s - self.due_s) / self.period_s))
+        if self._seen is not None and self._next + late >= len(self._frames):
+            left = len(self._frames) - self._next
+            self._next += left
+            self._count(left, left, run)
+            return
         due_s = self.due_s + late * self.period_s
         index = (self._next + late) % max(1, len(self._frames))
         self.due_s, self._next = due_s + self.period_s, index + 1
@@ -95,15 +118,14 @@ class Replay:
         inputs = np.ascontiguousarray(self._frames.inputs[rows])
         outputs = run(inputs) if len(inputs) else None
         end_s = self._clock()
-        missed = late + (end_s > due_s + self.period_s)
+        self._count(1 + late, late + (end_s > due_s + self.period_s), run)
         with self._lock:
-            self._counts["frames"] += 1 + late
-            self._counts["missed"] += missed
-            self._counts["missed_in_swap"] += missed if self._swapping else 0
             self._latencies[self._latency_count % RING] = (end_s - due_s) * 1e3
             self._latency_count += 1
         if outputs is not None and self._truth is not None:
             self._score(outputs, rows, run)
+        if self._seen is not None:
+            self._seen(Answer(index, rows, outputs, max(0.0, (end_s - due_s) * 1e3)))
 
     def figures(self) -> Figures:
         """Return the counters as they are now."""
@@ -112,6 +134,14 @@ class Replay:
             counts, scores = dict(self._counts), dict(self._scores)
         p50, p99 = np.percentile(known, (50, 99)) if len(known) else (0.0, 0.0)
         return Figures(**counts, p50_ms=max(0.0, float(p50)), p99_ms=max(0.0, float(p99)), scores=scores)
+
+    def _count(self, frames: int, missed: int, run: Run | None) -> None:
+        if run is None:
+            return
+        with self._lock:
+            self._counts["frames"] += frames
+            self._counts["missed"] += missed
+            self._counts["missed_in_swap"] += missed if self._swapping else 0
 
     def _score(self, outputs: Floats, rows: slice, run: Run) -> None:
         sample = np.asarray(self._frames.sample[rows])

@@ -1,0 +1,171 @@
+"""What a replay showed, summed up by region and overall: errors on judged and on all tracks, latency, throughput."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from fedfleet.cli.replay_run import Driven
+from fedfleet.models.task import Case, Floats, Samples, Sums, Task
+
+__all__ = ["Part", "add_up", "as_json", "merged", "pace_table", "part_of", "score_table", "worst_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Figures of some drives; ``sums`` has the metrics of the model and the baseline, on judged and on all tracks."""
+
+    drives: int
+    frames: int
+    missed: int
+    predictions: int
+    unanswered: int
+    seconds: float
+    latencies_ms: Floats
+    sums: Mapping[str, Sums]
+
+    @property
+    def per_second(self) -> float:
+        """Predicted tracks per second of the replay."""
+        return self.predictions / self.seconds if self.seconds > 0 else 0.0
+
+    def latency_ms(self, percentile: float) -> float | None:
+        """Return a percentile of the latency per frame; None without a frame."""
+        return float(np.percentile(self.latencies_ms, percentile)) if len(self.latencies_ms) else None
+
+    def tracks(self, which: str) -> int:
+        """Return the number of tracks that were scored: ``judged`` or ``all``."""
+        return max((count for _, count in self.sums[which].values()), default=0)
+
+    def mean(self, which: str, metric: str) -> float | None:
+        """Return the mean of a metric; None without a track."""
+        total, count = self.sums[which].get(metric, (0.0, 0))
+        return total / count if count else None
+
+
+def part_of(task: Task, driven: Driven) -> Part:
+    """Return the figures of one drive; tracks whose frame was skipped are counted as unanswered."""
+    truth = _rows(driven.samples, driven.answered)
+    trivial = task.baseline(truth.inputs)
+    sums = {
+        "judged": task.score(driven.outputs, truth),
+        "all": task.score_all(driven.outputs, truth),
+        "judged_baseline": task.score(trivial, truth),
+        "all_baseline": task.score_all(trivial, truth),
+    }
+    left = len(driven.samples) - len(driven.answered)
+    counts = (driven.frames, driven.missed, driven.predictions, left)
+    return Part(1, *counts, driven.seconds, driven.latencies_ms, sums)
+
+
+def add_up(parts: Sequence[Part]) -> Part:
+    """Return the figures of all parts together."""
+    return Part(
+        drives=sum(part.drives for part in parts),
+        frames=sum(part.frames for part in parts),
+        missed=sum(part.missed for part in parts),
+        predictions=sum(part.predictions for part in parts),
+        unanswered=sum(part.unanswered for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        latencies_ms=np.concatenate([np.empty(0, dtype=np.float32), *(part.latencies_ms for part in parts)]),
+        sums={key: _add(part.sums[key] for part in parts) for key in parts[0].sums} if parts else {},
+    )
+
+
+def worst_of(task: Task, driven: Driven, *, most: int) -> list[tuple[float, Case]]:
+    """Return the judged answers of a drive with their primary metric, the worst first."""
+    primary = task.metrics[0]
+    cases = []
+    for place, row in enumerate(driven.answered):
+        if driven.samples.judged[row]:
+            truth = _rows(driven.samples, driven.answered[place : place + 1])
+            value, _ = task.score(driven.outputs[place : place + 1], truth)[primary.name]
+            cases.append((value, Case(driven.drive.key, int(row), driven.outputs[place])))
+    return merged(task, cases, most=most)
+
+
+def merged(task: Task, cases: Sequence[tuple[float, Case]], *, most: int) -> list[tuple[float, Case]]:
+    """Return the worst of some answers, the worst first."""
+    sign = -1.0 if task.metrics[0].better == "lower" else 1.0
+    return sorted(cases, key=lambda each: sign * each[0])[:most]
+
+
+def as_json(task: Task, part: Part) -> dict[str, Any]:
+    """Return the figures for programs: metrics of judged tracks on top, the same under ``all_tracks``."""
+    return {
+        **_metrics(task, part, "judged"),
+        "all_tracks": _metrics(task, part, "all"),
+        "drives": part.drives,
+        "frames": part.frames,
+        "missed": part.missed,
+        "predictions": part.predictions,
+        "unanswered_tracks": part.unanswered,
+        "p50_ms": part.latency_ms(50),
+        "p99_ms": part.latency_ms(99),
+        "seconds": part.seconds,
+        "tracks_per_s": part.per_second,
+    }
+
+
+def score_table(task: Task, rows: Mapping[str, Part], which: str) -> Table:
+    """Return the table of errors on ``judged`` or ``all`` tracks; the baseline's beside the primary metric."""
+    table = Table(title=f"{task.name}, {which} tracks", title_justify="left")
+    table.add_column("region", no_wrap=True)
+    table.add_column("tracks", justify="right", no_wrap=True)
+    for place, metric in enumerate(task.metrics):
+        table.add_column(_head(metric.name, metric.unit), justify="right", no_wrap=True)
+        if place == 0:
+            table.add_column("baseline", justify="right", style="dim", no_wrap=True)
+    for name, part in rows.items():
+        table.add_row(name, *_scores(task, part, which))
+    return table
+
+
+def pace_table(rows: Mapping[str, Part]) -> Table:
+    """Return the table of frames: how many, how late, how fast."""
+    table = Table(title="latency of a frame (ms), throughput", title_justify="left")
+    table.add_column("region", no_wrap=True)
+    for head in ("frames", "missed", "predictions", "p50", "p99", "tracks/s"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, part in rows.items():
+        latencies = (_number(part.latency_ms(50)), _number(part.latency_ms(99)))
+        counts = (part.frames, part.missed, part.predictions)
+        table.add_row(name, *(f"{count:,}" for count in counts), *latencies, f"{part.per_second:,.0f}")
+    return table
+
+
+def _scores(task: Task, part: Part, which: str) -> list[str]:
+    primary, *others = (metric.name for metric in task.metrics)
+    first = [_number(part.mean(which, primary)), _number(part.mean(f"{which}_baseline", primary))]
+    return [f"{part.tracks(which):,}", *first, *(_number(part.mean(which, name)) for name in others)]
+
+
+def _metrics(task: Task, part: Part, which: str) -> dict[str, Any]:
+    names = [metric.name for metric in task.metrics]
+    baseline = {name.lower(): part.mean(f"{which}_baseline", name) for name in names}
+    means = {name.lower(): part.mean(which, name) for name in names}
+    return {**means, "tracks": part.tracks(which), "baseline": baseline}
+
+
+def _head(name: str, unit: str) -> str:
+    return f"{name} ({unit})" if unit not in {"", "share"} else name
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _rows(samples: Samples, rows: NDArray[np.int64]) -> Samples:
+    return Samples(samples.inputs[rows], samples.targets[rows], np.asarray(samples.judged[rows]))
+
+
+def _add(sums: Iterable[Sums]) -> Sums:
+    total: dict[str, tuple[float, int]] = {}
+    for each in sums:
+        for name, (value, count) in each.items():
+            old = total.get(name, (0.0, 0))
+            total[name] = (old[0] + float(value), old[1] + int(count))
+    return total
