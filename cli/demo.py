@@ -25,7 +25,7 @@ from fedfleet.protocol.signing import SigningKey
 
 __all__ = ["demo"]
 
-_POLL_S = 0.2
+_POLL_S = 0.1
 _ROUND_LIMIT_S = 120.0
 _DEADLINE_S = 15.0
 

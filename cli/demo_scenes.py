@@ -21,6 +21,7 @@ Snapshot = Mapping[str, Any]
 Tell = Callable[[str], None]
 STRANGER = "stranger"
 _SERVER_PAUSE_S = 1.0
+_TRIES = 3
 
 
 class Scene(Protocol):
@@ -33,7 +34,10 @@ class Scene(Protocol):
 
 
 class KilledVehicle:
-    """Kill -9 of one agent process in mid-round; it is started again after that round has closed without it."""
+    """Kill -9 of one agent process in mid-round; it is started again after that round has closed without it.
+
+    Rounds can be shorter than a second: when its update was already on its way, the scene is played again.
+    """
 
     def __init__(self, fleet: DemoFleet, vehicle: str, *, cue_round: int, tell: Tell) -> None:
         self._fleet, self._vehicle, self._cue, self._tell = fleet, vehicle, cue_round, tell
@@ -43,6 +47,7 @@ class KilledVehicle:
         self._round = 0
         self._closed: Mapping[str, Any] | None = None
         self._back_in: int | None = None
+        self._tries_left = _TRIES
         self.is_done = False
 
     def step(self, snapshot: Snapshot) -> None:
@@ -88,10 +93,18 @@ class KilledVehicle:
 
     def _restart_when_closed(self, rows: Sequence[Mapping[str, Any]]) -> None:
         row = next((row for row in rows if row["round"] == self._round and row["state"] != "open"), None)
-        if row is not None:
-            self._closed = row
-            self._fleet.start_agent(self._vehicle)
-            self._tell(f"round {self._round} closed by {row['reason']}; {self._vehicle} is started again")
+        if row is None:
+            return
+        self._fleet.start_agent(self._vehicle)
+        if self._vehicle in row["contributors"] and self._tries_left:
+            self._tries_left -= 1
+            self._exit_status, self._cue = None, self._round + 2
+            self._tell(
+                f"its update of round {self._round} was already on its way; {self._vehicle} is started again"
+            )
+            return
+        self._closed = row
+        self._tell(f"round {self._round} closed by {row['reason']}; {self._vehicle} is started again")
 
 
 class Intrusion:

@@ -1,52 +1,40 @@
 """The demo's report: one self-contained HTML page with its plots inside, no network needed to read it."""
 
 import html
-import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedfleet.cli.claims import Claim, Outcome
+from fedfleet.cli.page import COLOURS, GREY, document, svg, tiles
 
 __all__ = ["write_html"]
 
-_STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b2430;background:#fff}
-h1{font-size:1.7rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2rem}
-.tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
-.tile{border:1px solid #d6dde5;border-radius:.5rem;padding:.7rem 1rem;min-width:9rem}
-.tile b{display:block;font-size:1.5rem}.tile span{color:#5b6775;font-size:.85rem}
-table{border-collapse:collapse;width:100%}td,th{padding:.35rem .6rem;border-bottom:1px solid #e4e9ef;text-align:left}
-.yes{color:#0a7a3d;font-weight:600}.no{color:#b3261e;font-weight:600}.plots{display:flex;flex-wrap:wrap;gap:1rem}
-svg{max-width:100%;height:auto}footer{margin-top:2rem;color:#5b6775;font-size:.85rem}
-"""
-_COLOURS = ("#2563a8", "#c2571a", "#2f8a57", "#8b4fa3", "#8a6d1f", "#41707a", "#a83255", "#555f6b")
 _REASON_COLOURS = {"target": "#2f8a57", "contributors": "#2f8a57", "deadline": "#c2571a"}
 
 
 def write_html(path: Path, outcome: Outcome, claims: Sequence[Claim]) -> None:
     """Write the page for an outcome and its claims; pictures are SVG inside the page."""
-    plots = "".join(_plots(outcome))
-    tiles = "".join(
-        f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>'
-        for name, value in _tiles(outcome)
+    plots = "".join(
+        svg(partial(draw, outcome=outcome))
+        for draw in (_draw_learning, _draw_regions, _draw_bytes, _draw_timeline)
     )
     versions = ", ".join(f"{name} {version}" for name, version in sorted(outcome.versions.items()))
-    path.write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>fedfleet demo</title><style>{_STYLE}</style>"
+    body = (
         f"<h1>fedfleet demo: {html.escape(outcome.task)}</h1>"
         f"<p>{outcome.vehicles} vehicles in {len(outcome.scores)} regions learned together over MQTT. "
         "No recording left its vehicle.</p>"
-        f'<div class="tiles">{tiles}</div><div class="plots">{plots}</div>'
+        f'{tiles(_figures(outcome))}<div class="plots">{plots}</div>'
         f"<h2>What was claimed, and the evidence</h2>{_claims_table(claims)}"
         f"<h2>Regions, on test drives that no one trained on</h2>{_regions_table(outcome)}"
         f"<h2>Rounds</h2>{_rounds_table(outcome)}"
-        f"<footer>{html.escape(versions)}</footer></html>",
-        encoding="utf-8",
+        f"<footer>{html.escape(versions)}</footer>"
     )
+    path.write_text(document("fedfleet demo", body), encoding="utf-8")
 
 
-def _tiles(outcome: Outcome) -> list[tuple[str, str]]:
+def _figures(outcome: Outcome) -> list[tuple[str, str]]:
     return [
         ("rounds published", str(outcome.rounds_published)),
         ("smaller uploads than float32", f"{outcome.ratio:.0f} ×"),
@@ -90,29 +78,8 @@ def _rounds_table(outcome: Outcome) -> str:
     return f"<table>{head}{rows}</table>"
 
 
-def _plots(outcome: Outcome) -> list[str]:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "fedfleet"}
-    )
-    pictures = []
-    for draw in (_draw_learning, _draw_regions, _draw_bytes, _draw_timeline):
-        figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
-        draw(axes, outcome)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        plt.close(figure)
-        text = buffer.getvalue()
-        pictures.append(text[text.index("<svg") :])
-    return pictures
-
-
 def _draw_learning(axes: Any, outcome: Outcome) -> None:  # noqa: ANN401 - matplotlib's axes
-    for colour, region in zip(_COLOURS * 8, sorted(outcome.scores), strict=False):
+    for colour, region in zip(COLOURS * 8, sorted(outcome.scores), strict=False):
         points = [
             (entry["version"], entry["scores"][region])
             for entry in outcome.history
@@ -138,14 +105,14 @@ def _draw_regions(axes: Any, outcome: Outcome) -> None:  # noqa: ANN401 - matplo
         [x - 0.2 for x in places],
         [outcome.baseline[n] for n in names],
         0.4,
-        color="#b8c2cc",
+        color=GREY,
         label="trivial baseline",
     )
     axes.bar(
         [x + 0.2 for x in places],
         [outcome.scores[n] for n in names],
         0.4,
-        color=_COLOURS[0],
+        color=COLOURS[0],
         label="federated",
     )
     axes.set_xticks(list(places), names, fontsize=8)
@@ -155,7 +122,7 @@ def _draw_regions(axes: Any, outcome: Outcome) -> None:  # noqa: ANN401 - matplo
 
 def _draw_bytes(axes: Any, outcome: Outcome) -> None:  # noqa: ANN401 - matplotlib's axes
     values = [outcome.dense_bytes_up / 1e6, outcome.bytes_up / 1e6]
-    axes.barh(["dense float32", "sent"], values, color=["#b8c2cc", _COLOURS[2]])
+    axes.barh(["dense float32", "sent"], values, color=[GREY, COLOURS[2]])
     for place, value in enumerate(values):
         axes.text(value, place, f" {value:.2f} MB", va="center")
     axes.set_xlim(0, max(values) * 1.25 or 1)

@@ -152,10 +152,10 @@ class GateConfig(Config):
     """When a candidate may be published."""
 
     tolerance: float = Field(
-        default=0.05,
+        default=0.10,
         ge=0,
         le=1,
-        description="how much worse the primary metric may get, relative; 0.05 = 5 %",
+        description="how much worse the primary metric may get from version to version, relative; 0.1 = 10 %",
     )
     batch: int = Field(default=1024, ge=1, le=1_000_000, description="validation samples per inference call")
 
