@@ -1,7 +1,7 @@
 """``fedfleet scenarios``: what is in a folder of recordings, what is wrong with it, and the shipped pack made again."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,17 +41,19 @@ def list_(config: ConfigFile = None, scenarios: ScenariosDir = None, as_json: Js
         }
         for region, drives in sorted(regions.items())
     }
+    counted = dict(index.problems) if index.is_counted else None
     if as_json:
-        typer.echo(
-            json.dumps({"folder": str(folder), "regions": rows, "problems": dict(index.problems)}, indent=2)
-        )
+        typer.echo(json.dumps({"folder": str(folder), "regions": rows, "problems": counted}, indent=2))
         return
     table = Table("region", "drives", "recordings", "seconds", title=str(folder))
     for region, row in rows.items():
         table.add_row(region, *(str(value) for value in row.values()))
     console = Console()
     console.print(table)
-    _print_problems(console, index.problems)
+    if counted is None:
+        console.print("not read yet: `fedfleet scenarios check` reads all and counts what is left out")
+    else:
+        _print_problems(console, counted)
 
 
 @app.command("check")
@@ -61,14 +63,20 @@ def check(config: ConfigFile = None, scenarios: ScenariosDir = None, as_json: Js
     folder = scenarios or settings.data.scenarios or pack_dir()
     task = tasks.load(settings.task)
     index = task.index(folder)
-    samples = {drive.key: len(task.samples(folder, [drive.key])) for drive in index.drives}
+    samples: dict[str, int] = {}
+    counted: Counter[str] = Counter()
+    for drive in index.drives:
+        read = task.samples(folder, [drive.key])
+        samples[drive.key] = len(read)
+        counted.update(read.problems)
+    problems = dict(index.problems) if index.is_counted else dict(sorted(counted.items()))
     empty = sorted(key for key, count in samples.items() if not count)
     result: dict[str, Any] = {
         "folder": str(folder),
         "drives": len(samples),
         "samples": sum(samples.values()),
         "drives_without_samples": empty,
-        "problems": dict(index.problems),
+        "problems": problems,
     }
     if as_json:
         typer.echo(json.dumps(result, indent=2))
@@ -77,7 +85,7 @@ def check(config: ConfigFile = None, scenarios: ScenariosDir = None, as_json: Js
         console.print(f"{folder}: {len(samples)} drives, {result['samples']} samples for task {task.name}")
         if empty:
             console.print(f"{len(empty)} drives without a usable sample: {', '.join(empty[:5])}")
-        _print_problems(console, index.problems)
+        _print_problems(console, problems)
     if not result["samples"]:
         raise UsageError(f"{folder}: no sample is usable for task {task.name}")
 

@@ -15,10 +15,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfleet.models.task import Drive, Floats, Frames, Index, Metric, Samples, Specification, Sums
+from fedfleet.models.task import Floats, Frames, Index, Metric, Samples, Specification, Sums
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios import labels
-from fedfleet.scenarios.reading import drive_key, read
+from fedfleet.scenarios.reading import open_recordings, stream
 from fedfleet.scenarios.records import Scenario
 
 __all__ = ["TASK", "MotionForecast", "agent_frame", "constant_velocity"]
@@ -54,21 +54,22 @@ class MotionForecast:
     plot: str = "fedfleet.models.plot_motion_forecast:draw"
 
     def index(self, folder: Path) -> Index:
-        """List the drives of a folder of recordings and count the tracks that cannot teach."""
-        problems: Counter[str] = Counter()
-        drives: dict[str, Drive] = {}
-        for scenario in read(folder):
-            problems += _verdict(scenario).problems
-            old = drives.get(drive_key(scenario), Drive(scenario.region, scenario.drive, 0, 0.0))
-            recordings, seconds = old.recordings + 1, old.seconds + scenario.seconds
-            drives[old.key] = Drive(old.region, old.drive, recordings, seconds)
-        return Index(tuple(drives.values()), dict(sorted(problems.items())))
+        """List the drives of a folder; the tracks that cannot teach are counted where all of it is read anyway."""
+        recordings = open_recordings(folder)
+        drives = tuple(recordings.drives.values())
+        if recordings.is_lazy:
+            return Index(drives, {}, is_counted=False)
+        problems: Counter[str] = sum((_verdict(scenario).problems for scenario in stream(folder)), Counter())
+        return Index(drives, dict(sorted(problems.items())))
 
     def samples(self, folder: Path, drives: Sequence[str]) -> Samples:
         """One sample per track that was seen in the first 50 frames of a scenario; judged = kind AGENT."""
         inputs, targets, judged = [_none(PAST)], [_none(FUTURE)], [np.empty(0, dtype=np.bool_)]
-        for scenario in read(folder, drives):
-            chosen = _verdict(scenario).labelled
+        problems: Counter[str] = Counter()
+        for scenario in stream(folder, drives):
+            verdict = _verdict(scenario)
+            problems += verdict.problems
+            chosen = verdict.labelled
             if not chosen.any():
                 continue
             window = scenario.xy[chosen, :WINDOW]
@@ -76,13 +77,14 @@ class MotionForecast:
             inputs.append(local[:, :PAST])
             targets.append(local[:, PAST:])
             judged.append(np.array(scenario.kinds)[chosen] == "AGENT")
-        return Samples(np.concatenate(inputs), np.concatenate(targets), np.concatenate(judged))
+        left_out = dict(sorted(problems.items()))
+        return Samples(np.concatenate(inputs), np.concatenate(targets), np.concatenate(judged), left_out)
 
     def frames(self, folder: Path, drives: Sequence[str]) -> Frames:
         """Every frame that has 2 s of past in its scenario, with all tracks seen throughout these 2 s."""
         inputs, counts, sample = [_none(PAST)], [], [np.empty(0, dtype=np.int64)]
         rows = 0
-        for scenario in read(folder, drives):
+        for scenario in stream(folder, drives):
             verdict = _verdict(scenario)
             if scenario.frames < PAST:
                 continue

@@ -31,7 +31,7 @@ class Meta(BaseModel):
     """What a prepared folder holds.
 
     `counts` has `<part>_samples` and `<part>_judged`, or `frames` and `frames_inputs`; `problems` counts what
-    was left out, by reason, over all recordings of the source folder.
+    was left out, by reason: over the source folder where the task's index counts it, else over these drives.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)

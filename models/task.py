@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -64,11 +64,15 @@ class Specification:
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled examples: inputs f32[N,*in], targets f32[N,*out], judged bool[N] (counts for the metrics)."""
+    """Labelled examples: inputs f32[N,*in], targets f32[N,*out], judged bool[N] (counts for the metrics).
+
+    `problems` counts what was left out of these drives, by reason.
+    """
 
     inputs: Floats
     targets: Floats
     judged: NDArray[np.bool_]
+    problems: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise ValueError when the three lengths differ."""
@@ -116,10 +120,15 @@ class Drive:
 
 @dataclass(frozen=True)
 class Index:
-    """What a folder of recordings holds, and how many tracks or files were left out for which reason."""
+    """What a folder of recordings holds, and how many tracks or files were left out for which reason.
+
+    Where the recordings need not be read to know their drives, `is_counted` is False and `problems` empty: what is
+    left out is then counted in `Samples`.
+    """
 
     drives: tuple[Drive, ...]
     problems: Mapping[str, int]
+    is_counted: bool = True
 
 
 @dataclass(frozen=True, eq=False)

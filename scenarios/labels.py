@@ -49,7 +49,7 @@ def judge(scenario: Scenario, *, frames: int, rate_hz: float) -> Verdict:
         nothing = np.zeros(count, dtype=np.bool_)
         return Verdict(nothing, nothing, Counter({WRONG_RATE: count}))
     seen = ~np.isnan(scenario.xy[..., 0])
-    jump = np.array([_jumps(scenario.xy[track], rate_hz) for track in range(count)], dtype=np.bool_)
+    jump = _jumps(scenario.xy, seen, rate_hz)
     whole = seen[:, :frames].all(axis=1) & (scenario.frames >= frames)
     # A gap is a frame that was not seen, with frames that were seen before and after it.
     before = np.logical_or.accumulate(seen, axis=1)
@@ -60,8 +60,12 @@ def judge(scenario: Scenario, *, frames: int, rate_hz: float) -> Verdict:
     return Verdict(~jump, whole & ~jump, +reasons)
 
 
-def _jumps(xy: NDArray[np.float64], rate_hz: float) -> bool:
-    """Whether float64[frames, 2] moves faster than MAX_SPEED_MPS between two frames in which it was seen."""
-    at = np.flatnonzero(~np.isnan(xy[:, 0]))
-    metres = np.hypot(*np.diff(xy[at], axis=0).T)
-    return bool(np.any(metres * rate_hz > MAX_SPEED_MPS * np.diff(at)))
+def _jumps(xy: NDArray[np.float64], seen: NDArray[np.bool_], rate_hz: float) -> NDArray[np.bool_]:
+    """Which of float64[tracks, frames, 2] move faster than MAX_SPEED_MPS between two frames in which they were seen."""
+    track, frame = np.nonzero(seen)
+    same = track[1:] == track[:-1]
+    metres = np.hypot(*np.diff(xy[track, frame], axis=0).T)
+    fast = same & (metres * rate_hz > MAX_SPEED_MPS * np.diff(frame))
+    jumps = np.zeros(len(xy), dtype=np.bool_)
+    jumps[track[1:][fast]] = True
+    return jumps

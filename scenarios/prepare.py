@@ -1,7 +1,7 @@
 """Prepares recordings as arrays: `python -m fedfleet.scenarios.prepare`, a process that ends when they are written.
 
 So the agent and the server need neither pyarrow nor the recordings. One call can prepare many folders (`--jobs`): the
-recordings are then read once.
+recordings are then found once, and each is read when its job comes, so that memory holds one job at a time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedfleet.models import prepared
 from fedfleet.models.prepared import PARTS, Meta, Part
-from fedfleet.models.task import Samples, Task, load
+from fedfleet.models.task import Index, Samples, Task, load
 from fedfleet.protocol.errors import UsageError
 
 __all__ = ["Job", "main", "prepare", "read_jobs"]
+
+
+Report = Callable[[int, int, str], None]
 
 
 class Job(BaseModel):
@@ -33,16 +36,20 @@ class Job(BaseModel):
     parts: Annotated[tuple[Part, ...], Field(min_length=1)]
 
 
-def prepare(task: Task, scenarios: Path, jobs: Sequence[Job]) -> list[Meta]:
+def prepare(task: Task, scenarios: Path, jobs: Sequence[Job], *, report: Report | None = None) -> list[Meta]:
     """Write every job's folder, each whole or not at all; folders written before a failure stay.
 
-    Raises UsageError for a folder without recordings, a malformed recording and an unknown drive.
+    `report` is called with (done, total, name of the folder) before each job. Raises UsageError for a folder without
+    recordings, a malformed recording and an unknown drive.
     """
     index = task.index(scenarios)
     everything = tuple(drive.key for drive in index.drives)
-    return [
-        _prepare_one(task, scenarios, job, everything=everything, problems=index.problems) for job in jobs
-    ]
+    metas: list[Meta] = []
+    for job in jobs:
+        if report is not None:
+            report(len(metas), len(jobs), job.out.name)
+        metas.append(_prepare_one(task, scenarios, job, everything=everything, index=index))
+    return metas
 
 
 def read_jobs(path: Path) -> list[Job]:
@@ -62,25 +69,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         jobs = _jobs(given.out, given.drives, given.parts, given.jobs)
-        metas = prepare(load(given.task), given.scenarios, jobs)
+        metas = prepare(load(given.task), given.scenarios, jobs, report=_tell if given.progress else None)
     except (UsageError, OSError) as error:
         sys.stderr.write(f"prepare: {error}\n")
         return 2
     folders = {str(job.out): dict(meta.counts) for job, meta in zip(jobs, metas, strict=True)}
-    problems = dict(metas[0].problems) if metas else {}
+    problems = {name: dict(meta.problems) for name, meta in zip(folders, metas, strict=True)}
     sys.stdout.write(json.dumps({"folders": folders, "problems": problems}) + "\n")
     return 0
 
 
-def _prepare_one(
-    task: Task, scenarios: Path, job: Job, *, everything: tuple[str, ...], problems: Mapping[str, int]
-) -> Meta:
+def _prepare_one(task: Task, scenarios: Path, job: Job, *, everything: tuple[str, ...], index: Index) -> Meta:
     drives = job.drives or everything
     parts = tuple(part for part in PARTS if part in job.parts)
     counts: dict[str, int] = {}
     samples: dict[Part, Samples] = {}
+    problems = index.problems
     if parts != ("frames",):
         read = task.samples(scenarios, drives)
+        problems = index.problems if index.is_counted else read.problems
         for part in parts:
             if part != "frames":
                 samples[part] = read
@@ -111,7 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drives", default="", help="region/drive,… (default: all)")
     parser.add_argument("--parts", default="", help=f"of {','.join(PARTS)}, separated by commas")
     parser.add_argument("--jobs", type=Path, help='instead: JSON list of {"out", "drives", "parts"}')
+    parser.add_argument("--progress", action="store_true", help="tell on stderr which folder comes next")
     return parser
+
+
+def _tell(done: int, total: int, text: str) -> None:
+    sys.stderr.write(f"{done}/{total} {text}\n")
+    sys.stderr.flush()
 
 
 def _jobs(out: Path | None, drives: str, parts: str, listed: Path | None) -> list[Job]:
