@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,7 @@ def replay(  # noqa: PLR0913 - the options of the command
     _announce(console, wanted, way)
     done = replay_all(chosen, folder, wanted, model=loaded, way=way, worst=worst)
     if not done.total.frames:
-        raise UsageError(_no_frames(chosen, folder, index))
+        raise UsageError(_no_frames(chosen, folder, done.problems))
     _show(console, chosen, done)
     pictures = draw([case for _, case in done.worst], scenarios=folder, out=out) if draw else ()
     if pictures:
@@ -83,12 +83,14 @@ def replay(  # noqa: PLR0913 - the options of the command
 
 @dataclass(frozen=True)
 class Replayed:
-    """Figures by region and of all together, the worst judged answers first, and the drives without a frame."""
+    """Figures by region and of all together, the worst judged answers first, and what was left out, by reason."""
 
     regions: Mapping[str, result.Part]
     total: result.Part
     worst: Sequence[tuple[float, Case]]
     empty: Sequence[str]
+    """Drives without a frame."""
+    problems: Mapping[str, int]
 
 
 def drives_of(index: Index, wanted: str | None, *, folder: Path) -> list[Drive]:
@@ -101,7 +103,9 @@ def drives_of(index: Index, wanted: str | None, *, folder: Path) -> list[Drive]:
     if unknown or not names:
         shown = sorted(known)
         some = ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")
-        raise UsageError(f"--drives: {folder} has no drive {', '.join(unknown) or wanted!r}: it has {some}")
+        raise UsageError(
+            f"--drives: {folder} has no drive {', '.join(unknown or [repr(wanted)])}: it has {some}"
+        )
     return [known[name] for name in sorted(set(names))]
 
 
@@ -112,19 +116,21 @@ def replay_all(
     regions: dict[str, list[result.Part]] = defaultdict(list)
     cases: list[tuple[float, Case]] = []
     empty = []
+    problems: Counter[str] = Counter()
     told_s = -math.inf
     with steps("replay") as progress:
         for count, drive in enumerate(drives, start=1):
             driven = replay_drive(task, folder, drive, run=model.run, way=way)
             regions[drive.region].append(result.part_of(task, driven))
             cases = result.merged(task, [*cases, *result.worst_of(task, driven, most=worst)], most=worst)
+            problems.update(driven.samples.problems)
             if not driven.frames:
                 empty.append(drive.key)
             if count == len(drives) or way.clock() - told_s >= _REPORT_S:
                 told_s = way.clock()
                 progress(count, len(drives), f"drives, last {drive.key}")
     parts = {region: result.add_up(each) for region, each in sorted(regions.items())}
-    return Replayed(parts, result.add_up(list(parts.values())), cases, empty)
+    return Replayed(parts, result.add_up(list(parts.values())), cases, empty, problems)
 
 
 def _speed(text: str) -> float | None:
@@ -183,8 +189,8 @@ def _show(console: Console, task: Task, done: Replayed) -> None:
         console.print(f"{len(done.empty)} drives without a frame: {some}", highlight=False, soft_wrap=True)
 
 
-def _no_frames(task: Task, folder: Path, index: Index) -> str:
-    why = ", ".join(f"{count} × {reason}" for reason, count in sorted(index.problems.items()))
+def _no_frames(task: Task, folder: Path, problems: Mapping[str, int]) -> str:
+    why = ", ".join(f"{count} × {reason}" for reason, count in sorted(problems.items()))
     left_out = f": tracks left out: {why}" if why else ""
     return f"{folder}: no frame to replay for task {task.name}{left_out}"
 
@@ -198,5 +204,6 @@ def _write(path: Path, task: Task, done: Replayed, about: Mapping[str, Any]) -> 
         "regions": {region: result.as_json(task, part) for region, part in done.regions.items()},
         "worst": [{"drive": case.drive, "sample": case.sample, "value": value} for value, case in done.worst],
         "drives_without_frames": list(done.empty),
+        "problems": dict(sorted(done.problems.items())),
     }
     write_file(path, (json.dumps(content, indent=2) + "\n").encode())

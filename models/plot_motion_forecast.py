@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from fedfleet.models.motion_forecast import PAST, RATE_HZ, WINDOW, agent_frame, constant_velocity
@@ -34,7 +35,7 @@ HISTORY: Final = "#1b2a3d"
 TRUTH: Final = "#0a8f5b"
 PREDICTION: Final = "#d9480f"
 STRAIGHT: Final = "#8a97a6"
-OTHERS: Final = "#d3dae2"
+OTHERS: Final = "#c6cfd9"
 MIN_SIDE_M: Final = 24.0
 MARGIN: Final = 1.3
 COLUMNS: Final = 4
@@ -83,7 +84,7 @@ def draw(cases: Sequence[Case], *, scenarios: Path, out: Path) -> list[Path]:
         return []
     files = [_draw_sheet(seen, out / CONTACT)]
     for place, view in enumerate(seen, start=1):
-        name = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{view.drive}-{view.scenario}-{view.track}")[:100]
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{view.region}-{view.scenario}-{view.track}")[:100]
         files.append(_draw_one(view, out / f"worst-{place:03d}-{name}.png", place=place))
     return files
 
@@ -142,36 +143,30 @@ def _errors(points: Doubles, truth: Doubles) -> tuple[float, float]:
 
 
 def _draw_one(view: View, path: Path, *, place: int) -> Path:
-    figure = Figure(figsize=(7.2, 8.0), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(7.2, 8.2))
+    axes = figure.add_axes((0.1, 0.14, 0.86, 0.755))  # a square
     _scene(axes, view, size=1.0)
     (ade, fde), (straight_ade, straight_fde) = view.errors_m, view.straight_errors_m
-    axes.annotate(
-        f"{place}. ADE {ade:.2f} m, FDE {fde:.2f} m",
-        (0.0, 1.0),
-        (0, 36),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        fontsize=15,
-        fontweight="bold",
-    )
+    headline = f"{place}. ADE {ade:.2f} m, FDE {fde:.2f} m"
+    figure.text(0.1, 0.957, headline, fontsize=15, fontweight="bold", color=HISTORY)
     axes.set_title(
-        f"{view.region} · {view.drive.removeprefix(view.region + '/')} · scenario {_short(view.scenario)} · "
-        f"track {_short(view.track)}\nconstant velocity: ADE {straight_ade:.2f} m, FDE {straight_fde:.2f} m",
+        f"{view.region} · {_short(view.drive)} · scenario {_short(view.scenario)} · track {_short(view.track)}\n"
+        f"constant velocity: ADE {straight_ade:.2f} m, FDE {straight_fde:.2f} m",
         fontsize=9.5,
         loc="left",
         color="#46525f",
     )
     axes.set_xlabel("m east of the last known position; a dot each second", fontsize=9)
     axes.set_ylabel("m north", fontsize=9)
-    figure.legend(*_legend(axes), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(*_legend(axes), loc="lower center", ncols=3, frameon=False, fontsize=9)
     return _save(figure, path)
 
 
 def _draw_sheet(seen: Sequence[View], path: Path) -> Path:
     columns = min(COLUMNS, len(seen))
     rows = math.ceil(len(seen) / columns)
-    figure = Figure(figsize=(3.3 * columns, 3.65 * rows + 0.5), layout="constrained")
+    engine = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.06)
+    figure = Figure(figsize=(3.3 * columns, 3.65 * rows + 0.5), layout=engine)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for place, (axes, view) in enumerate(zip(grid, seen, strict=False), start=1):
         _scene(axes, view, size=0.75)
@@ -184,7 +179,7 @@ def _draw_sheet(seen: Sequence[View], path: Path) -> Path:
         )
     for axes in grid[len(seen) :]:
         axes.set_axis_off()
-    ncols = min(6, 1 + columns)
+    ncols = min(6, max(2, columns * 3 // 2))
     figure.legend(*_legend(grid[0]), loc="outside lower center", ncols=ncols, frameon=False, fontsize=9)
     return _save(figure, path)
 
