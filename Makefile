@@ -6,20 +6,22 @@ BIN := .venv/bin
 WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+# A folder of recordings for `make demo`; without it, the shipped pack.
+SCENARIOS ?=
 
 .PHONY: help setup demo test test-slow check format bench docs ci clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  settings: DEMO_ARGS, PYTEST_ARGS, WORKERS; FEDFLEET_TORCH, FEDFLEET_MOSQUITTO, FEDFLEET_PYTHON (setup/setup.sh);"
+	@echo "  settings: SCENARIOS (folder for demo), DEMO_ARGS, PYTEST_ARGS, WORKERS; FEDFLEET_TORCH, FEDFLEET_MOSQUITTO, FEDFLEET_PYTHON (setup/setup.sh);"
 	@echo "            FEDFLEET_DATA (folder with recorded data for the tests that read it)"
 
 setup: ## .venv with pinned packages, a broker, the type checker's view; done again only when something changed
 	@setup/setup.sh
 
 demo: setup ## a whole fleet on this machine: broker, server, vehicles in four regions; results in out/demo
-	$(BIN)/fedfleet demo $(DEMO_ARGS)
+	$(BIN)/fedfleet demo $(if $(SCENARIOS),--scenarios "$(SCENARIOS)") $(DEMO_ARGS)
 
 test: setup ## all tests but the slow ones
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow" --junitxml=out/test/fast.xml $(PYTEST_ARGS)

@@ -9,6 +9,7 @@ from tempfile import NamedTemporaryFile
 from fedfleet.cli.config import Settings
 from fedfleet.cli.options import pack_dir
 from fedfleet.cli.processes import run
+from fedfleet.cli.progress import Report, steps
 from fedfleet.models import prepared
 from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
@@ -83,8 +84,22 @@ def prepare(settings: Settings, folder: Path, jobs: Sequence[Job]) -> None:
     with NamedTemporaryFile("w", suffix=".json", dir=settings.work_dir / "data", encoding="utf-8") as listed:
         json.dump(rows, listed)  # a file of our own: another command may prepare other vehicles now
         listed.flush()
-        arguments = ["--task", settings.task, "--scenarios", str(folder), "--jobs", listed.name]
-        run("fedfleet.scenarios.prepare", arguments, timeout_s=PREPARE_LIMIT_S)
+        arguments = ["--task", settings.task, "--scenarios", str(folder), "--jobs", listed.name, "--progress"]
+        with steps("preparing recordings") as report:
+            run(
+                "fedfleet.scenarios.prepare",
+                arguments,
+                timeout_s=PREPARE_LIMIT_S,
+                heard=lambda line: _pass_on(line, report),
+            )
+
+
+def _pass_on(line: str, report: Report) -> None:
+    """Tell what the process told as `3/14 v04`; what is no progress is its error, which stays for the last line."""
+    counted, _, name = line.partition(" ")
+    done, slash, total = counted.partition("/")
+    if slash and done.isdecimal() and total.isdecimal():
+        report(int(done), int(total), name)
 
 
 def _is_prepared(job: Job) -> bool:

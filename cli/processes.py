@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from fedfleet.protocol.errors import UsageError
 
@@ -83,20 +85,43 @@ def start(name: str, module: str, arguments: Sequence[str], *, log_dir: Path) ->
     return Child(name, process, log)
 
 
-def run(module: str, arguments: Sequence[str], *, timeout_s: float) -> str:
-    """Run ``python -m module`` to its end and return its standard output; UsageError with its last line otherwise."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            capture_output=True,
-            text=True,
-            env=environment(),
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UsageError(f"{module}: not done after {timeout_s:.0f} s") from error
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise UsageError(lines[-1])
-    return done.stdout
+def run(
+    module: str, arguments: Sequence[str], *, timeout_s: float, heard: Callable[[str], None] | None = None
+) -> str:
+    """Run ``python -m module`` to its end and return its standard output; UsageError with its last line otherwise.
+
+    ``heard`` is called with each line of its standard error as it comes.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    last = "no message"
+    is_late = threading.Event()
+    with (
+        TemporaryFile("w+", encoding="utf-8") as output,
+        subprocess.Popen(
+            command, stdout=output, stderr=subprocess.PIPE, text=True, env=environment()
+        ) as process,
+    ):
+
+        def give_up() -> None:
+            is_late.set()
+            process.kill()
+
+        watch = threading.Timer(timeout_s, give_up)
+        watch.start()
+        try:
+            for line in process.stderr or ():
+                last = line.strip() or last
+                if heard is not None:
+                    heard(line.strip())
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            watch.cancel()
+        if is_late.is_set():
+            raise UsageError(f"{module}: not done after {timeout_s:.0f} s")
+        if code != 0:
+            raise UsageError(last)
+        output.seek(0)
+        return output.read()
