@@ -1,8 +1,6 @@
 """What the demo measured, gathered after its last round: from the server's store, the vehicles and the test drives."""
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -13,14 +11,13 @@ from fedfleet.cli.claims import Claim, Outcome
 from fedfleet.cli.data import test_dir
 from fedfleet.cli.demo_fleet import SABOTEUR, DemoFleet
 from fedfleet.cli.demo_scenes import Intrusion, KilledServer, KilledVehicle, Scene
+from fedfleet.cli.versions import versions
 from fedfleet.fleet_server import store_updates
 from fedfleet.fleet_server.store import open_reader
 from fedfleet.models import prepared, scoring
 from fedfleet.models import task as tasks
 
 __all__ = ["Scenes", "collect", "write_json"]
-
-_LIBRARIES = ("fedfleet", "numpy", "onnxruntime", "paho-mqtt", "torch", "onnx", "pydantic")
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,7 @@ def collect(
         resumed=scenes.server.result() if scenes.server else None,
         history=end["history"],
         rounds=end["rounds"],
-        versions={name: importlib.metadata.version(name) for name in _LIBRARIES}
-        | {"python": platform.python_version()},
+        versions=versions(),
     )
 
 

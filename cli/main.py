@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from fedfleet.cli import agent, broker, demo, replay, scenarios, server, status
+from fedfleet.cli import agent, broker, compare, demo, replay, scenarios, server, status
 from fedfleet.protocol.errors import PeerError, UsageError
 
 __all__ = ["app", "main"]
@@ -23,6 +23,7 @@ app.add_typer(server.app, name="server")
 app.command("agent")(agent.agent)
 app.command("fleet")(agent.fleet)
 app.command("demo")(demo.demo)
+app.command("compare")(compare.compare)
 app.command("replay")(replay.replay)
 app.command("status")(status.status)
 app.add_typer(scenarios.app, name="scenarios")

@@ -93,6 +93,11 @@ class Vehicle:
         fleet = self.state.settings.fleet
         return will(self._told("CONNECTIONBROKEN", 0.0), self.parts.journal.key, fleet=fleet)
 
+    @property
+    def bytes_up(self) -> int:
+        """Payload bytes published since the start."""
+        return self._uplink.bytes_up
+
     def connect(self, link: Link) -> None:
         """Speak and listen over this link; its events come through ``on_link``."""
         fleet = self.state.settings.fleet

@@ -1,0 +1,229 @@
+"""``fedfleet compare``: what federation gives on these recordings, against three other ways, on equal budget."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import structlog
+import typer
+from rich.console import Console
+
+from fedfleet.cli import compare_federation, compare_processes, compare_report, compare_result
+from fedfleet.cli.compare_arms import ArmSettings, Point, baseline, centralised, judge, on_site
+from fedfleet.cli.compare_data import Data, load
+from fedfleet.cli.compare_federation import Federated
+from fedfleet.cli.compare_result import Result
+from fedfleet.cli.config import Settings
+from fedfleet.cli.config import load as load_settings
+from fedfleet.cli.data import scenarios_dir
+from fedfleet.cli.launch import server_dir
+from fedfleet.cli.options import ConfigFile, ScenariosDir
+from fedfleet.cli.progress import steps
+from fedfleet.cli.versions import versions
+from fedfleet.fleet_server import initial
+from fedfleet.fleet_server.initial import Export
+from fedfleet.protocol.errors import UsageError
+
+__all__ = ["chosen", "compare", "measure"]
+
+MARK: Final = "compare.mark"
+"""A file that says that a work folder is ours to remove."""
+
+
+def compare(  # noqa: PLR0913 - the options of the command
+    *,
+    scenarios: ScenariosDir = None,
+    test: Annotated[
+        Path | None,
+        typer.Option(
+            help="Judge on all drives of this folder; without it on drives kept from --scenarios.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(help="File for the figures. Without it: compare.json in --out.", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report, pictures and work.")] = Path("out/compare"),
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=10_000, help="Rounds of the federated arm, at most --epochs.", show_default=False
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=10_000, help="Passes of every arm over the training data.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the split and of the first model.", show_default=False)
+    ] = None,
+    vehicles_per_region: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Simulated vehicles in each region.", show_default=False),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Learning task; without it the configured one.", show_default=False)
+    ] = None,
+    broker: Annotated[
+        bool, typer.Option("--broker", help="Federate over a real broker, with processes.")
+    ] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Train centralised, on-site only and federated on the same recordings and budget, and judge all on test drives."""
+    begun = time.monotonic()
+    settings = load_settings(config)
+    changed = {"seed": seed, "vehicles_per_region": vehicles_per_region}
+    data = settings.data.model_copy(update={name: v for name, v in changed.items() if v is not None})
+    told = {"work_dir": out / "work", "data": data, "task": task or settings.task}
+    settings = settings.model_copy(update=told)
+    arms = chosen(settings, rounds=rounds, epochs=epochs)
+    folder, target = scenarios_dir(settings, scenarios), json or out / "compare.json"
+    target.unlink(missing_ok=True)  # an old result must not pass for the one of a run that fails
+    _clean(settings.work_dir)
+    result = measure(settings, arms, folder, test, broker=broker)
+    result = replace(result, seconds=time.monotonic() - begun)
+    files = compare_report.write(out, result)
+    compare_result.write_json(target, result)
+    console = Console()
+    console.print(compare_result.table(result))
+    for note in result.told["notes"]:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    sent = f"{result.bytes_up / 1e6:.2f} MB up, {result.bytes_down / 1e6:.2f} MB down"
+    console.print(f"{result.rounds} rounds, {sent}, {result.seconds:.0f} s", highlight=False)
+    console.print(f"results: {', '.join(map(str, (*files, target)))}", highlight=False, soft_wrap=True)
+
+
+def chosen(settings: Settings, *, rounds: int | None, epochs: int | None) -> ArmSettings:
+    """Return the arms as they are asked for: what the configuration says of the server, then the command line.
+
+    Raises UsageError when the rounds do not fit into the budget.
+    """
+    arms = ArmSettings()
+    told = settings.server.model_fields_set - {"rounds", "enrolment"}
+    federated = arms.federated.model_copy(update={name: getattr(settings.server, name) for name in told})
+    budget = epochs or (max(rounds, arms.epochs) if rounds else arms.epochs)
+    if rounds is not None and rounds > budget:
+        raise UsageError(
+            f"--rounds {rounds}: expected at most --epochs {budget}: a round takes one pass or more"
+        )
+    local = budget // rounds if rounds else min(arms.local_epochs, budget)
+    return arms.model_copy(update={"epochs": budget, "local_epochs": local, "federated": federated})
+
+
+def measure(
+    settings: Settings, arms: ArmSettings, folder: Path, test: Path | None, *, broker: bool
+) -> Result:
+    """Run all arms on the recordings of ``folder``; everything is kept under ``settings.work_dir``."""
+    seed = settings.data.seed
+    with steps("prepare") as tell:
+        tell(0, 2, f"reading {folder}")
+        data = load(settings, folder, test)
+        tell(1, 2, "exporting the first model")
+        first = _first(settings)
+        tell(2, 2, f"{len(data.vehicles)} vehicles in {len(data.regions)} regions")
+    with steps("centralised") as tell:
+        central = centralised(data, first, arms, seed=seed, tell=tell)
+    with steps("on-site only") as tell:
+        alone = on_site(data, first, arms, seed=seed, tell=tell)
+    with steps("federated") as tell, _logged(settings.work_dir / "logs" / "compare.log"):
+        way = compare_processes if broker else compare_federation
+        together = way.run(settings, data.parts, arms, tell=tell)
+    return Result(
+        task=data.task.name,
+        metrics=data.task.metrics,
+        tests={
+            "constant_velocity": baseline(data),
+            "centralised": central.test,
+            "on_site": alone.test,
+            "federated": judge(together.model, data.task, data.test),
+        },
+        curves={
+            "centralised": central.curve,
+            "on_site": alone.curve,
+            "federated": _curve(together, data, arms),
+        },
+        chosen={"centralised": central.chosen_epoch, "on_site": alone.chosen_epoch},
+        arms=arms,
+        rounds=together.end["rounds_run"],
+        bytes_up=together.bytes_up,
+        bytes_down=together.bytes_down,
+        seconds=0.0,
+        told=_told(settings, data, together, broker=broker),
+    )
+
+
+def _first(settings: Settings) -> Export:
+    """Export the first model where the server will look for it, so that all arms start from the same."""
+    folder = server_dir(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / ".export.new"
+    command = initial.export_command(settings.task, seed=settings.data.seed, out=fresh)
+    return initial.prepare_export(folder / "export", command, out=fresh)
+
+
+def _curve(together: Federated, data: Data, arms: ArmSettings) -> tuple[Point, ...]:
+    """What the server wrote down when it judged each version on the validation drives."""
+    counts = {region: int(samples.judged.sum()) for region, samples in data.validation.items()}
+    return tuple(
+        Point(
+            (entry["round"] or 0) * arms.local_epochs,
+            {
+                region: {
+                    name: ((value or 0.0) * counts[region], counts[region]) for name, value in means.items()
+                }
+                for region, means in entry["metrics"].items()
+            },
+        )
+        for entry in together.end["history"]
+    )
+
+
+def _told(settings: Settings, data: Data, together: Federated, *, broker: bool) -> dict[str, Any]:
+    parts = data.parts
+    return {
+        "link": "broker" if broker else "memory",
+        "model_sha256": sha256(together.model).hexdigest(),
+        "rounds_published": together.end["rounds_published"],
+        "seed": settings.data.seed,
+        "data": {
+            "sha256": data.sha256,
+            "vehicles": {vehicle: region for vehicle, (region, _) in sorted(parts.vehicles.items())},
+            "training_samples": {
+                vehicle: len(samples) for vehicle, (_, samples) in sorted(data.vehicles.items())
+            },
+            "validation_samples": {region: len(samples) for region, samples in data.validation.items()},
+            "test_samples": {region: len(samples) for region, samples in data.test.items()},
+            "left_out": dict(data.problems),
+        },
+        "notes": list(data.notes),
+        "versions": versions(),
+    }
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Let the server in this process write its log to a file while the block runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        structlog.configure(logger_factory=structlog.WriteLoggerFactory(stream))
+        try:
+            yield
+        finally:
+            structlog.reset_defaults()
+
+
+def _clean(work_dir: Path) -> None:
+    """Remove an earlier comparison's work, so that this one starts from nothing."""
+    if work_dir.exists() and any(work_dir.iterdir()) and not (work_dir / MARK).exists():
+        raise UsageError(f"{work_dir}: not a folder of an earlier comparison, so it is not removed")
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True)
+    (work_dir / MARK).touch()

@@ -1,0 +1,227 @@
+"""The arms of a comparison that need no federation, and how every arm is judged: model file in, metrics out.
+
+Torch is imported by the functions that train, so that ``fedfleet --help`` stays quick.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedfleet.cli.compare_data import Data
+from fedfleet.fleet_server.config import ServerSettings
+from fedfleet.fleet_server.initial import Export
+from fedfleet.models import layout, scoring
+from fedfleet.models.settings import TrainSettings
+from fedfleet.models.task import Floats, Metric, Samples, Sums, Task
+from fedfleet.protocol.errors import UsageError
+
+__all__ = [
+    "ArmSettings",
+    "Judged",
+    "Learned",
+    "Point",
+    "Scores",
+    "baseline",
+    "centralised",
+    "judge",
+    "on_site",
+]
+
+Scores = Mapping[str, Sums]
+"""Region -> metric -> (sum, count)."""
+Tell = Callable[[int, int, str], None]
+"""Called with (passes done, passes to do, what is being done)."""
+
+_ALONE: Final = TrainSettings(batch_size=64, learning_rate=0.05, schedule="cosine")
+
+
+class ArmSettings(BaseModel):
+    """Everything about the arms that can be chosen: one frozen value, so that a search can vary it.
+
+    ``epochs`` E is the budget of every arm: each passes over each vehicle's training data at most E times. A
+    round takes ``local_epochs`` of them; ``epochs`` of the TrainSettings inside is ignored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=60, ge=1, le=10_000)
+    local_epochs: int = Field(default=1, ge=1, le=1000)
+    centralised: TrainSettings = _ALONE
+    on_site: TrainSettings = _ALONE
+    federated: ServerSettings = Field(default_factory=ServerSettings)
+
+    @property
+    def rounds(self) -> int:
+        """The rounds that fit into the budget."""
+        return self.epochs // self.local_epochs
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Metrics on the test drives by region: of the judged samples, and of all."""
+
+    judged: Scores
+    everything: Scores
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a learning curve: passes over the training data, and validation metrics by region."""
+
+    epochs: float
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an arm learned: metrics on the test drives, the curve, and the pass that validation chose (mean)."""
+
+    test: Judged
+    curve: tuple[Point, ...]
+    chosen_epoch: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Pupil:
+    """Who learns what: the first model, its training samples, and the validation samples that choose the pass."""
+
+    task: Task
+    first: Export
+    samples: Samples
+    validation: Mapping[str, Samples]
+
+
+@dataclass(frozen=True, eq=False)
+class _Best:
+    """The best weights of one training, its curve, and where they were."""
+
+    weights: Floats
+    curve: tuple[Point, ...]
+    epoch: int
+
+
+def judge(model: bytes, task: Task, samples: Mapping[str, Samples]) -> Judged:
+    """Run a model file with ONNX Runtime over the samples of each region, and score it; PeerError as ``scoring``."""
+    session = scoring.new_session(model)
+    scoring.check(session, task)
+    judged, everything = {}, {}
+    for region, one in samples.items():
+        outputs = scoring.infer(session, task, one.inputs)
+        judged[region], everything[region] = task.score(outputs, one), task.score_all(outputs, one)
+    return Judged(judged, everything)
+
+
+def baseline(data: Data) -> Judged:
+    """The task's trivial answer."""
+    answers = {region: data.task.baseline(one.inputs) for region, one in data.test.items()}
+    return Judged(
+        {region: data.task.score(answers[region], one) for region, one in data.test.items()},
+        {region: data.task.score_all(answers[region], one) for region, one in data.test.items()},
+    )
+
+
+def centralised(data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell) -> Learned:
+    """One model trained on all vehicles' data together; validation chooses the pass."""
+    everyone = _together([samples for _, samples in data.vehicles.values()])
+    training = settings.centralised.model_copy(update={"epochs": settings.epochs})
+    pupil = _Pupil(data.task, first, everyone, data.validation)
+    found = _train(pupil, training, seed=seed, tell=lambda done: tell(done, settings.epochs, f"pass {done}"))
+    return Learned(judge(_file(first, found.weights), data.task, data.test), found.curve, found.epoch)
+
+
+def on_site(data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell) -> Learned:
+    """Each vehicle's own model, chosen on its region's validation drives, judged on its region's test drives.
+
+    A region's metrics are the mean over its vehicles; of a region without vehicles, the mean over all vehicles.
+    """
+    tests: dict[str, list[Judged]] = {region: [] for region in data.test}
+    curves: list[tuple[Point, ...]] = []
+    chosen = []
+    homes = {region for region, _ in data.vehicles.values()}
+    training = settings.on_site.model_copy(update={"epochs": settings.epochs})
+    for number, (vehicle, (region, samples)) in enumerate(sorted(data.vehicles.items())):
+        tell(number, len(data.vehicles), vehicle)
+        pupil = _Pupil(data.task, first, samples, {region: data.validation[region]})
+        found = _train(pupil, training, seed=seed, tell=lambda _: None)
+        wanted = {name: one for name, one in data.test.items() if name == region or name not in homes}
+        told = judge(_file(first, found.weights), data.task, wanted)
+        for name in wanted:
+            tests[name].append(told)
+        curves.append(found.curve)
+        chosen.append(found.epoch)
+    tell(len(data.vehicles), len(data.vehicles), "all")
+    mean = Judged(
+        {region: _mean([one.judged[region] for one in found]) for region, found in tests.items()},
+        {region: _mean([one.everything[region] for one in found]) for region, found in tests.items()},
+    )
+    return Learned(mean, _mean_curve(curves), float(np.mean(chosen)))
+
+
+def mean(scores: Scores, metric: Metric) -> float | None:
+    """The metric over all given regions together: every sample counts the same; None when there is none."""
+    sums = [sums[metric.name] for sums in scores.values()]
+    count = sum(count for _, count in sums)
+    return sum(total for total, _ in sums) / count if count else None
+
+
+def _train(pupil: _Pupil, settings: TrainSettings, *, seed: int, tell: Callable[[int], None]) -> _Best:
+    """Train from the first model; of its state before and after every pass take the best on validation."""
+    from fedfleet.models.training import FineTuning, TrainingError
+
+    best, best_value, chosen = pupil.first.vector, float("inf"), 0
+    curve = []
+    metric = pupil.task.metrics[0]
+    try:
+        tuning = FineTuning(pupil.task, pupil.first.vector, pupil.samples, settings, seed=seed)
+        for number in range(settings.epochs + 1):
+            for _ in range(tuning.steps // settings.epochs if number else 0):
+                tuning.advance()
+            found = judge(_file(pupil.first, tuning.weights), pupil.task, pupil.validation)
+            curve.append(Point(number, found.judged))
+            value = _loss(found, metric)
+            if value < best_value:
+                best, best_value, chosen = tuning.weights, value, number
+            tell(number)
+    except TrainingError as error:
+        raise UsageError(f"training diverged ({error}): choose a smaller learning rate") from error
+    return _Best(best, tuple(curve), chosen)
+
+
+def _loss(found: Judged, metric: Metric) -> float:
+    """The primary metric so that lower is better; of all samples where none is judged."""
+    value = mean(found.judged, metric)
+    value = mean(found.everything, metric) if value is None else value
+    return float("inf") if value is None else value if metric.better == "lower" else -value
+
+
+def _file(first: Export, weights: Floats) -> bytes:
+    return layout.patch(first.onnx, layout.read(first.layout_json), weights)
+
+
+def _together(parts: list[Samples]) -> Samples:
+    return Samples(
+        np.concatenate([part.inputs for part in parts]),
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([part.judged for part in parts]),
+    )
+
+
+def _mean(parts: list[Sums]) -> Sums:
+    """The mean of sums over the same samples."""
+    return {name: (sum(part[name][0] for part in parts) / len(parts), parts[0][name][1]) for name in parts[0]}
+
+
+def _mean_curve(curves: list[tuple[Point, ...]]) -> tuple[Point, ...]:
+    """One curve of all vehicles: each region the mean of its own."""
+    points = []
+    for same in zip(*curves, strict=True):
+        regions = sorted({region for point in same for region in point.scores})
+        means = {
+            region: _mean([point.scores[region] for point in same if region in point.scores])
+            for region in regions
+        }
+        points.append(Point(same[0].epochs, means))
+    return tuple(points)

@@ -1,0 +1,123 @@
+"""The report of a comparison: pictures as PNG, and one self-contained HTML page."""
+
+import html
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from fedfleet.cli.compare_arms import mean
+from fedfleet.cli.compare_result import ARMS, Result, gap_percent
+from fedfleet.cli.page import COLOURS, GREY, Draw, document, grid, png, svg, tiles
+
+__all__ = ["write"]
+
+_ARM_COLOURS: Final = {
+    "constant_velocity": GREY,
+    "centralised": COLOURS[0],
+    "on_site": COLOURS[1],
+    "federated": COLOURS[2],
+}
+
+
+def write(folder: Path, result: Result) -> tuple[Path, ...]:
+    """Write ``report.html`` and the pictures into ``folder``; return the files, the page first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures: Mapping[str, Draw] = {
+        "curves": partial(_draw_curves, result=result),
+        "regions": partial(_draw_regions, result=result),
+        "learning_by_region": partial(_draw_by_region, result=result),
+    }
+    files = []
+    for name, draw in pictures.items():
+        files.append(folder / f"{name}.png")
+        png(draw, files[-1])
+    page = folder / "report.html"
+    page.write_text(_page(result, "".join(map(svg, pictures.values()))), encoding="utf-8")
+    return (page, *files)
+
+
+def _page(result: Result, plots: str) -> str:
+    told = result.told
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(told["versions"].items()))
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in told["notes"])
+    vehicles, data = told["data"]["vehicles"], told["data"]["sha256"]
+    body = (
+        f"<h1>fedfleet compare: {html.escape(result.task)}</h1>"
+        f"<p>{len(vehicles)} vehicles in {len(set(vehicles.values()))} regions. Every arm passes over each "
+        f"vehicle's training data at most {result.arms.epochs} times; whole drives are split into training, "
+        f"validation and test.</p>{notes}{tiles(_tiles(result))}"
+        f'<div class="plots">{plots}</div><h2>Test drives that no arm has seen</h2>{_table(result)}'
+        f"<footer>seed {told['seed']} · data {html.escape(data[:16])}… · {html.escape(versions)}</footer>"
+    )
+    return document("fedfleet compare", body)
+
+
+def _tiles(result: Result) -> list[tuple[str, str]]:
+    metric = result.metrics[0]
+    value = {arm: mean(test.judged, metric) for arm, test in result.tests.items()}
+    against = {
+        f"{metric.name}, federated vs {ARMS[arm]}": gap_percent(value["federated"], value[arm])
+        for arm in ("constant_velocity", "centralised", "on_site")
+    }
+    return [
+        *((name, "–" if gap is None else f"{gap:+.1f} %") for name, gap in against.items()),
+        ("rounds", str(result.rounds)),
+        ("sent by all vehicles", f"{result.bytes_up / 1e6:.2f} MB"),
+        ("received by all vehicles", f"{result.bytes_down / 1e6:.2f} MB"),
+        ("seconds", f"{result.seconds:.0f}"),
+    ]
+
+
+def _table(result: Result) -> str:
+    units = [f"{metric.name} [{metric.unit}]" for metric in result.metrics]
+    head = ["region", "arm", *units, *(f"{unit}, all tracks" for unit in units), "vs centralised"]
+    rows = []
+    for region in ("all", *result.regions):
+        for arm, words in ARMS.items():
+            test, other = result.tests[arm], result.tests["centralised"]
+            names = result.regions if region == "all" else [region]
+            judged = {name: test.judged[name] for name in names}
+            everything = {name: test.everything[name] for name in names}
+            gap = gap_percent(
+                mean(judged, result.metrics[0]),
+                mean({name: other.judged[name] for name in names}, result.metrics[0]),
+            )
+            values = [mean(part, metric) for part in (judged, everything) for metric in result.metrics]
+            numbers = ["–" if value is None else f"{value:.3f}" for value in values]
+            rows.append([region, words, *numbers, "–" if gap is None else f"{gap:+.1f} %"])
+    return grid(head, rows)
+
+
+def _draw_curves(axes: Any, result: Result) -> None:  # noqa: ANN401 - matplotlib's axes
+    metric = result.metrics[0]
+    for arm, curve in result.curves.items():
+        points = [(point.epochs, mean(point.scores, metric)) for point in curve]
+        axes.plot(*zip(*points, strict=True), color=_ARM_COLOURS[arm], label=ARMS[arm], lw=1.6)
+    axes.set(title=f"Validation {metric.name}", xlabel="passes over each vehicle's data", ylabel=metric.unit)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_by_region(axes: Any, result: Result) -> None:  # noqa: ANN401 - matplotlib's axes
+    metric, curve = result.metrics[0], result.curves["federated"]
+    for number, region in enumerate(sorted({name for point in curve for name in point.scores})):
+        points = [
+            (point.epochs, mean({region: point.scores[region]}, metric))
+            for point in curve
+            if region in point.scores
+        ]
+        axes.plot(*zip(*points, strict=True), color=COLOURS[number % len(COLOURS)], label=region, lw=1.6)
+    axes.set(title=f"Federated, validation {metric.name} by region", xlabel="passes", ylabel=metric.unit)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_regions(axes: Any, result: Result) -> None:  # noqa: ANN401 - matplotlib's axes
+    metric, places = result.metrics[0], range(len(result.regions))
+    for number, (arm, words) in enumerate(ARMS.items()):
+        judged = result.tests[arm].judged
+        heights = [mean({name: judged[name]}, metric) or 0.0 for name in result.regions]
+        left = [place + (number - 1.5) * 0.2 for place in places]
+        axes.bar(left, heights, 0.2, color=_ARM_COLOURS[arm], label=words)
+    axes.set_xticks(list(places), result.regions, fontsize=8)
+    axes.set(title=f"Test {metric.name} by region", ylabel=metric.unit)
+    axes.legend(frameon=False, fontsize=8)

@@ -1,0 +1,148 @@
+"""What a comparison found: one value, its JSON, and the table on the terminal."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.table import Table
+
+from fedfleet.cli.compare_arms import ArmSettings, Judged, Point, Scores, mean
+from fedfleet.models.task import Metric, Sums
+
+__all__ = ["ARMS", "Result", "as_json", "gap_percent", "table", "write_json"]
+
+ARMS: Final[Mapping[str, str]] = {
+    "constant_velocity": "constant velocity",
+    "centralised": "centralised",
+    "on_site": "on-site only",
+    "federated": "federated",
+}
+"""Key of an arm -> its name for people, in the order in which they are shown."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that was measured. ``tests`` and ``curves`` are by arm; ``told`` goes into the JSON as it is.
+
+    ``told`` holds versions, seeds, data, notes: what someone needs to repeat it.
+    """
+
+    task: str
+    metrics: tuple[Metric, ...]
+    tests: Mapping[str, Judged]
+    curves: Mapping[str, tuple[Point, ...]]
+    chosen: Mapping[str, float]
+    arms: ArmSettings
+    rounds: int
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    told: Mapping[str, Any]
+
+    @property
+    def regions(self) -> list[str]:
+        """The regions of the test, by name."""
+        return sorted(self.tests["federated"].judged)
+
+
+def gap_percent(value: float | None, other: float | None) -> float | None:
+    """How much larger ``value`` is than ``other``, in percent."""
+    return None if value is None or not other else 100 * (value / other - 1)
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """The comparison as JSON: by arm ``overall`` and ``regions`` with metrics in lower case and ``all_tracks``."""
+    found: dict[str, Any] = {"format": 1, "task": result.task}
+    for arm in ARMS:
+        test = result.tests[arm]
+        found[arm] = {
+            "overall": _figures(test, list(test.judged), result.metrics),
+            "regions": {name: _figures(test, [name], result.metrics) for name in sorted(test.judged)},
+        }
+        if arm in result.chosen:
+            found[arm]["chosen_epoch"] = result.chosen[arm]
+        if arm in result.curves:
+            found[arm]["curve"] = [_point(point, result.metrics) for point in result.curves[arm]]
+    return {
+        **found,
+        "bytes_up": result.bytes_up,
+        "bytes_down": result.bytes_down,
+        "rounds": result.rounds,
+        "seconds": round(result.seconds, 3),
+        "settings": result.arms.model_dump(mode="json"),
+        **result.told,
+    }
+
+
+def write_json(path: Path, result: Result) -> None:
+    """Write the JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    with fresh.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(as_json(result), indent=2, allow_nan=False) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    fresh.replace(path)
+
+
+def table(result: Result) -> Table:
+    """The table for the terminal: arms by region, with gaps of the primary metric to two of the arms."""
+    view = Table(title=f"{result.task}: test drives that no arm has seen", expand=False)
+    view.add_column("region", no_wrap=True)
+    view.add_column("arm", no_wrap=True)
+    for metric in result.metrics:
+        view.add_column(f"{metric.name} [{metric.unit}]".replace("[", "\\["), justify="right")
+    for other in ("constant_velocity", "centralised"):
+        view.add_column(f"vs {ARMS[other]}", justify="right")
+    for name in ("all", *result.regions):
+        for arm, words in ARMS.items():
+            values = [mean(_part(result, arm, name), metric) for metric in result.metrics]
+            gaps = [
+                gap_percent(values[0], mean(_part(result, other, name), result.metrics[0]))
+                for other in ("constant_velocity", "centralised")
+            ]
+            style = "bold" if arm == "federated" else None
+            cells = [*map(_number, values), *("–" if gap is None else f"{gap:+.1f} %" for gap in gaps)]
+            view.add_row(
+                name if arm == "constant_velocity" else "",
+                words,
+                *cells,
+                style=style,
+                end_section=arm == "federated",
+            )
+    return view
+
+
+def _part(result: Result, arm: str, region: str) -> Scores:
+    judged = result.tests[arm].judged
+    return judged if region == "all" else {region: judged[region]}
+
+
+def _figures(test: Judged, regions: list[str], metrics: tuple[Metric, ...]) -> dict[str, Any]:
+    of_all = {region: test.everything[region] for region in regions}
+    judged = {region: test.judged[region] for region in regions}
+    return {
+        **_means(judged, metrics),
+        "tracks": _count(judged, metrics[0]),
+        "all_tracks": {**_means(of_all, metrics), "tracks": _count(of_all, metrics[0])},
+    }
+
+
+def _means(scores: Mapping[str, Sums], metrics: tuple[Metric, ...]) -> dict[str, float | None]:
+    return {metric.name.lower(): mean(scores, metric) for metric in metrics}
+
+
+def _count(scores: Mapping[str, Sums], metric: Metric) -> int:
+    return sum(sums[metric.name][1] for sums in scores.values())
+
+
+def _point(point: Point, metrics: tuple[Metric, ...]) -> dict[str, Any]:
+    regions = {name: _means({name: sums}, metrics) for name, sums in sorted(point.scores.items())}
+    return {"epochs": point.epochs, "validation": _means(point.scores, metrics), "regions": regions}
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
