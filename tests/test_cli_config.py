@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from fedfleet.cli.config import load
+from fedfleet.cli.data import split
+from fedfleet.cli.options import pack_dir
 from fedfleet.protocol.errors import UsageError
 
 
@@ -87,3 +89,10 @@ def test_a_secret_never_shows_in_a_message(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not shown") as caught:
         load(written(tmp_path, text))
     assert "short" not in str(caught.value)
+
+
+def test_the_example_enrols_every_vehicle_of_the_shipped_pack() -> None:
+    settings = load(Path(__file__).parent.parent / "examples" / "fleet.toml")
+    parts = split(settings, pack_dir())
+    told = {entry.vehicle: entry.region for entry in settings.server.enrolment}
+    assert told == {vehicle: region for vehicle, (region, _) in parts.vehicles.items()}
