@@ -88,7 +88,8 @@ def test_persistent_session_queues_while_its_client_is_away(bench: Bench) -> Non
     bob = bench.join("bob")
     # then
     assert bob.connected().session_present
-    assert [d.payload for d in bob.receive(20)] == [b"%d" % n for n in range(20)]
+    # Nothing is lost. The order may differ: NATS may have sent the first while bob was leaving, and sends it again later.
+    assert sorted(int(d.payload) for d in bob.receive(20)) == list(range(20))
 
 
 def test_queue_of_an_absent_client_survives_a_clean_restart_of_the_broker(bench: Bench) -> None:
