@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 from numpy.typing import NDArray
 
-from fedfleet.scenarios.argoverse1_index import COLUMNS, FRAMES, RATE_HZ, Entry
+from fedfleet.scenarios.argoverse1_index import COLUMNS, FRAMES, RATE_HZ, Entry, check_header
 from fedfleet.scenarios.records import KINDS, Scenario, ScenarioError
 
 __all__ = ["MAX_STEP_S", "parse"]
@@ -45,11 +45,7 @@ def parse(data: bytes, where: str, entry: Entry) -> Scenario:
 
 
 def _table(data: bytes, where: str) -> pa.Table:
-    header = data.partition(b"\n")[0].decode(errors="replace").strip().split(",")
-    missing = [name for name in COLUMNS if header.count(name) != 1]
-    if missing:
-        got = ",".join(header)[:120]
-        raise ScenarioError("missing-column", f"{where}: expected column {missing[0]} once, got {got!r}")
+    header = check_header(data.partition(b"\n")[0].decode(errors="replace"), where)
     # One block: a row is never longer than the file, and pyarrow starts no thread.
     options = pc.ReadOptions(use_threads=False, block_size=len(data) + 1)
     try:

@@ -20,7 +20,17 @@ from fedfleet.scenarios.argoverse1_drives import is_west, same_drive
 from fedfleet.scenarios.members import Member
 from fedfleet.scenarios.records import ScenarioError
 
-__all__ = ["CITIES", "COLUMNS", "FRAMES", "INDEX_FILE", "RATE_HZ", "Entry", "derive", "read_index"]
+__all__ = [
+    "CITIES",
+    "COLUMNS",
+    "FRAMES",
+    "INDEX_FILE",
+    "RATE_HZ",
+    "Entry",
+    "check_header",
+    "derive",
+    "read_index",
+]
 
 CITIES: Final = ("MIA", "PIT")
 COLUMNS: Final = ("TIMESTAMP", "TRACK_ID", "OBJECT_TYPE", "X", "Y", "CITY_NAME")
@@ -96,6 +106,16 @@ def derive(members: Mapping[str, Member]) -> dict[str, Entry]:
     return entries
 
 
+def check_header(line: str, where: str) -> list[str]:
+    """The columns that the first line of a scenario names; ScenarioError unless each of ours is there once."""
+    header = line.strip().split(",")
+    missing = [name for name in COLUMNS if header.count(name) != 1]
+    if missing:
+        text = f"{where}: expected column {missing[0]} once, got {line.strip()[:120]!r}"
+        raise ScenarioError("missing-column", text)
+    return header
+
+
 @dataclass(frozen=True)
 class _Start:
     city: str
@@ -107,11 +127,7 @@ class _Start:
 def _start(member: Member) -> _Start:
     """Where and when the test car begins: the first row of type AV."""
     lines = member.read().decode(errors="replace").splitlines()
-    header = lines[0].strip().split(",") if lines else []
-    missing = [name for name in COLUMNS if name not in header]
-    if missing:
-        text = f"{member.where}: expected column {missing[0]} once, got {','.join(header)[:120]!r}"
-        raise ScenarioError("missing-column", text)
+    header = check_header(lines[0] if lines else "", member.where)
     line = next((line for line in lines if ",AV," in line), None)
     if line is None:
         raise ScenarioError("bad-kind", f"{member.where}: expected 1 AV track, got 0")
