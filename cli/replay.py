@@ -156,10 +156,15 @@ def _drawer(task: Task, out: Path) -> Drawer:
 
 
 def _check_file(path: Path | None) -> None:
-    if path is not None and path.is_dir():
+    """Make the file's folder; UsageError, before anything is replayed, when that cannot be."""
+    if path is None:
+        return
+    if path.is_dir():
         raise UsageError(f"--json {path}: expected a file, got a folder")
-    if path is not None and not path.absolute().parent.is_dir():
-        raise UsageError(f"--json {path}: no folder {path.parent}")
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--json {path}: cannot make its folder: {error.strerror}") from error
 
 
 def _announce(console: Console, drives: Sequence[Drive], way: Way) -> None:

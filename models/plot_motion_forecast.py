@@ -84,7 +84,7 @@ def draw(cases: Sequence[Case], *, scenarios: Path, out: Path) -> list[Path]:
         return []
     files = [_draw_sheet(seen, out / CONTACT)]
     for place, view in enumerate(seen, start=1):
-        name = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{view.region}-{view.scenario}-{view.track}")[:100]
+        name = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{view.region}-{view.scenario}-{view.track[-12:]}")[:100]
         files.append(_draw_one(view, out / f"worst-{place:03d}-{name}.png", place=place))
     return files
 

@@ -203,7 +203,6 @@ def is_one_line(done: Said, words: str) -> None:
         (("--drives", ","), "has no drive ',': it has coast/d00"),
         (("--task", "chess"), "unknown task 'chess': expected an installed task (motion_forecast)"),
         (("--json", "."), "--json .: expected a file, got a folder"),
-        (("--json", "nowhere/r.json"), "--json nowhere/r.json: no folder nowhere"),
     ],
 )
 def test_a_wrong_option_is_one_line(
@@ -212,11 +211,13 @@ def test_a_wrong_option_is_one_line(
     is_one_line(replay("--model", model, "--scenarios", recordings, *arguments), words)
 
 
-def test_a_folder_for_pictures_that_is_a_file_is_one_line(replay: Any, model: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file_is_one_line(replay: Any, model: Path, tmp_path: Path) -> None:
     (tmp_path / "out.txt").write_text("mine")
     is_one_line(
         replay("--model", model, "--plot", "--out", "out.txt"), "--out out.txt: expected a folder, got a file"
     )
+    done = replay("--model", model, "--json", "out.txt/r.json")
+    is_one_line(done, "--json out.txt/r.json: cannot make its folder: ")
 
 
 def test_recordings_that_are_none_are_one_line(replay: Any, model: Path, tmp_path: Path) -> None:
