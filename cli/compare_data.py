@@ -56,10 +56,10 @@ def load(settings: Settings, folder: Path, test_folder: Path | None) -> Data:
         shared.Job(shared.vehicle_dir(settings, vehicle), drives, ("train",))
         for vehicle, (_, drives) in parts.vehicles.items()
     ]
-    problems = _prepare(task, folder, [job for job in jobs if job.drives], index)
     tests, notes = [region for region, drives in parts.test.items() if drives], list[str]()
     if test_folder is not None:
         tests, notes = _prepare_test(settings, task, test_folder, index)
+    problems = _prepare(task, folder, [job for job in jobs if job.drives], index)
     vehicles = {
         vehicle: (region, prepared.open(shared.vehicle_dir(settings, vehicle), "train"))
         for vehicle, (region, _) in parts.vehicles.items()

@@ -1,0 +1,235 @@
+"""`fedfleet compare` on a tiny task, end to end, and what it says when something is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_task
+import traffic
+from conftest import Processes
+
+from fedfleet.scenarios.table import write_table
+
+ARMS = ("constant_velocity", "centralised", "on_site", "federated")
+HERE = Path(__file__).parent
+SMALL = ("--rounds", "3", "--epochs", "6", "--vehicles-per-region", "2")
+TINY = ("--task", "tiny_task:TASK", *SMALL)
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "fedfleet.cli.main", "compare", *map(str, words)]
+
+
+def compare(*words: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "COLUMNS": "200"}
+    return subprocess.run(
+        command(*words), capture_output=True, text=True, timeout=170, check=False, env=environment
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def refused(*words: object) -> str:
+    """Run a comparison that must not begin; return what it said, without the progress before."""
+    done = compare(*words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("fedfleet: ")]
+    return line
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recordings")
+    tiny_task.generate(folder, drives=8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """One comparison of the tiny task: its folder, and what it printed."""
+    out = tmp_path_factory.mktemp("compare")
+    ended = compare("--scenarios", recordings, "--out", out, *TINY)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return out, ended.stdout
+
+
+def figures(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What must be the same in two runs: everything but the seconds."""
+    return {name: value for name, value in found.items() if name != "seconds"}
+
+
+def test_every_arm_has_the_task_s_metrics_overall_and_by_region(done: tuple[Path, str]) -> None:
+    found = read(done[0] / "compare.json")
+    for arm in ARMS:
+        assert sorted(found[arm]["regions"]) == ["north", "south"]
+        for part in (found[arm]["overall"], *found[arm]["regions"].values()):
+            assert {"mae", "close"} <= part.keys()
+            assert {"mae", "close"} <= part["all_tracks"].keys()
+            assert part["tracks"] < part["all_tracks"]["tracks"]
+    assert found["rounds"] == 3
+    assert found["bytes_up"] > 3 * 4 * 49  # more than nothing: each of four vehicles sent three updates
+    assert found["bytes_down"] > found["bytes_up"]
+    assert found["seconds"] > 0
+
+
+def test_overall_counts_every_sample_the_same(done: tuple[Path, str]) -> None:
+    for arm in ARMS:
+        told = read(done[0] / "compare.json")[arm]
+        parts = told["regions"].values()
+        weighted = sum(part["mae"] * part["tracks"] for part in parts) / sum(part["tracks"] for part in parts)
+        assert told["overall"]["mae"] == pytest.approx(weighted)
+
+
+def test_what_learns_beats_the_trivial_answer(done: tuple[Path, str]) -> None:
+    found = read(done[0] / "compare.json")
+    trivial = found["constant_velocity"]["overall"]["mae"]
+    assert all(found[arm]["overall"]["mae"] < trivial for arm in ARMS[1:])
+
+
+def test_someone_can_repeat_it(done: tuple[Path, str]) -> None:
+    found = read(done[0] / "compare.json")
+    assert found["seed"] == 1
+    assert len(found["data"]["sha256"]) == len(found["model_sha256"]) == 64
+    assert set(found["data"]["vehicles"].values()) == {"north", "south"}
+    assert (found["settings"]["epochs"], found["settings"]["local_epochs"]) == (6, 2)
+    assert "torch" in found["versions"]
+    for arm in ("centralised", "on_site"):
+        assert [point["epochs"] for point in found[arm]["curve"]] == list(range(7))
+    assert found["federated"]["curve"][0]["epochs"] == 0
+
+
+def test_the_table_the_pictures_and_the_page_are_there(done: tuple[Path, str]) -> None:
+    out, printed = done
+    assert "federated" in printed
+    assert "vs centralised" in printed
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 3
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")
+    for name in ("curves", "regions", "learning_by_region"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_again_gives_the_same_figures_and_bytes(
+    done: tuple[Path, str], recordings: Path, tmp_path: Path
+) -> None:
+    again = compare(
+        "--scenarios", recordings, "--out", tmp_path, "--json", tmp_path / "here" / "x.json", *TINY
+    )
+    assert again.returncode == 0, again.stderr
+    assert figures(read(tmp_path / "here" / "x.json")) == figures(read(done[0] / "compare.json"))
+
+
+def test_over_a_real_broker_the_model_is_the_same_byte_for_byte(
+    done: tuple[Path, str], recordings: Path, tmp_path: Path, mosquitto_binary: Path
+) -> None:
+    del mosquitto_binary
+    ended = compare("--scenarios", recordings, "--out", tmp_path, "--broker", *TINY)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    here, there = read(tmp_path / "compare.json"), read(done[0] / "compare.json")
+    assert here["link"] == "broker"
+    assert here["model_sha256"] == there["model_sha256"]
+    assert {arm: here[arm] for arm in ARMS} == {arm: there[arm] for arm in ARMS}
+
+
+def test_other_recordings_are_all_test_and_unknown_regions_keep_their_names(
+    recordings: Path, tmp_path: Path
+) -> None:
+    # given a folder with a region that trained and one that did not
+    other = tmp_path / "other"
+    tiny_task.generate(other, regions=("south", "east"), drives=3, seed=5)
+    ended = compare("--scenarios", recordings, "--test", other, "--out", tmp_path / "out", *TINY)
+    assert ended.returncode == 0, ended.stderr
+    found = read(tmp_path / "out" / "compare.json")
+    # then all of it is judged, under its own names, and the reader is told
+    assert found["data"]["test_samples"] == {"east": 3 * 64, "south": 3 * 64}
+    assert sorted(found["on_site"]["regions"]) == ["east", "south"]
+    assert "no vehicle trained in east: on-site there is the mean over all vehicles" in found["notes"]
+    # and no drive is kept back from training: one of eight validates each region
+    assert sum(found["data"]["training_samples"].values()) == 2 * 7 * 64
+
+
+def test_too_few_drives_are_one_line(tmp_path: Path) -> None:
+    tiny_task.generate(tmp_path / "one", regions=("north",), drives=1)
+    assert refused("--scenarios", tmp_path / "one", "--out", tmp_path / "out", *TINY) == (
+        "fedfleet: region north has 1 drives, too few for 2 vehicles, 1 drives for validation and 1 for test"
+    )
+
+
+def test_a_region_without_a_drive_for_validation_is_one_line(recordings: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scenarios"
+    folder.mkdir()
+    for file in recordings.glob("*.npy"):
+        (folder / file.name).write_bytes(file.read_bytes())
+    np.save(folder / "west--drive-00.npy", np.zeros((64, 5), dtype=np.float32))
+    line = refused("--scenarios", folder, "--out", tmp_path / "out", *TINY)
+    assert line.startswith("fedfleet: region west has 1 drives, too few for 2 vehicles")
+
+
+def test_a_vehicle_with_nothing_to_learn_from_is_one_line(recordings: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "scenarios"
+    folder.mkdir()
+    for file in recordings.glob("*.npy"):
+        empty = file.name.startswith("north")
+        np.save(folder / file.name, np.zeros((0, 5), dtype=np.float32) if empty else np.load(file))
+    line = refused("--scenarios", folder, "--out", tmp_path / "out", *TINY)
+    assert line == (
+        "fedfleet: vehicle v01 of region north: no usable sample in its training drives: "
+        "choose fewer vehicles per region"
+    )
+
+
+def test_mistakes_are_one_line_and_leave_no_result(recordings: Path, tmp_path: Path) -> None:
+    old = tmp_path / "compare.json"
+    old.write_text("{}")
+    scenarios = ("--scenarios", recordings, "--out", tmp_path)
+    assert "unknown task 'no_such'" in refused(*scenarios, "--task", "no_such")
+    assert not old.exists()
+    assert refused(*scenarios, "--rounds", 9, "--epochs", 8) == (
+        "fedfleet: --rounds 9: expected at most --epochs 8: a round takes one pass or more"
+    )
+    assert "expected a folder of recordings" in refused("--scenarios", tmp_path / "no", "--out", tmp_path)
+
+
+def test_a_test_folder_at_another_sampling_rate_is_one_line(tmp_path: Path) -> None:
+    # given the shipped pack, and a folder recorded at 5 Hz
+    (tmp_path / "slow").mkdir()
+    write_table(tmp_path / "slow" / "town.parquet", [replace(traffic.scenario(), rate_hz=5.0)])
+    line = refused("--test", tmp_path / "slow", "--out", tmp_path / "out", *SMALL)
+    assert line.endswith("tracks are at another sampling rate than motion_forecast needs")
+    assert str(tmp_path / "slow") in line
+
+
+def test_a_folder_that_is_not_ours_is_not_removed(recordings: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "work" / "mine.txt"
+    kept.parent.mkdir()
+    kept.write_text("x")
+    line = refused("--scenarios", recordings, "--out", tmp_path, *TINY)
+    assert line.endswith("not a folder of an earlier comparison, so it is not removed")
+    assert kept.exists()
+
+
+def test_ctrl_c_leaves_no_result(
+    recordings: Path, tmp_path: Path, processes: Processes, wait_until: Callable[..., None]
+) -> None:
+    words = ("--task", "tiny_task:TASK", "--epochs", 2000, "--vehicles-per-region", 2)
+    popen = processes.start(
+        command("--scenarios", recordings, "--out", tmp_path, *words), env={"PYTHONPATH": str(HERE)}
+    )
+    wait_until(lambda: "centralised: 5/" in processes.log(popen), "training", timeout_s=90)
+    popen.send_signal(signal.SIGINT)
+    assert popen.wait(60) == 130
+    assert not list(tmp_path.glob("*.json"))
+    assert not list(tmp_path.glob("*.html"))
