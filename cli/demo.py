@@ -27,7 +27,7 @@ __all__ = ["demo"]
 
 _POLL_S = 0.1
 _ROUND_LIMIT_S = 120.0
-_DEADLINE_S = 15.0
+_DEADLINE_S = 25.0
 
 
 def demo(
