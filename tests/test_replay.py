@@ -1,10 +1,12 @@
 """`fedfleet replay`, in this process: figures against the scoring of the same tracks, pictures, messages."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import argoverse
 import numpy as np
 import onnx
 import pytest
@@ -182,6 +184,17 @@ def test_another_task_is_replayed_with_its_own_metrics(replay: Any, tmp_path: Pa
     )
 
 
+def test_the_benchmark_measures_what_the_command_does(recordings: Path, model: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "replay.py"
+    command = [sys.executable, script, "--json", "--scenarios", recordings, "--model", model]
+    done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=120)
+    report = json.loads(done.stdout)
+    assert report["tracks_per_s"] >= 2000
+    assert report["share_model"] + report["share_runtime"] == pytest.approx(1)
+    assert 0 < report["share_model"] < 1
+    assert (report["drives"], report["missed"]) == (6, 0)
+
+
 # --- bad input: one line, exit code 2 ---
 
 
@@ -240,6 +253,24 @@ def test_recordings_without_a_frame_are_one_line_after_the_progress(
     assert done.code == 2
     words = "short: no frame to replay for task motion_forecast: tracks left out: 6 × too-short\n"
     assert done.err.endswith(f"fedfleet: {words}")
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_a_broken_recording_on_the_way_leaves_no_figures(replay: Any, model: Path, tmp_path: Path) -> None:
+    # given: the last scenario of the last drive lacks its last frames
+    folder = argoverse.write_folder(tmp_path / "zips", cities=("MIA",), indexed=True)
+    members = argoverse.scenarios("MIA")
+    last = list(members)[-1]
+    members[last] = "\n".join(members[last].splitlines()[:-8]) + "\n"
+    argoverse.write_zip(folder / "MIA.zip", {f"MIA/{name}.csv": text for name, text in members.items()})
+    # when
+    done = replay("--model", model, "--scenarios", folder, "--speed", "max", "--json", "r.json")
+    # then
+    assert done.code == 2
+    line = done.err.splitlines()[-1]
+    assert line.startswith("fedfleet: ")
+    assert f"{last}.csv" in line
+    assert "ADE" not in done.out
     assert not (tmp_path / "r.json").exists()
 
 
