@@ -36,7 +36,8 @@ class Scene(Protocol):
 class KilledVehicle:
     """Kill -9 of one agent process in mid-round; it is started again after that round has closed without it.
 
-    Rounds can be shorter than a second: when its update was already on its way, the scene is played again.
+    Rounds can be shorter than a second: when its update was already on its way, the scene is played again; so it
+    is when a busy machine kept the other vehicles of the region from making a quorum.
     """
 
     def __init__(self, fleet: DemoFleet, vehicle: str, *, cue_round: int, tell: Tell) -> None:
@@ -66,14 +67,12 @@ class KilledVehicle:
             self._back_in = min(later, default=None)
             self.is_done = self._back_in is not None
 
-    def result(self) -> Killed | None:
-        """Return what happened; None when the scene never began."""
-        if self._exit_status is None:
-            return None
+    def result(self) -> Killed:
+        """Return what happened; a scene that never came to its end has no exit status -9 to show."""
         closed = self._closed or {"reason": "never", "contributors": ()}
         return Killed(
             self._vehicle,
-            self._exit_status,
+            self._exit_status or 0,
             self._round,
             closed["reason"],
             self._vehicle in closed["contributors"],
@@ -96,12 +95,12 @@ class KilledVehicle:
         if row is None:
             return
         self._fleet.start_agent(self._vehicle)
-        if self._vehicle in row["contributors"] and self._tries_left:
+        is_early, is_void = self._vehicle in row["contributors"], row["state"] == "abandoned"
+        if (is_early or is_void) and self._tries_left:
             self._tries_left -= 1
             self._exit_status, self._cue = None, self._round + 2
-            self._tell(
-                f"its update of round {self._round} was already on its way; {self._vehicle} is started again"
-            )
+            why = "its update was already on its way" if is_early else "too few others were done in time"
+            self._tell(f"round {self._round} proves nothing, {why}; {self._vehicle} is started again")
             return
         self._closed = row
         self._tell(f"round {self._round} closed by {row['reason']}; {self._vehicle} is started again")
@@ -131,15 +130,13 @@ class Intrusion:
 
     def result(self, folded: frozenset[str]) -> tuple[Refused, ...]:
         """Return what was recorded; ``folded`` are the update ids that are in any model."""
-        if not self._sent:
-            return ()
         what = {
             SABOTEUR: "a corrupt update of an enrolled vehicle",
             STRANGER: "a stranger's perfectly signed update",
         }
         expected = {SABOTEUR: "digest-mismatch", STRANGER: "unknown-sender"}
         return tuple(
-            Refused(what[who], expected[who], self._found.get(who, ""), str(self._sent[who]) in folded)
+            Refused(what[who], expected[who], self._found.get(who, ""), str(self._sent.get(who)) in folded)
             for who in what
         )
 
@@ -191,12 +188,10 @@ class KilledServer:
             rows = [row for row in snapshot["rounds"] if row["round"] == self._round]
             self.is_done = bool(rows) and all(row["state"] in {"published", "abandoned"} for row in rows)
 
-    def result(self) -> Resumed | None:
-        """Return what happened; None when the scene never began."""
-        if self._exit_status is None:
-            return None
+    def result(self) -> Resumed:
+        """Return what happened; a scene that never began has no exit status -9 to show."""
         folded = [name for region in self._fleet.regions for name in self._updates(region, settled=True)]
-        return Resumed(self._exit_status, self._round, self._round_after, self._stored, tuple(folded))
+        return Resumed(self._exit_status or 0, self._round, self._round_after, self._stored, tuple(folded))
 
     def _kill_when_half_full(self, snapshot: Snapshot) -> None:
         rows = [row for row in snapshot["rounds"] if row["round"] == snapshot["round"]]
