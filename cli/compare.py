@@ -150,7 +150,11 @@ def measure(
             "on_site": alone.curve,
             "federated": _curve(together, data, arms),
         },
-        chosen={"centralised": central.chosen_epoch, "on_site": alone.chosen_epoch},
+        chosen={
+            "centralised": central.chosen_epoch,
+            "on_site": alone.chosen_epoch,
+            "federated": _epoch(together, arms),
+        },
         arms=arms,
         rounds=together.end["rounds_run"],
         bytes_up=together.bytes_up,
@@ -186,11 +190,18 @@ def _curve(together: Federated, data: Data, arms: ArmSettings) -> tuple[Point, .
     )
 
 
+def _epoch(together: Federated, arms: ArmSettings) -> float:
+    """The passes after which the chosen version was published."""
+    rounds = {entry["version"]: entry["round"] or 0 for entry in together.end["history"]}
+    return float(rounds[together.version] * arms.local_epochs)
+
+
 def _told(settings: Settings, data: Data, together: Federated, *, broker: bool) -> dict[str, Any]:
     parts = data.parts
     return {
         "link": "broker" if broker else "memory",
         "model_sha256": sha256(together.model).hexdigest(),
+        "final_model_sha256": sha256(together.final).hexdigest(),
         "rounds_published": together.end["rounds_published"],
         "seed": settings.data.seed,
         "data": {

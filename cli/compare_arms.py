@@ -27,6 +27,7 @@ __all__ = [
     "baseline",
     "centralised",
     "judge",
+    "loss",
     "on_site",
 ]
 
@@ -181,7 +182,7 @@ def _train(pupil: _Pupil, settings: TrainSettings, *, seed: int, tell: Callable[
                 tuning.advance()
             found = judge(_file(pupil.first, tuning.weights), pupil.task, pupil.validation)
             curve.append(Point(number, found.judged))
-            value = _loss(found, metric)
+            value = loss(found, metric)
             if value < best_value:
                 best, best_value, chosen = tuning.weights, value, number
             tell(number)
@@ -190,8 +191,8 @@ def _train(pupil: _Pupil, settings: TrainSettings, *, seed: int, tell: Callable[
     return _Best(best, tuple(curve), chosen)
 
 
-def _loss(found: Judged, metric: Metric) -> float:
-    """The primary metric so that lower is better; of all samples where none is judged."""
+def loss(found: Judged, metric: Metric) -> float:
+    """The metric so that lower is better; of all samples where none is judged, infinite where there is none."""
     value = mean(found.judged, metric)
     value = mean(found.everything, metric) if value is None else value
     return float("inf") if value is None else value if metric.better == "lower" else -value

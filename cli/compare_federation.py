@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from fedfleet.cli import launch
 from fedfleet.cli.compare_arms import ArmSettings
+from fedfleet.cli.compare_choice import Choice
 from fedfleet.cli.config import Settings
 from fedfleet.fleet_server import assembly, store_rounds
 from fedfleet.fleet_server.coordinator import is_over
@@ -41,9 +42,14 @@ INBOX_EVENTS = 100_000
 
 @dataclass(frozen=True)
 class Federated:
-    """What came out: the released model file, the server's last snapshot, bytes that vehicles sent and received."""
+    """What came out: the model file that validation chose, its version, and the last one that was released.
+
+    ``end`` is the server's last snapshot; the bytes are those that vehicles sent and received.
+    """
 
     model: bytes
+    version: int
+    final: bytes
     end: Mapping[str, Any]
     bytes_up: int
     bytes_down: int
@@ -124,18 +130,20 @@ def run(
         world = World(clock.read, clock.read, chance.getrandbits, lambda: 1, said.append)
         config = launch.fleet_config(settings, sorted(parts.vehicles), codes=codes)
         fleet = Fleet(config, broker.connect, world, trainer=InlineTrainers())
+        choice = Choice(server.store.folder, fleet.task)
         try:
             fleet.start()
+            choice.look()
             for done in _turns(server, inbox, broker, fleet, clock, said=said):
+                choice.look()
                 tell(done, arms.rounds, f"round {done}")
             bytes_up = sum(vehicle.bytes_up for vehicle in fleet.vehicles)
             bytes_down = sum(vehicle.bytes_down for vehicle in fleet.vehicles)
         finally:
             fleet.stop()
     folder = launch.server_dir(settings)
-    return Federated(
-        (folder / "model.onnx").read_bytes(), snapshot(folder, clock.now_s), bytes_up, bytes_down
-    )
+    final, end = (folder / "model.onnx").read_bytes(), snapshot(folder, clock.now_s)
+    return Federated(choice.model, choice.version, final, end, bytes_up, bytes_down)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from fedfleet.cli import launch
 from fedfleet.cli.compare_arms import ArmSettings
+from fedfleet.cli.compare_choice import Choice
 from fedfleet.cli.compare_federation import Federated, configured
 from fedfleet.cli.config import Settings
 from fedfleet.cli.processes import Child, start
@@ -17,6 +18,7 @@ from fedfleet.fleet_server import store_vehicles
 from fedfleet.fleet_server.status import snapshot
 from fedfleet.fleet_server.store import open_reader
 from fedfleet.link import embedded
+from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.partition import Partition
 
@@ -39,9 +41,11 @@ def run(
         where = {"host": broker.host, "port": broker.port}
         settings = settings.model_copy(update={"broker": settings.broker.model_copy(update=where)})
         with _children(settings, parts, codes) as children:
-            end = _watch(settings, children, arms, tell=tell)
+            choice = Choice(launch.server_dir(settings), tasks.load(settings.task))
+            end = _watch(settings, children, arms, choice=choice, tell=tell)
             bytes_up, bytes_down = _bytes(settings)
-    return Federated((launch.server_dir(settings) / "model.onnx").read_bytes(), end, bytes_up, bytes_down)
+    final = (launch.server_dir(settings) / "model.onnx").read_bytes()
+    return Federated(choice.model, choice.version, final, end, bytes_up, bytes_down)
 
 
 @contextmanager
@@ -71,7 +75,12 @@ def _children(settings: Settings, parts: Partition, codes: launch.Codes) -> Iter
 
 
 def _watch(
-    settings: Settings, children: list[Child], arms: ArmSettings, *, tell: Callable[[int, int, str], None]
+    settings: Settings,
+    children: list[Child],
+    arms: ArmSettings,
+    *,
+    choice: Choice,
+    tell: Callable[[int, int, str], None],
 ) -> Mapping[str, Any]:
     """Wait until the last round is over and its model drives everywhere; return the last snapshot."""
     done, limit_s = -1, time.monotonic() + ROUND_LIMIT_S
@@ -83,6 +92,7 @@ def _watch(
         now = _snapshot(settings)
         if now is None:
             continue
+        choice.look()
         if now["rounds_run"] > done:
             done, limit_s = now["rounds_run"], time.monotonic() + ROUND_LIMIT_S
             tell(done, arms.rounds, f"round {done}")

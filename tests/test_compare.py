@@ -141,6 +141,7 @@ def test_over_a_real_broker_the_model_is_the_same_byte_for_byte(
     here, there = read(tmp_path / "compare.json"), read(done[0] / "compare.json")
     assert here["link"] == "broker"
     assert here["model_sha256"] == there["model_sha256"]
+    assert here["final_model_sha256"] == there["final_model_sha256"]
     assert {arm: here[arm] for arm in ARMS} == {arm: there[arm] for arm in ARMS}
 
 
