@@ -88,7 +88,7 @@ def test_persistent_session_queues_while_its_client_is_away(bench: Bench) -> Non
     bob = bench.join("bob")
     # then
     assert bob.connected().session_present
-    # Nothing is lost. The order may differ: NATS may have sent the first while bob was leaving, and sends it again later.
+    # Nothing is lost. The order may differ: what NATS sent while bob was leaving, it sends again later.
     assert sorted(int(d.payload) for d in bob.receive(20)) == list(range(20))
 
 
