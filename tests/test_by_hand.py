@@ -38,6 +38,9 @@ index = "rice"
 value = "int8"
 density = 0.5
 
+[server.strategy]
+server_learning_rate = 1.0
+
 [server.training]
 epochs = 10
 batch_size = 16
@@ -113,7 +116,8 @@ def test_a_second_task_learns_with_another_metric(
     wait_until(lambda: status(tmp_path).get("is_done"), "three rounds", timeout_s=150)
     end = status(tmp_path)
     assert end["metric"]["name"] == "mae"
-    assert end["rounds_published"] >= 2
+    assert end["rounds_run"] == 3
+    assert end["rounds_published"] >= 1
     for region in end["regions"].values():
         assert region["score"] < region["baseline"]
     assert {one["region"] for one in end["vehicles"].values()} == {"east", "west"}
