@@ -94,9 +94,9 @@ def table(result: Result) -> Table:
     view.add_column("region", no_wrap=True)
     view.add_column("arm", no_wrap=True)
     for metric in result.metrics:
-        view.add_column(f"{metric.name} [{metric.unit}]".replace("[", "\\["), justify="right")
-    for other in ("constant_velocity", "centralised"):
-        view.add_column(f"vs {ARMS[other]}", justify="right")
+        view.add_column(f"{metric.name}\n{metric.unit}", justify="right", no_wrap=True)
+    for other in ("constant\nvelocity", "central-\nised"):
+        view.add_column(f"vs {other}", justify="right", no_wrap=True)
     for name in ("all", *result.regions):
         for arm, words in ARMS.items():
             values = [mean(_part(result, arm, name), metric) for metric in result.metrics]
