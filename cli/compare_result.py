@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from fedfleet.cli.compare_arms import ArmSettings, Judged, Point, Scores, mean
@@ -90,7 +91,7 @@ def write_json(path: Path, result: Result) -> None:
 
 def table(result: Result) -> Table:
     """The table for the terminal: arms by region, with gaps of the primary metric to two of the arms."""
-    view = Table(title=f"{result.task}: test drives that no arm has seen", expand=False)
+    view = Table(title=f"{result.task}: test drives that no arm has seen", expand=False, box=SIMPLE)
     view.add_column("region", no_wrap=True)
     view.add_column("arm", no_wrap=True)
     for metric in result.metrics:
