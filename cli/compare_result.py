@@ -91,7 +91,13 @@ def write_json(path: Path, result: Result) -> None:
 
 def table(result: Result) -> Table:
     """The table for the terminal: arms by region, with gaps of the primary metric to two of the arms."""
-    view = Table(title=f"{result.task}: test drives that no arm has seen", expand=False, box=SIMPLE)
+    view = Table(
+        title=f"{result.task}: test drives that no arm has seen",
+        expand=False,
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     view.add_column("region", no_wrap=True)
     view.add_column("arm", no_wrap=True)
     for metric in result.metrics:
