@@ -7,7 +7,7 @@ from typing import Any
 __all__ = ["Claim", "Killed", "Outcome", "Refused", "Resumed", "judge"]
 
 MIN_RATIO = 50.0
-MAX_AGENT_BYTES = 120_000_000
+MAX_AGENT_BYTES = 120 * 2**20
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,11 @@ def _swaps(outcome: Outcome) -> Claim:
 
 def _memory(outcome: Outcome) -> Claim:
     used = outcome.agent_rss_bytes
-    text = f"an agent process takes at most {MAX_AGENT_BYTES / 1e6:.0f} MB of memory"
+    text = f"an agent process takes at most {MAX_AGENT_BYTES >> 20} MiB of memory"
     return Claim(
-        text, 0 < used <= MAX_AGENT_BYTES, f"{used / 1e6:.0f} MB resident, the largest of the separate agents"
+        text,
+        0 < used <= MAX_AGENT_BYTES,
+        f"{used / 2**20:.0f} MiB resident, the largest of the separate agents",
     )
 
 

@@ -24,7 +24,13 @@ __all__ = ["main"]
 
 TURN_S = 0.05
 FAREWELL_S = 2.0
-FRUGAL = {"MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+FRUGAL = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": "65536",  # fixed: blobs and sessions go back to the system when they are freed
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 """What keeps the process small must stand in its environment before it starts."""
 MODULES = {"agent": "fedfleet.vehicle_agent", "fleet": "fedfleet.vehicle_agent.fleet"}
 
