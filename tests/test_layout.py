@@ -32,8 +32,28 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 PURE_ROOMS = ("protocol", "codec")
 PURE_FILES = {
-    "fleet_server": ("rounds", "strategies", "merge", "selection", "settlement"),
-    "vehicle_agent": ("agent", "eligibility"),
+    "fleet_server": (
+        "admission",
+        "downlink",
+        "fold",
+        "gate",
+        "merge",
+        "rounds",
+        "selection",
+        "settlement",
+        "strategies",
+    ),
+    "vehicle_agent": (
+        "actions",
+        "agent",
+        "assemble",
+        "eligibility",
+        "events",
+        "outbox",
+        "state",
+        "trusted",
+        "versions",
+    ),
     "scenarios": ("partition",),
 }
 # The file whose presence says that a room is built.
