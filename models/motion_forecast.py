@@ -52,6 +52,7 @@ class MotionForecast:
     network: str = "fedfleet.models.nets_motion_forecast:network"
     loss: str = "fedfleet.models.nets_motion_forecast:loss"
     plot: str = "fedfleet.models.plot_motion_forecast:draw"
+    augment: str = "fedfleet.models.augment_motion_forecast:augment"
 
     def index(self, folder: Path) -> Index:
         """List the drives of a folder; the tracks that cannot teach are counted where all of it is read anyway."""

@@ -7,7 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["TrainSettings"]
+__all__ = ["Augment", "TrainSettings"]
+
+Augment = Literal["none", "mirror", "mirror-speed"]
 
 
 class TrainSettings(BaseModel):
@@ -27,6 +29,11 @@ class TrainSettings(BaseModel):
     """Largest gradient norm of a batch; 0 = unlimited."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Of the learning rate over the batches of this fine-tuning: cosine ends near 0."""
+    augment: Augment = Field(
+        default="none",
+        description="how samples are varied in each pass, where the task offers it: mirrored; mirrored and at "
+        "other speeds",
+    )
     proximal_mu: float = Field(default=0.0, ge=0, le=0)
     """Reserved for FedProx; only 0 is accepted."""
 

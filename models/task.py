@@ -150,6 +150,9 @@ class Task(Protocol):
 
     A task that can draw has one attribute more, `plot`: `module:function` of a function that takes a sequence of
     `Case`, `scenarios` and `out` (folders, by keyword), writes a picture of each case and returns the files' paths.
+    A task that can vary its samples has `augment`: `module:function` of a function that takes a batch of inputs and
+    targets (tensors), `kind` (as in `TrainSettings.augment`) and `chance` (a `torch.Generator`), both by keyword, and
+    returns new inputs and targets of the same shapes.
     """
 
     @property

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedfleet.models.settings import TrainSettings
+from fedfleet.models.settings import Augment, TrainSettings
 from fedfleet.models.task import Floats, Samples, Task, resolve
 from fedfleet.protocol.errors import UsageError
 
@@ -31,6 +32,12 @@ __all__ = [
 
 LOSS_SAMPLES = 4096
 """The loss before and after is measured on at most so many samples, evenly spaced."""
+
+
+AUGMENT_STREAM = 0x6175676D656E74
+"""Added to the seed for the chance of the augmentation."""
+
+Vary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class TrainingError(Exception):
@@ -60,8 +67,8 @@ class Progress:
 class FineTuning:
     """One fine-tuning, batch by batch: call `advance` until it returns None, or stop early; then take `result`.
 
-    Raises UsageError when base or samples do not fit the task, TrainingError for no samples and for a loss or a
-    weight that is not finite; then there is no result.
+    Raises UsageError when base or samples do not fit the task or it offers no augmentation and one is asked for,
+    TrainingError for no samples and for a loss or a weight that is not finite; then there is no result.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class FineTuning:
         )
         self._optimizer = _optimizer(self._model, settings)
         self._chance = torch.Generator().manual_seed(seed)
+        self._vary = _augmentation(task, settings.augment, seed=seed)
         self._per_epoch = math.ceil(len(samples) / settings.batch_size)
         self.steps = settings.epochs * self._per_epoch
         if settings.max_steps:
@@ -97,7 +105,8 @@ class FineTuning:
             self._order = torch.randperm(self._size, generator=self._chance)
         batch = self._order[at * self._settings.batch_size : (at + 1) * self._settings.batch_size]
         self._optimizer.zero_grad()
-        loss = self._loss(self._model(self._inputs[batch]), self._targets[batch])
+        inputs, targets = self._vary(self._inputs[batch], self._targets[batch])
+        loss = self._loss(self._model(inputs), targets)
         value = _finite(loss.item(), f"the loss of step {self._done + 1}")
         loss.backward()  # type: ignore[no-untyped-call]
         if self._settings.clip_norm:
@@ -186,6 +195,17 @@ def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimiz
     if settings.optimizer == "adam":
         return torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     return torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
+
+
+def _augmentation(task: Task, kind: Augment, *, seed: int) -> Vary:
+    """Return what varies a batch; its chance is apart from the order's, so that the order is that of "none"."""
+    if kind == "none":
+        return lambda inputs, targets: (inputs, targets)
+    name = getattr(task, "augment", "")
+    if not name:
+        raise UsageError(f"task {task.name} offers no augmentation, asked for {kind}")
+    chance = torch.Generator().manual_seed((seed + AUGMENT_STREAM) % 2**63)
+    return partial(resolve(name), kind=kind, chance=chance)
 
 
 def _check(task: Task, samples: Samples) -> None:
