@@ -27,6 +27,7 @@ from fedfleet.cli.progress import steps
 from fedfleet.cli.versions import versions
 from fedfleet.fleet_server import initial
 from fedfleet.fleet_server.initial import Export
+from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
 
 __all__ = ["chosen", "compare", "measure"]
@@ -84,9 +85,9 @@ def compare(  # noqa: PLR0913 - the options of the command
     data = settings.data.model_copy(update={name: v for name, v in changed.items() if v is not None})
     told = {"work_dir": out / "work", "data": data, "task": task or settings.task}
     settings = settings.model_copy(update=told)
-    arms = chosen(settings, rounds=rounds, epochs=epochs)
     folder, target = scenarios_dir(settings, scenarios), json or out / "compare.json"
     target.unlink(missing_ok=True)  # an old result must not pass for the one of a run that fails
+    arms = chosen(settings, rounds=rounds, epochs=epochs)
     _clean(settings.work_dir)
     result = measure(settings, arms, folder, test, broker=broker)
     result = replace(result, seconds=time.monotonic() - begun)
@@ -106,7 +107,7 @@ def chosen(settings: Settings, *, rounds: int | None, epochs: int | None) -> Arm
 
     Raises UsageError when the rounds do not fit into the budget.
     """
-    arms = ArmSettings()
+    arms = ArmSettings().offered(tasks.load(settings.task))
     told = settings.server.model_fields_set - {"rounds", "enrolment"}
     federated = arms.federated.model_copy(update={name: getattr(settings.server, name) for name in told})
     budget = epochs or (max(rounds, arms.epochs) if rounds else arms.epochs)

@@ -5,7 +5,7 @@ Torch is imported by the functions that train, so that ``fedfleet --help`` stays
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,6 +74,20 @@ class ArmSettings(BaseModel):
     def rounds(self) -> int:
         """The rounds that fit into the budget."""
         return self.epochs // self.local_epochs
+
+    def offered(self, task: Task) -> Self:
+        """Return the same, without augmentation when the task offers none."""
+        if hasattr(task, "augment"):
+            return self
+        plain = {"augment": "none"}
+        training = {name: value for name, value in self.federated.training.items() if name != "augment"}
+        return self.model_copy(
+            update={
+                "centralised": self.centralised.model_copy(update=plain),
+                "on_site": self.on_site.model_copy(update=plain),
+                "federated": self.federated.model_copy(update={"training": training}),
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import pytest
 import tiny_task
 import torch
 
+from fedfleet.cli.compare_arms import ArmSettings
 from fedfleet.models import training
 from fedfleet.models.augment_motion_forecast import augment
 from fedfleet.models.motion_forecast import TASK as MOTION
 from fedfleet.models.settings import TrainSettings
-from fedfleet.models.task import Floats, Samples
+from fedfleet.models.task import Floats, Samples, Task
 from fedfleet.models.training import fine_tune
 from fedfleet.protocol.errors import UsageError
 
@@ -101,3 +102,13 @@ def test_a_task_without_augmentation_refuses_it_in_one_line() -> None:
     few = Samples(inputs, targets, np.ones(8, dtype=np.bool_))
     with pytest.raises(UsageError, match=r"^task \S+ offers no augmentation, asked for mirror$"):
         fine_tune(tiny, start, few, TrainSettings(augment="mirror"), seed=1)
+
+
+@pytest.mark.parametrize(("task", "kinds"), [(MOTION, {"mirror"}), (tiny_task.TASK, {"none"})])
+def test_a_comparison_augments_every_arm_where_the_task_offers_it(task: Task, kinds: set[str]) -> None:
+    training = {**ArmSettings().federated.training, "augment": "mirror"}
+    federated = ArmSettings().federated.model_copy(update={"training": training})
+    alone = TrainSettings(augment="mirror")
+    arms = ArmSettings(centralised=alone, on_site=alone, federated=federated).offered(task)
+    sent = TrainSettings.model_validate(dict(arms.federated.training))
+    assert {arms.centralised.augment, arms.on_site.augment, sent.augment} == kinds
