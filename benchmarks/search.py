@@ -2,7 +2,7 @@
 
     FEDFLEET_DATA=FOLDER python benchmarks/search.py --json [--scenarios DIR] [--splits 11,12] [--trials 6]
 
-Each arm tries its present learning rate and 0.4 of it, each with every augmentation. A trial is a whole run of the
+Each arm tries two learning rates, a large one and 0.4 of it, each with every augmentation. A trial is a whole run of the
 arm by the functions of the command, with fewer passes; its value is the ADE of AGENT tracks on the validation drives
 that also chose its pass. Test drives are never looked at. The results are lines of a file, from which it resumes.
 """
@@ -31,8 +31,10 @@ from fedfleet.fleet_server import initial
 from fedfleet.fleet_server.initial import Export
 
 ARMS: Final = ("centralised", "on_site", "federated")
+LARGE: Final = {"centralised": 0.05, "on_site": 0.15, "federated": 0.2}
+"""Learning rates that earlier searches without augmentation found."""
 TRIALS: Final = tuple((factor, kind) for kind in ("none", "mirror", "mirror-speed") for factor in (1.0, 0.4))
-"""Factor on the arm's present learning rate, and augmentation; the first is the present default."""
+"""Factor on the arm's large learning rate, and augmentation."""
 
 Row = Mapping[str, Any]
 
@@ -144,14 +146,12 @@ def _split(scenarios: Path, work: Path, *, seed: int) -> Split:
 
 
 def _arms(arm: str, factor: float, kind: str, *, epochs: int = 24) -> ArmSettings:
-    plain = ArmSettings(epochs=epochs)
+    plain, rate = ArmSettings(epochs=epochs), round(LARGE[arm] * factor, 6)
     if arm == "federated":
-        rate = round(float(plain.federated.training["learning_rate"]) * factor, 6)
         training = {**plain.federated.training, "learning_rate": rate, "augment": kind}
         return plain.model_copy(update={arm: plain.federated.model_copy(update={"training": training})})
-    own = getattr(plain, arm)
-    changed = {"learning_rate": round(own.learning_rate * factor, 6), "augment": kind}
-    return plain.model_copy(update={arm: own.model_copy(update=changed)})
+    changed = {"learning_rate": rate, "augment": kind}
+    return plain.model_copy(update={arm: getattr(plain, arm).model_copy(update=changed)})
 
 
 def _chosen(arms: ArmSettings, arm: str) -> dict[str, Any]:
