@@ -2,9 +2,10 @@
 
     FEDFLEET_DATA=FOLDER python benchmarks/search.py --json [--scenarios DIR] [--splits 11,12] [--trials 6]
 
-Each arm tries two learning rates, a large one and 0.4 of it, each with every augmentation. A trial is a whole run of the
-arm by the functions of the command, with fewer passes; its value is the ADE of AGENT tracks on the validation drives
-that also chose its pass. Test drives are never looked at. The results are lines of a file, from which it resumes.
+Each arm tries two learning rates, a large one and 0.4 of it, each with every augmentation. A trial is a whole run of
+the arm by the functions of the command, with fewer passes; its value is the ADE of AGENT tracks on the validation
+drives that also chose its pass. Test drives are never looked at. The results are lines of a file, from which it
+resumes.
 """
 
 import argparse
