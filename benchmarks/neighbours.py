@@ -35,7 +35,7 @@ Floats = NDArray[np.float32]
 
 
 def neighbours(scenario: Scenario, chosen: NDArray[np.bool_]) -> Floats:
-    """Return f32[tracks, NEAREST, 5]: x, y, vx, vy in the agent's frame (10 m, m per step), and 1 where there is one."""
+    """Return f32[tracks, NEAREST, 5]: x, y, vx, vy in the agent's frame (10 m, m per step), 1 where there is one."""
     now, before = scenario.xy[:, PAST - 1], scenario.xy[:, PAST - 1 - BACK]
     seen = ~np.isnan(now).any(axis=1) & ~np.isnan(before).any(axis=1)
     found = np.zeros((int(chosen.sum()), NEAREST, 5), dtype=np.float32)
