@@ -7,7 +7,6 @@ from typing import Any
 __all__ = ["Claim", "Killed", "Outcome", "Refused", "Resumed", "judge"]
 
 MIN_RATIO = 50.0
-MAX_AGENT_BYTES = 120 * 2**20
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,6 @@ def judge(outcome: Outcome) -> tuple[Claim, ...]:
         *_accuracy(outcome),
         _upload(outcome),
         _swaps(outcome),
-        _memory(outcome),
         _model(outcome),
     ]
     if outcome.killed is not None:
@@ -154,16 +152,6 @@ def _swaps(outcome: Outcome) -> Claim:
     in_all = f"{outcome.missed} of {outcome.frames:,} frames missed in all"
     evidence = f"{outcome.missed_in_swap} missed in {outcome.swaps} swaps; {in_all}"
     return Claim("no inference frame was missed while models were swapped", is_true, evidence)
-
-
-def _memory(outcome: Outcome) -> Claim:
-    used = outcome.agent_rss_bytes
-    text = f"an agent process takes at most {MAX_AGENT_BYTES >> 20} MiB of memory"
-    return Claim(
-        text,
-        0 < used <= MAX_AGENT_BYTES,
-        f"{used / 2**20:.0f} MiB resident, the largest of the separate agents",
-    )
 
 
 def _model(outcome: Outcome) -> Claim:

@@ -193,10 +193,9 @@ def _snapshot(fleet: DemoFleet) -> Mapping[str, Any] | None:
 
 
 def _print_claims(console: Console, outcome: Outcome, claims: tuple[Claim, ...], out: Path) -> None:
-    console.print(
-        f"\nfirst round after {outcome.first_round_s:.1f} s, all after {outcome.seconds:.0f} s\n",
-        highlight=False,
-    )
+    pace = f"first round after {outcome.first_round_s:.1f} s, all after {outcome.seconds:.0f} s"
+    memory = f"an agent process takes {outcome.agent_rss_bytes / 2**20:.0f} MiB"
+    console.print(f"\n{pace}; {memory}\n", highlight=False)
     for claim in claims:
         sign = "[green]true    [/]" if claim.is_true else "[red]NOT TRUE[/]"
         console.print(f"{sign} {claim.text}: {claim.evidence}", highlight=False, soft_wrap=True)

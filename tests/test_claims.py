@@ -71,8 +71,6 @@ def test_good_facts_make_every_claim_true() -> None:
         ({"bytes_up": 1_000_000}, "50 × smaller"),
         ({"missed_in_swap": 1}, "no inference frame"),
         ({"swaps": 0}, "no inference frame"),
-        ({"agent_rss_bytes": 121 * 2**20}, "MiB of memory"),
-        ({"agent_rss_bytes": 0}, "MiB of memory"),
         ({"released_sha256": "cd"}, "model.onnx is byte for byte"),
         ({"on_last_release": 11}, "model.onnx is byte for byte"),
         ({"killed": replace(GOOD.killed, close_reason="target")}, "closed at its deadline"),
