@@ -12,7 +12,6 @@ from fedfleet.protocol.ids import check_id, is_id, shard
 __all__ = [
     "Topic",
     "blob",
-    "blob_any",
     "command",
     "metrics",
     "model",
@@ -118,11 +117,6 @@ def region_all(fleet: str, region: str, task: str) -> tuple[str, ...]:
 def blob(fleet: str, digest: str, number: int) -> str:
     """Topic of one retained chunk of the blob with this SHA-256 (hex)."""
     return f"{_root(fleet)}/blob/{digest}/{number}"
-
-
-def blob_any(fleet: str) -> str:
-    """Filter for every blob chunk of the fleet (the server's, for clearing what no one needs)."""
-    return f"{_root(fleet)}/blob/+/+"
 
 
 def status(fleet: str, vehicle: str) -> str:

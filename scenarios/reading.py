@@ -18,7 +18,7 @@ from fedfleet.models.task import Drive
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.records import Scenario, ScenarioError
 
-__all__ = ["READERS", "Reader", "Recordings", "drive_key", "open_recordings", "read", "stream"]
+__all__ = ["READERS", "Reader", "Recordings", "open_recordings", "read", "stream"]
 
 
 class Recordings(Protocol):
@@ -59,11 +59,6 @@ READERS: Final = (
     Reader("fedfleet scenario table", "*.parquet", "fedfleet.scenarios.table_folder"),
     Reader("Argoverse 1", "*.zip or *.csv with TIMESTAMP,TRACK_ID,…", "fedfleet.scenarios.argoverse1"),
 )
-
-
-def drive_key(scenario: Scenario) -> str:
-    """`region/drive`, as in `models.task.Drive.key`."""
-    return f"{scenario.region}/{scenario.drive}"
 
 
 def open_recordings(folder: Path) -> Recordings:
