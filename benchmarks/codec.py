@@ -84,7 +84,7 @@ def index_over_bound_pct(delta: npt.NDArray[np.float32], count: int) -> float:
     """Return by how many percent the index bytes, without the count k, exceed log2 C(M, k)."""
     size = delta.size
     ln_sets = math.lgamma(size + 1) - math.lgamma(count + 1) - math.lgamma(size - count + 1)
-    bits = 8 * (len(pack_indices(top_k(delta, count))) - len(varint(count)))
+    bits = 8 * (len(pack_indices(top_k(delta, count), size=size)[1]) - len(varint(count)))
     return 100.0 * (bits * math.log(2) / ln_sets - 1.0)
 
 

@@ -11,8 +11,10 @@ import numpy.typing as npt
 from fedfleet.codec.wire import Reader, check_padding, varint
 from fedfleet.protocol.errors import PeerError
 
-__all__ = ["MAX_PARAMETER", "pack_indices", "rice_parameter", "unpack_indices"]
+__all__ = ["ALL", "MAX_PARAMETER", "RICE", "pack_indices", "rice_parameter", "unpack_indices"]
 
+RICE = 1
+ALL = (RICE,)  # codes of the index modes that name coordinates, in the order in which equals are preferred
 MAX_PARAMETER = 31
 _PLANES_PER_BYTE = 8
 
@@ -32,11 +34,30 @@ def rice_parameter(gaps: npt.NDArray[np.int64]) -> int:
     return best
 
 
-def pack_indices(indices: npt.NDArray[np.int64]) -> bytes:
-    """Return strictly rising indices int64[k] as bytes: the counts, the unary stream, the bit planes.
+def pack_indices(
+    indices: npt.NDArray[np.int64], *, size: int, modes: tuple[int, ...] = ALL, columns: tuple[int, ...] = ()
+) -> tuple[int, bytes]:
+    """Return the code of the index mode, of `modes`, with the fewest bytes for these indices, and the bytes.
 
-    docs/codec-format.md, "Rice".
+    Indices are int64[k], strictly rising, each in 0 … size - 1. `columns` are hints: lengths of rows that may be
+    alike inside (a layer's inputs).
     """
+    del size, modes, columns
+    return RICE, _pack_rice(indices)
+
+
+def unpack_indices(reader: Reader, *, size: int, mode: int) -> npt.NDArray[np.int64]:
+    """Return the strictly rising indices int64[k], each in 0 … size - 1, that `reader` stands before.
+
+    Every length is checked against k and `size` before an array is made. Raises PeerError, for a mode not in `ALL` too.
+    """
+    if mode not in ALL:
+        raise PeerError("unknown-mode", f"index mode {mode}")
+    return _unpack_rice(reader, size=size)
+
+
+def _pack_rice(indices: npt.NDArray[np.int64]) -> bytes:
+    """Return the counts, the unary stream, the bit planes; docs/codec-format.md, "Rice"."""
     if indices.size == 0:
         return varint(0)
     gaps = np.diff(indices, prepend=np.int64(-1)) - 1
@@ -50,12 +71,8 @@ def pack_indices(indices: npt.NDArray[np.int64]) -> bytes:
     return b"".join((varint(gaps.size), bytes((parameter,)), varint(len(quotients)), quotients, remainders))
 
 
-def unpack_indices(reader: Reader, *, size: int) -> npt.NDArray[np.int64]:
-    """Return the strictly rising indices int64[k], each in 0 … size - 1, that `reader` stands before.
-
-    Every length is checked against k and `size` before an array is made: a unary run that leads far past
-    `size` does not fit the longest stream. Raises PeerError.
-    """
+def _unpack_rice(reader: Reader, *, size: int) -> npt.NDArray[np.int64]:
+    """Return the indices: a unary run that leads far past `size` does not fit the longest stream."""
     count = reader.varint()
     if count > size:
         raise PeerError("count-out-of-range", f"rice: {count} indices of {size} coordinates")

@@ -81,13 +81,14 @@ def decode(data: bytes, *, size: int) -> Payload:
 
 
 def _pack_delta(delta: npt.NDArray[np.float32], settings: Settings, *, segment: int) -> bytes:
-    mode = _INDEX_CODES[settings.index] << 4 | _VALUE_CODES[settings.value]
-    head = bytes((segment, mode)) + varint(delta.size)
+    value = _VALUE_CODES[settings.value]
     if settings.index == "dense":
         magnitude_bits(delta)  # refuses what is not finite
-        return head + pack_values(delta, settings.value)
+        return bytes((segment, value)) + varint(delta.size) + pack_values(delta, settings.value)
     indices = top_k(delta, settings.count(delta.size))
-    return head + pack_indices(indices) + pack_values(delta[indices], settings.value)
+    mode, coordinates = pack_indices(indices, size=delta.size)
+    head = bytes((segment, mode << 4 | value)) + varint(delta.size)
+    return head + coordinates + pack_values(delta[indices], settings.value)
 
 
 def _unpack_delta(body: memoryview, *, size: int) -> Delta:
@@ -100,7 +101,7 @@ def _unpack_delta(body: memoryview, *, size: int) -> Delta:
     stated = reader.varint()
     if stated != size:
         raise PeerError("size-mismatch", f"delta of {stated} parameters, the model has {size}")
-    indices = unpack_indices(reader, size=size) if index == "rice" else None
+    indices = unpack_indices(reader, size=size, mode=mode >> 4) if index == "rice" else None
     count = size if indices is None else indices.size
     values = unpack_values(reader, mode=value, count=count, sparse=indices is not None)
     reader.end()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import struct
 
+import zstandard
+
 from fedfleet.protocol.errors import PeerError
 
-__all__ = ["MAX_VARINT", "Reader", "check_padding", "varint"]
+__all__ = ["MAX_VARINT", "Reader", "check_padding", "deflate", "inflate", "varint"]
 
 MAX_VARINT = (1 << 35) - 1
 _MAX_VARINT_BYTES = 5
 _CONTINUED = 0x80
 _FLOAT32 = struct.Struct("<f")
+_ZSTD_LEVEL = 19
+_ZSTD_FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
+_SMALLEST_WINDOW_BYTES = 1024
 
 
 def varint(value: int) -> bytes:
@@ -31,6 +36,38 @@ def check_padding(last: int, used_bits: int, what: str) -> None:
     unused = -used_bits % 8
     if last & ((1 << unused) - 1):
         raise PeerError("padding-not-zero", f"{what}: the {unused} bits behind the last must be zero")
+
+
+def deflate(data: bytes) -> bytes:
+    """Return `data` as one zstd frame (RFC 8878) without magic number, checksum and dictionary, its size in the header."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        _ZSTD_LEVEL,
+        source_size=len(data),
+        format=_ZSTD_FORMAT,
+        write_content_size=1,
+        write_checksum=0,
+        write_dict_id=0,
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters).compress(data)
+
+
+def inflate(frame: memoryview, *, size: int, what: str) -> bytes:
+    """Return the `size` bytes in one frame of `deflate`; the caller has bounded `size`.
+
+    The frame's own size and window are compared with `size` before memory is taken. Raises PeerError `bad-frame`.
+    """
+    try:
+        told = zstandard.get_frame_parameters(frame, format=_ZSTD_FORMAT)
+        if told.content_size != size or told.has_checksum or told.dict_id:
+            raise PeerError("bad-frame", f"{what}: zstd frame of {told.content_size} bytes, expected {size}")
+        if told.window_size > max(size, _SMALLEST_WINDOW_BYTES):
+            raise PeerError("bad-frame", f"{what}: zstd window of {told.window_size} bytes for {size}")
+        data = zstandard.ZstdDecompressor(format=_ZSTD_FORMAT).decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise PeerError("bad-frame", f"{what}: {error}") from None
+    if len(data) != size:
+        raise PeerError("bad-frame", f"{what}: zstd frame held {len(data)} bytes, expected {size}")
+    return data
 
 
 class Reader:
