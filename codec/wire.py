@@ -39,7 +39,7 @@ def check_padding(last: int, used_bits: int, what: str) -> None:
 
 
 def deflate(data: bytes) -> bytes:
-    """Return `data` as one zstd frame (RFC 8878) without magic number, checksum and dictionary, its size in the header."""
+    """Return `data` (not empty) as one zstd frame (RFC 8878), its size told; no magic, checksum or dictionary."""
     parameters = zstandard.ZstdCompressionParameters.from_level(
         _ZSTD_LEVEL,
         source_size=len(data),
@@ -52,7 +52,7 @@ def deflate(data: bytes) -> bytes:
 
 
 def inflate(frame: memoryview, *, size: int, what: str) -> bytes:
-    """Return the `size` bytes in one frame of `deflate`; the caller has bounded `size`.
+    """Return the `size` bytes in one frame of `deflate`; the caller has bounded `size` ≥ 1.
 
     The frame's own size and window are compared with `size` before memory is taken. Raises PeerError `bad-frame`.
     """
