@@ -1,4 +1,4 @@
-"""The tables of the store, version 1. One store serves one fleet and one task."""
+"""The tables of the store, as `migrations` makes them. One store serves one fleet and one task."""
 
 from sqlalchemy import (
     BigInteger,
@@ -15,7 +15,6 @@ from sqlalchemy import (
 )
 
 __all__ = [
-    "VERSION",
     "audit",
     "blob",
     "chunk",
@@ -35,8 +34,6 @@ __all__ = [
     "update",
     "vehicle",
 ]
-
-VERSION = 1
 
 metadata = MetaData()
 

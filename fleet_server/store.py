@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
-from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import StaticPool
 
-from fedfleet.fleet_server import schema
+from fedfleet.fleet_server import migrations, schema
+from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.errors import UsageError
 
 __all__ = [
@@ -107,7 +107,7 @@ def open_store(folder: Path, *, fleet: str, task: str, exclusive: bool = True, m
     engine = _engine(f"sqlite:///{folder / FILE}", max_pages=max_pages)
     store = Store(engine, folder, lock_file=lock_file)
     try:
-        _prepare(store, {"schema": str(schema.VERSION), "fleet": fleet, "task": task})
+        _prepare(store, {"fleet": fleet, "task": task}, may_migrate=exclusive)
     except BaseException:
         store.close()
         raise
@@ -122,7 +122,7 @@ def open_reader(folder: Path) -> Store:
     store = Store(_engine(f"sqlite:///file:{path}?mode=ro&uri=true", reader=True), folder, lock_file=None)
     try:
         with store.read() as connection:
-            _check(connection, folder, {"schema": str(schema.VERSION)})
+            _check(connection, folder, {})
     except (DatabaseError, sqlite3.DatabaseError) as error:
         store.close()
         cause = error.orig if isinstance(error, DatabaseError) else error
@@ -156,14 +156,15 @@ def _engine(url: str, *, reader: bool = False, max_pages: int = 0) -> Engine:
     return engine
 
 
-def _prepare(store: Store, expected: dict[str, str]) -> None:
+def _prepare(store: Store, expected: dict[str, str], *, may_migrate: bool) -> None:
     try:
         with store.write() as connection:
             if not inspect(connection).has_table(schema.property_.name):
                 schema.metadata.create_all(connection)
-                rows = [{"name": name, "value": value} for name, value in expected.items()]
+                told = {"schema": str(migrations.VERSION), **expected}
+                rows = [{"name": name, "value": value} for name, value in told.items()]
                 connection.execute(schema.property_.insert(), rows)
-            _check(connection, store.folder, expected)
+            _check(connection, store.folder, expected, may_migrate=may_migrate)
     except (DatabaseError, sqlite3.DatabaseError) as error:
         cause = error.orig if isinstance(error, DatabaseError) else error
         raise UsageError(f"store {store.folder / FILE} cannot be opened: {cause}") from error
@@ -172,7 +173,7 @@ def _prepare(store: Store, expected: dict[str, str]) -> None:
 def save_start(connection: Connection, value: str) -> None:
     """Keep what the server says of its start (JSON), in place of what it said before."""
     values = {"name": START, "value": value}
-    statement = insert(schema.property_).values(**values)
+    statement = insert(connection, schema.property_).values(**values)
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
 
 
@@ -182,8 +183,23 @@ def properties(connection: Connection) -> dict[str, str]:
     return {row.name: row.value for row in rows}
 
 
-def _check(connection: Connection, folder: Path, expected: dict[str, str]) -> None:
+def _check(
+    connection: Connection, folder: Path, expected: dict[str, str], *, may_migrate: bool = False
+) -> None:
     found = properties(connection)
     for name, value in expected.items():
         if found.get(name) != value:
             raise UsageError(f"store {folder}: expected {name} {value}, it has {found.get(name, 'none')}")
+    version, known = int(found.get("schema", "0")), migrations.VERSION
+    if version > known:
+        told = f"has schema {version}, this fedfleet knows up to {known}"
+        raise UsageError(
+            f"store {folder}: {told}: start the fedfleet that wrote it, or restore an older backup"
+        )
+    if version < known:
+        if not may_migrate:
+            told = f"has schema {version}, this fedfleet needs {known}"
+            raise UsageError(
+                f"store {folder}: {told}: start its server once, which brings the store up to date"
+            )
+        migrations.migrate(connection, version)

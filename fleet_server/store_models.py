@@ -10,6 +10,7 @@ from sqlalchemy import Connection, func, select
 
 from fedfleet.fleet_server import schema
 from fedfleet.fleet_server.gate import Scores
+from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.chunks import CHUNK_BYTES
 from fedfleet.protocol.messages import BlobRef
 
@@ -274,7 +275,8 @@ def retire_blobs(
 def to_clear(connection: Connection, topics: Iterable[str] = ()) -> list[str]:
     """Add retained topics that the broker is to forget; return all such topics."""
     for topic in topics:
-        connection.execute(schema.clearing.insert().prefix_with("OR IGNORE"), {"topic": topic})
+        statement = insert(connection, schema.clearing).values(topic=topic)
+        connection.execute(statement.on_conflict_do_nothing())
     return list(
         connection.execute(select(schema.clearing.c.topic).order_by(schema.clearing.c.topic)).scalars()
     )

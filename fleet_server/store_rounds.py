@@ -9,6 +9,7 @@ from sqlalchemy import Connection, RowMapping, func, select
 from fedfleet.fleet_server.rounds import State
 from fedfleet.fleet_server.schema import clearing, member, round_, settlement
 from fedfleet.fleet_server.store_updates import set_fates
+from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate, Plan, Settlement, decode, encode
 
@@ -142,5 +143,6 @@ def retire_settlements(connection: Connection, topic: Callable[[int, str], str],
     for number, region in connection.execute(
         select(settlement.c.round, settlement.c.region).where(old)
     ).all():
-        connection.execute(clearing.insert().prefix_with("OR IGNORE"), {"topic": topic(number, region)})
+        statement = insert(connection, clearing).values(topic=topic(number, region))
+        connection.execute(statement.on_conflict_do_nothing())
     connection.execute(settlement.update().where(old).values(retired=True))

@@ -6,9 +6,9 @@ from hashlib import sha256
 from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
-from sqlalchemy.dialects.sqlite import insert
 
 from fedfleet.fleet_server.schema import audit, chunk, counter, member, quarantine, update
+from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.chunks import Chunk
 from fedfleet.protocol.ids import UpdateId, shard
 from fedfleet.protocol.messages import Fate
@@ -191,7 +191,7 @@ def add_chunk(connection: Connection, piece: Chunk, *, vehicle: str, round_: int
     What a vehicle leaves incomplete is bounded: only its newest messages, at most three, keep their pieces.
     """
     values = vars(piece) | {"vehicle": vehicle, "round": round_, "stored_at_s": now_s}
-    connection.execute(insert(chunk).values(**values).on_conflict_do_nothing())
+    connection.execute(insert(connection, chunk).values(**values).on_conflict_do_nothing())
     newest = func.max(chunk.c.stored_at_s).desc()
     query = select(chunk.c.digest).where(chunk.c.vehicle == vehicle, chunk.c.digest != piece.digest)
     others = (
@@ -236,7 +236,7 @@ def quarantined(connection: Connection, *, limit: int) -> list[Quarantined]:
 
 def count(connection: Connection, name: str, by: int = 1) -> None:
     """Add to a counter."""
-    statement = insert(counter).values(name=name, value=by)
+    statement = insert(connection, counter).values(name=name, value=by)
     sum_ = {"value": counter.c.value + by}
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=sum_))
 

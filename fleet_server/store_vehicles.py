@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from sqlalchemy import Connection, func, select
-from sqlalchemy.dialects.sqlite import insert
 
 from fedfleet.fleet_server.schema import code, vehicle
+from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import SERVER, check_id
 from fedfleet.protocol.messages import Metrics, Status, decode, encode
@@ -151,5 +151,5 @@ def code_is_open(connection: Connection, name: str, secret: str) -> bool:
 def use_code(connection: Connection, name: str, secret: str, *, now_s: float) -> None:
     """Mark a vehicle's one-time code as used."""
     values = {"vehicle": name, "code_sha256": sha256(secret.encode()).hexdigest(), "used_at_s": now_s}
-    statement = insert(code).values(**values)
+    statement = insert(connection, code).values(**values)
     connection.execute(statement.on_conflict_do_update(index_elements=["vehicle"], set_=values))

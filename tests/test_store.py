@@ -72,9 +72,9 @@ def test_another_schema_fleet_or_task_is_refused(store: Store) -> None:
     with sqlite3.connect(store.folder / FILE) as connection:
         connection.execute("update property set value = '99' where name = 'schema'")
     connection.close()
-    with pytest.raises(UsageError, match="expected schema 1, it has 99"):
+    with pytest.raises(UsageError, match="has schema 99, this fedfleet knows up to"):
         opened(store.folder)
-    with pytest.raises(UsageError, match="expected schema 1, it has 99"):
+    with pytest.raises(UsageError, match="has schema 99, this fedfleet knows up to"):
         open_reader(store.folder)
 
 
