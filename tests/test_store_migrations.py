@@ -8,7 +8,7 @@ from server_world import EPOCH, FLEET
 from sqlalchemy import Connection, inspect
 
 from fedfleet.fleet_server import migrations, store_models, store_updates, store_vehicles
-from fedfleet.fleet_server.store import FILE, open_reader, open_store, properties
+from fedfleet.fleet_server.store import FILE, StoreFailed, open_reader, open_store, properties
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
 
@@ -75,7 +75,7 @@ def test_a_step_that_fails_leaves_the_store_as_it_was(old: Path, monkeypatch: py
     with monkeypatch.context() as patched:
         patched.setattr(migrations, "STEPS", (*migrations.STEPS, fail))
         patched.setattr(migrations, "VERSION", migrations.VERSION + 1)
-        with pytest.raises(UsageError, match="cannot be opened: no such table: nowhere"):
+        with pytest.raises(StoreFailed, match="no such table: nowhere"):
             open_store(old, fleet=FLEET, task="linear_test")
     # then it is what it was, and today's version can still take it
     store = open_store(old, fleet=FLEET, task="linear_test")
