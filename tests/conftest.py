@@ -2,21 +2,19 @@
 
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from child_processes import Processes
 
 BROKERS = ("mosquitto", "nats")
 MARKED_BY_FIXTURE = {"mosquitto_binary": "mosquitto", "nats_binary": "nats", "data_dir": "data"}
-STOP_TIMEOUT_S = 5.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -101,55 +99,6 @@ def free_ports() -> Callable[[int], list[int]]:
 def free_port(free_ports: Callable[[int], list[int]]) -> int:
     """One TCP port on 127.0.0.1 on which nothing listens now."""
     return free_ports(1)[0]
-
-
-class Processes:
-    """Starts processes, each leading its own process group, and leaves none behind.
-
-    Output goes to a file each (`log`), so that no full pipe stops a process.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._started: list[subprocess.Popen[bytes]] = []
-        self._logs: dict[int, Path] = {}
-
-    def start(
-        self, command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
-    ) -> subprocess.Popen[bytes]:
-        """Start a command; `env` is added to this process's environment."""
-        log = self._folder / f"process-{len(self._started)}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [str(word) for word in command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **(env or {})},
-                cwd=cwd,
-                process_group=0,
-            )
-        self._started.append(process)
-        self._logs[process.pid] = log
-        return process
-
-    def log(self, process: subprocess.Popen[bytes]) -> str:
-        """What this process has written so far, stdout and stderr together."""
-        return self._logs[process.pid].read_text(encoding="utf-8", errors="replace")
-
-    def stop(self) -> None:
-        """End all that still run: SIGTERM, then SIGKILL for each group, whose leader may already be gone."""
-        for process in self._started:
-            if process.poll() is None:
-                process.terminate()
-        for process in self._started:
-            try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(STOP_TIMEOUT_S)
 
 
 @pytest.fixture

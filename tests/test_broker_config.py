@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from certificates import Authority
-from conftest import Processes
+from child_processes import Processes
 from link_bench import PATIENCE_S, Party
 
 from fedfleet.link import embedded

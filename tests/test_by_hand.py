@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tiny_task
-from conftest import Processes
+from child_processes import Processes
 
 pytestmark = pytest.mark.timeout(300)
 

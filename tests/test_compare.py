@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_task
 import traffic
-from conftest import Processes
+from child_processes import Processes
 
 from fedfleet.scenarios.table import write_table
 

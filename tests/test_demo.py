@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from conftest import Processes
+from child_processes import Processes
 
 pytestmark = pytest.mark.slow
 

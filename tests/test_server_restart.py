@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from crash_site import ALL, TASK_ID, TESTS, Site
 from server_world import FLEET, Vehicle, configuration, dump, key_of, pace, sealed_update
-from test_server_crash import ALL, TASK_ID, TESTS, Site
 
 from fedfleet.link.options import Options
 from fedfleet.link.port import Connected, Delivery, Event
