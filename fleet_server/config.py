@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 
-from fedfleet.codec.settings import Settings
+from fedfleet.fleet_server.config_base import Config
+from fedfleet.fleet_server.config_codec import CodecConfig, DownlinkConfig, LinkConfig
+from fedfleet.fleet_server.config_rounds import GateConfig, RoundsConfig
 from fedfleet.fleet_server.strategies import Strategy, create
 from fedfleet.link.config import BrokerConfig
 from fedfleet.models.settings import TrainSettings
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import SERVER, Id
-from fedfleet.protocol.messages import CodecPlan, Setting
+from fedfleet.protocol.messages import Setting
 
 __all__ = [
     "CodecConfig",
@@ -24,104 +26,14 @@ __all__ = [
     "EnrolmentCode",
     "GateConfig",
     "GroupCommitConfig",
+    "LinkConfig",
     "RoundsConfig",
     "ServerConfig",
     "ServerSettings",
     "StrategyConfig",
 ]
 
-Density = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(max_length=40)]
-Positive = Annotated[float, Field(gt=0, le=1e7)]
-
-
-class Config(BaseModel):
-    """What all parts share: frozen, finite numbers, unknown keys refused, no input (a code) in an error's text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
-
-
-class RoundsConfig(Config):
-    """When rounds open, whom they ask, and when they close."""
-
-    total: int = Field(
-        default=0, ge=0, description="rounds to run, then the server only serves what it has; 0: no end"
-    )
-    quorum: int = Field(
-        default=2, ge=1, le=100_000, description="fewest updates of a region that are worth a fold"
-    )
-    deadline_s: Positive = Field(
-        default=300.0, description="seconds from the opening to the close at the latest"
-    )
-    lease_s: Positive = Field(
-        default=60.0, description="seconds that a vehicle may train before it is given up"
-    )
-    start_wait_s: float = Field(
-        default=30.0,
-        ge=0,
-        le=1e7,
-        description="seconds to wait for the quorum of every region before opening",
-    )
-    share_wanted: int | None = Field(
-        default=None, ge=1, description="vehicles wanted per region and round; all when not given"
-    )
-    contributors: Mapping[Id, tuple[Id, ...]] | None = Field(
-        default=None,
-        description="by region, the exact vehicles each round waits for, with no deadline; for reproducible runs",
-    )
-    seed: int = Field(default=0, ge=0, le=2**53, description="seed of the public draw and of the first model")
-    keep_settlements: int = Field(
-        default=3, ge=1, le=100, description="settlements kept on the broker per region"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.lease_s > self.deadline_s:
-            raise ValueError(
-                f"lease_s: expected at most deadline_s = {self.deadline_s:g}, got {self.lease_s:g}"
-            )
-        if self.contributors is not None:
-            named = Counter(vehicle for vehicles in self.contributors.values() for vehicle in vehicles)
-            if double := [vehicle for vehicle, times in named.items() if times > 1]:
-                raise ValueError(f"contributors: {double[0]} is named twice")
-            if empty := [region for region, vehicles in self.contributors.items() if not vehicles]:
-                raise ValueError(f"contributors: {empty[0]} has no vehicle")
-        return self
-
-
-class CodecConfig(Config):
-    """How vehicles encode their updates."""
-
-    index: Literal["rice", "dense"] = Field(
-        default="rice", description="rice: the largest values; dense: all"
-    )
-    value: Literal["sign", "int8", "float32"] = Field(
-        default="sign", description="bits per value: sign 1, int8 8, float32 32 (dense only)"
-    )
-    density: Density = Field(default=0.02, description="share of the values that is sent, with index rice")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _settings(self.index, self.value, self.density)
-        return self
-
-    def plan(self) -> CodecPlan:
-        """Return what a round plan says about the codec."""
-        coordinates: Literal["own", "dense"] = "dense" if self.index == "dense" else "own"
-        return CodecPlan(index=self.index, value=self.value, density=self.density, coordinates=coordinates)
-
-
-class DownlinkConfig(Config):
-    """How the server encodes the step from one version to the next."""
-
-    value: Literal["sign", "int8", "float32"] = Field(
-        default="int8", description="bits per value: sign 1, int8 8, float32 32 (then all are sent)"
-    )
-    density: Density = Field(default=0.1, description="share of the values that is sent; float32 sends all")
-
-    def settings(self) -> Settings:
-        """Return the codec settings of the downlink."""
-        return _settings("dense" if self.value == "float32" else "rice", self.value, self.density)
 
 
 class StrategyConfig(Config):
@@ -146,18 +58,6 @@ class StrategyConfig(Config):
             return create(self.name, server_learning_rate=self.server_learning_rate, momentum=self.momentum)
         except UsageError as error:
             raise ValueError(str(error)) from error
-
-
-class GateConfig(Config):
-    """When a candidate may be published."""
-
-    tolerance: float = Field(
-        default=0.10,
-        ge=0,
-        le=1,
-        description="how much worse the primary metric may get from version to version, relative; 0.1 = 10 %",
-    )
-    batch: int = Field(default=1024, ge=1, le=1_000_000, description="validation samples per inference call")
 
 
 class GroupCommitConfig(Config):
@@ -284,10 +184,3 @@ class ServerConfig(ServerSettings):
     def _check_known(self, key: str, regions: Mapping[str, object] | list[str]) -> None:
         if unknown := sorted(set(regions) - set(self.regions)):
             raise ValueError(f"{key}: unknown region {unknown[0]}, expected one of {', '.join(self.regions)}")
-
-
-def _settings(index: str, value: str, density: float) -> Settings:
-    try:
-        return Settings(index, value, density)
-    except UsageError as error:
-        raise ValueError(str(error)) from error
