@@ -3,7 +3,7 @@
 Pure: the shell builds a `RoundView` from the store and the vehicles' statuses, and performs what `decide` returns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -11,8 +11,10 @@ from typing import Literal
 from fedfleet.fleet_server.selection import lapsed, selected, widened
 
 __all__ = [
+    "FINAL",
     "TABLE",
     "Abandon",
+    "Carry",
     "Close",
     "Event",
     "Republish",
@@ -26,8 +28,8 @@ __all__ = [
     "ready_to_merge",
 ]
 
-State = Literal["open", "closing", "aggregated", "evaluated", "published", "abandoned"]
-Event = Literal["republish", "close", "abandon", "aggregate", "evaluate", "publish", "refuse"]
+State = Literal["open", "closing", "aggregated", "evaluated", "published", "abandoned", "carried"]
+Event = Literal["republish", "close", "abandon", "carry", "aggregate", "evaluate", "publish", "refuse"]
 
 FIRST: State = "open"
 
@@ -35,7 +37,8 @@ TABLE: Mapping[tuple[State, Event], State] = MappingProxyType(
     {
         ("open", "republish"): "open",  # the same round with a larger share
         ("open", "close"): "closing",  # the list of update ids is committed; what commits later is late
-        ("open", "abandon"): "abandoned",  # below quorum at the deadline
+        ("open", "abandon"): "abandoned",  # below quorum at the deadline: its updates are returned
+        ("open", "carry"): "carried",  # below quorum, or another region made a version: a later round folds them
         ("closing", "aggregate"): "aggregated",  # the region's fold is done
         ("closing", "abandon"): "abandoned",  # no member could be folded
         ("aggregated", "evaluate"): "evaluated",  # merged, and scored on validation drives
@@ -44,6 +47,9 @@ TABLE: Mapping[tuple[State, Event], State] = MappingProxyType(
     }
 )
 """What an event does in a state. A pair that is missing here is an error."""
+
+FINAL: frozenset[State] = frozenset(TABLE.values()) - {state for state, _ in TABLE}
+"""The states in which a region's round is over."""
 
 
 class RoundError(Exception):
@@ -63,9 +69,7 @@ def diagram() -> str:
     """Return the table as a Mermaid `stateDiagram-v2`, ending in a newline."""
     lines = ["stateDiagram-v2", f"    [*] --> {FIRST}"]
     lines += [f"    {state} --> {after}: {event}" for (state, event), after in TABLE.items()]
-    left = {state for state, _ in TABLE}
-    final = sorted(set(TABLE.values()) - left)
-    lines += [f"    {state} --> [*]" for state in final]
+    lines += [f"    {state} --> [*]" for state in sorted(FINAL)]
     return "\n".join(lines) + "\n"
 
 
@@ -84,6 +88,13 @@ class Abandon:
 
 
 @dataclass(frozen=True)
+class Carry:
+    """End the round without a result; a later round of the region folds its updates. `reason` says why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Republish:
     """Publish the plan again, its revision one higher, with this larger share."""
 
@@ -95,10 +106,12 @@ class RoundView:
     """All that decides about one open round of one region. Times are Unix seconds.
 
     `target` are the vehicles that were online at opening and drawn by the first share: their number is how many
-    updates the round wants, whoever sends them. `contributors`, when given, is the exact list instead.
-    `announced_at_s` is when the current revision of the plan was published. `online` are the region's enrolled
-    vehicles with status ONLINE now. `leases` are the ends of the training leases for this round, by vehicle.
-    `stored` are the vehicles with a committed update.
+    updates the round wants, whoever sends them. `contributors`, when given, is the exact list instead, `buffer` the
+    number of updates of a buffered round. `announced_at_s` is when the current revision of the plan was published.
+    `online` are the region's enrolled vehicles with status ONLINE now. `leases` are the ends of the training leases
+    for this round, by vehicle. `stored` are the vehicles with a committed update for this round, `waiting` counts
+    the updates of earlier rounds that this one folds too. `carries` is the policy below the quorum: carry, else
+    abandon. `holds_up` tells that other regions wait for nothing but this round.
     """
 
     region: str
@@ -114,73 +127,94 @@ class RoundView:
     online: frozenset[str]
     leases: Mapping[str, float]
     contributors: frozenset[str] | None = None
+    buffer: int | None = None
+    waiting: int = 0
+    carries: bool = False
+    holds_up: bool = False
 
     @property
     def wanted(self) -> int:
-        """How many updates close the round before its deadline: the size of the target, at least the quorum."""
-        return max(len(self.target), self.quorum)
+        """How many updates close the round before its deadline: the buffer, else the target, at least the quorum."""
+        return max(len(self.target), self.quorum) if self.buffer is None else self.buffer
+
+    @property
+    def counted(self) -> int:
+        """How many updates count towards what is wanted; in a buffered round those that wait count too."""
+        return len(self.stored) + (0 if self.buffer is None else self.waiting)
+
+    @property
+    def foldable(self) -> int:
+        """How many updates the round would fold now."""
+        return len(self.stored) + self.waiting
 
 
-def decide(view: RoundView, now_s: float) -> Close | Abandon | Republish | None:
+def decide(view: RoundView, now_s: float) -> Close | Abandon | Carry | Republish | None:
     """Say what an open round does now; None: it waits.
 
     With contributors it closes exactly when all of them are stored, and neither closes nor is abandoned by its
     deadline. Without, it closes as soon as the wanted number of updates is stored, or at the deadline (included)
-    with the quorum; below the quorum it is then abandoned. Before that, when vehicles that are still awaited
-    cannot make up the wanted number, the plan is published again with a share that brings in others.
+    with the quorum; below the quorum it is then abandoned or carried. Before that, when vehicles that are still
+    awaited cannot make up the wanted number, the plan is published again with a share that brings in others. A round
+    that holds up other regions does not wait for its deadline once nobody is left who could make up its quorum.
     """
     if view.contributors is not None:
         return Close("contributors") if view.contributors <= view.stored else None
-    if len(view.stored) >= view.wanted:
+    if view.counted >= view.wanted:
         return Close("target")
     if now_s >= view.deadline_s:
-        return _at_deadline(view)
-    return _more(view, now_s)
-
-
-def _at_deadline(view: RoundView) -> Close | Abandon:
-    if len(view.stored) >= view.quorum:
-        return Close("deadline")
-    return Abandon(
-        f"round {view.round} of {view.region}: {len(view.stored)} updates at the deadline, quorum {view.quorum}"
-    )
-
-
-def _more(view: RoundView, now_s: float) -> Republish | None:
+        if view.foldable >= view.quorum:
+            return Close("deadline")
+        return _end(view, f"{view.foldable} updates at the deadline, quorum {view.quorum}")
     asked = view.target | selected(view.online, seed=view.seed, round_=view.round, share=view.share)
-    gone = lapsed(
-        asked - view.stored,
-        view.leases,
-        announced_at_s=view.announced_at_s,
-        lease_s=view.lease_s,
-        now_s=now_s,
+    awaited = asked - view.stored
+    awaited -= lapsed(
+        awaited, view.leases, announced_at_s=view.announced_at_s, lease_s=view.lease_s, now_s=now_s
     )
-    missing = view.wanted - len(view.stored | (asked - gone))
     # Those asked in vain stay below any larger share, so only the others can help.
     others = view.online - asked - view.stored
+    if view.holds_up and view.foldable + len(awaited) + len(others) < view.quorum:
+        return _end(view, f"{view.foldable} updates and no one else to wait for, quorum {view.quorum}")
+    missing = view.wanted - view.counted - len(awaited)
     share = widened(view.share, others, missing=missing, seed=view.seed, round_=view.round)
     return Republish(share) if share > view.share else None
 
 
-def may_open(online: Mapping[str, int], *, quorum: int, waited_s: float, start_wait_s: float) -> bool:
-    """Tell whether the next round opens, in all regions at once; `online` counts vehicles by region.
+def _end(view: RoundView, found: str) -> Abandon | Carry:
+    reason = f"round {view.round} of {view.region}: {found}"
+    return Carry(reason) if view.carries else Abandon(reason)
+
+
+def may_open(
+    online: Mapping[str, int],
+    *,
+    quorum: int,
+    waited_s: float,
+    start_wait_s: float,
+    given_up: Collection[str] = (),
+) -> bool:
+    """Tell whether the next round opens in these regions; `online` counts vehicles by region.
 
     It does when every region has its quorum online, or when `start_wait_s` is over and at least one region has.
+    Nobody waits for a region that is `given_up`: its last round already ended below the quorum.
     """
-    enough = [count >= quorum for count in online.values()]
-    return any(enough) and (all(enough) or waited_s >= start_wait_s)
+    enough = {region: count >= quorum for region, count in online.items()}
+    ready = all(has for region, has in enough.items() if region not in given_up)
+    return any(enough.values()) and (ready or waited_s >= start_wait_s)
 
 
-def ready_to_merge(states: Mapping[str, State]) -> tuple[str, ...] | None:
+def ready_to_merge(states: Mapping[str, State], *, apart: bool = False) -> tuple[str, ...] | None:
     """Return the regions to merge, sorted, or None while a region is open or closing.
 
-    An empty tuple: every region was abandoned, so the round ends without a version.
-    Raises RoundError when a region is already past the merge.
+    An empty tuple: no region has an aggregate, so the round ends without a version. With `apart` no region waits for
+    an open one: None only while one is closing, or none is aggregated.
+    Raises RoundError when a region is already past the merge, unless they are `apart`.
     """
     past = {region: state for region, state in states.items() if state in {"evaluated", "published"}}
-    if past:
+    if past and not apart:
         region, state = min(past.items())
         raise RoundError(f"event 'evaluate' in state {state!r} of a round: {region} is past its merge")
-    if any(state in {"open", "closing"} for state in states.values()):
+    waits = {"closing"} if apart else {"open", "closing"}
+    if any(state in waits for state in states.values()):
         return None
-    return tuple(sorted(region for region, state in states.items() if state == "aggregated"))
+    ready = tuple(sorted(region for region, state in states.items() if state == "aggregated"))
+    return ready if ready or not apart else None

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfleet.fleet_server.rounds import (
+    FINAL,
     TABLE,
     Abandon,
     Close,
@@ -88,8 +89,8 @@ def test_a_missing_cell_tells_what_was_expected() -> None:
         advance("published", "close")
 
 
-def test_only_published_and_abandoned_are_final_and_every_state_is_reached() -> None:
-    assert set(STATES) - {state for state, _ in TABLE} == {"published", "abandoned"}
+def test_the_final_states_lead_nowhere_and_every_state_is_reached() -> None:
+    assert set(STATES) - {state for state, _ in TABLE} == FINAL == {"published", "abandoned", "carried"}
     assert {"open", *TABLE.values()} == set(STATES)
     assert {event for _, event in TABLE} == set(EVENTS)
 
@@ -105,8 +106,8 @@ def test_the_whole_way_of_a_round() -> None:
 def test_the_diagram_is_drawn_from_the_table() -> None:
     lines = [line.strip() for line in diagram().splitlines()]
     assert lines[:2] == ["stateDiagram-v2", "[*] --> open"]
-    assert lines[2:-2] == [f"{state} --> {after}: {event}" for (state, event), after in TABLE.items()]
-    assert lines[-2:] == ["abandoned --> [*]", "published --> [*]"]
+    assert lines[2:-3] == [f"{state} --> {after}: {event}" for (state, event), after in TABLE.items()]
+    assert lines[-3:] == ["abandoned --> [*]", "carried --> [*]", "published --> [*]"]
 
 
 # --- closing and abandoning ---
