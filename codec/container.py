@@ -9,12 +9,14 @@ from fedfleet.codec.wire import Reader, varint
 from fedfleet.protocol.errors import PeerError
 
 __all__ = [
+    "CONTROL",
     "DELTA",
     "EXAMPLES",
     "MAGIC",
     "OPTIONAL",
     "STEPS",
     "VERSION",
+    "SectionKey",
     "join",
     "limit_bytes",
     "split",
@@ -23,12 +25,13 @@ __all__ = [
 MAGIC = b"fdu"
 VERSION = 1
 DELTA = 0x01
+CONTROL = 0x02
 STEPS = 0x10
 EXAMPLES = 0x11
 OPTIONAL = 0x80  # section types from here on may be skipped by who does not know them
 
 _KNOWN = frozenset({DELTA, STEPS, EXAMPLES})
-_PER_SEGMENT = frozenset({DELTA})
+_PER_SEGMENT = frozenset({DELTA, CONTROL})
 _CHECKSUM_BYTES = 4
 _SHORTEST = len(MAGIC) + 1 + _CHECKSUM_BYTES
 _ALLOWANCE_BYTES = 4096
@@ -36,9 +39,9 @@ _ALLOWANCE_BYTES = 4096
 SectionKey = tuple[int, int]  # type, segment (0 for types that have none)
 
 
-def limit_bytes(size: int) -> int:
-    """Return the longest payload in bytes for `size` parameters: dense float32 and 4 KiB."""
-    return 4 * size + _ALLOWANCE_BYTES
+def limit_bytes(size: int, *, vectors: int = 1) -> int:
+    """Return the longest payload in bytes for `vectors` of `size` parameters: dense float32 and 4 KiB."""
+    return 4 * size * vectors + _ALLOWANCE_BYTES
 
 
 def join(sections: Mapping[SectionKey, bytes]) -> bytes:
@@ -50,11 +53,11 @@ def join(sections: Mapping[SectionKey, bytes]) -> bytes:
     return data + zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little")
 
 
-def split(data: bytes, *, limit: int) -> dict[SectionKey, memoryview]:
+def split(data: bytes, *, limit: int, control: bool = False) -> dict[SectionKey, memoryview]:
     """Return the known sections' bodies, uncopied, after length, checksum, magic and version, in this order.
 
-    Unknown optional sections are left out. Raises PeerError for each of the four, for an unknown section that
-    is not optional, a duplicate, and sections out of order.
+    A control variate is known only when `control` is set. Unknown optional sections are left out.
+    Raises PeerError for each of the four, for an unknown section that is not optional, a duplicate, and a wrong order.
     """
     if len(data) > limit:
         raise PeerError("payload-too-long", f"payload of {len(data)} bytes, limit {limit}")
@@ -68,16 +71,17 @@ def split(data: bytes, *, limit: int) -> dict[SectionKey, memoryview]:
         raise PeerError("wrong-magic", f"expected {MAGIC.hex()}, got {inner[: len(MAGIC)].hex()}")
     if inner[len(MAGIC)] != VERSION:
         raise PeerError("unknown-version", f"format version {inner[len(MAGIC)]}, expected {VERSION}")
-    return _sections(Reader(inner[len(MAGIC) + 1 :], what="payload"))
+    known = _KNOWN | {CONTROL} if control else _KNOWN
+    return _sections(Reader(inner[len(MAGIC) + 1 :], what="payload"), known)
 
 
-def _sections(reader: Reader) -> dict[SectionKey, memoryview]:
+def _sections(reader: Reader, known: frozenset[int]) -> dict[SectionKey, memoryview]:
     found: dict[SectionKey, memoryview] = {}
     before: SectionKey = (-1, 0)
     while reader.left:
         kind = reader.u8()
         body = reader.take(reader.varint())
-        if kind not in _KNOWN and kind < OPTIONAL:
+        if kind not in known and kind < OPTIONAL:
             raise PeerError("unknown-section", f"section type {kind} is not optional and not known")
         if kind in _PER_SEGMENT and not body:
             raise PeerError("truncated", f"section type {kind} without its segment")
@@ -86,7 +90,7 @@ def _sections(reader: Reader) -> dict[SectionKey, memoryview]:
             raise PeerError("duplicate-section", f"section type {kind}, segment {key[1]} comes twice")
         if key < before:
             raise PeerError("section-order", f"section type {kind}, segment {key[1]} comes after {before}")
-        if kind in _KNOWN:
+        if kind in known:
             found[key] = body
         before = key
     return found

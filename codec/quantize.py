@@ -1,4 +1,4 @@
-"""Values as bytes: sign + mean, eight bits with a scale, float32; and the receiver's exact arithmetic."""
+"""Values as bytes: sign + mean, 2 to 8 bits, float32; and the receiver's exact arithmetic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ __all__ = ["pack_values", "unpack_values"]
 _LEVELS = 127
 _SIGN = np.uint32(31)
 _LARGEST_SCALE = float(np.nextafter(np.float32(np.finfo(np.float32).max / _LEVELS), np.float32(0)))
-_INFINITY_BITS = 0x7F800000
+_CODE_BITS = {"int2": 1, "int3": 2, "int4": 3}
+_FIT_SAMPLE = 65_536  # magnitudes that the centroids are fitted to, at most about twice as many
+_FIT_ROUNDS = 30
 
 
 def pack_values(values: npt.NDArray[np.float32], mode: str) -> bytes:
@@ -28,6 +30,8 @@ def pack_values(values: npt.NDArray[np.float32], mode: str) -> bytes:
         return struct.pack("<f", mean) + np.packbits(values < 0).tobytes()
     if mode == "int8":
         return _pack_int8(values)
+    if mode in _CODE_BITS:
+        return _pack_table(values, bits=_CODE_BITS[mode])
     return values.astype("<f4", copy=False).tobytes()
 
 
@@ -41,6 +45,8 @@ def unpack_values(reader: Reader, *, mode: str, count: int, sparse: bool) -> npt
         return np.empty(0, dtype=np.float32)
     if mode == "float32":
         return _unpack_float32(reader.take(4 * count))
+    if mode in _CODE_BITS:
+        return _unpack_table(reader, mode=mode, count=count, sparse=sparse)
     scale = reader.f32()
     limit = math.inf if mode == "sign" else _LARGEST_SCALE
     if not math.isfinite(scale) or scale > limit or math.copysign(1.0, scale) < 0 or (sparse and scale == 0):
@@ -74,6 +80,64 @@ def _unpack_int8(stream: memoryview, *, scale: float) -> npt.NDArray[np.float32]
         at = int(levels.argmin())
         raise PeerError("bad-level", f"int8: level -128 at position {at}, expected -127 to 127")
     return levels.astype(np.float32) * np.float32(scale)
+
+
+def _fit(magnitudes: npt.NDArray[np.float32], *, bits: int) -> npt.NDArray[np.float32]:
+    """Return 2^bits centroids float32, not falling, of magnitudes float32[k ≥ 1] (Lloyd 1982, from quantiles)."""
+    ordered = np.sort(magnitudes[:: max(1, magnitudes.size // _FIT_SAMPLE)]).astype(np.float64)
+    sums = np.concatenate([[0.0], np.cumsum(ordered)])
+    cells = 1 << bits
+    centroids = ordered[(2 * np.arange(cells) + 1) * ordered.size // (2 * cells)]
+    edges = np.zeros(cells + 1, dtype=np.int64)
+    for _ in range(_FIT_ROUNDS):
+        inner = np.searchsorted(ordered, (centroids[1:] + centroids[:-1]) / 2)
+        found = np.concatenate([[0], inner, [ordered.size]])
+        if (found == edges).all():
+            break
+        edges, held = found, np.diff(found)
+        centroids = np.where(held, np.diff(sums[found]) / np.maximum(held, 1), centroids)
+    inside = np.clip(np.maximum.accumulate(centroids), ordered[0], ordered[-1])  # the sums were rounded
+    return inside.astype(np.float32)
+
+
+def _pack_table(values: npt.NDArray[np.float32], *, bits: int) -> bytes:
+    magnitudes = np.abs(values)
+    centroids = _fit(magnitudes, bits=bits)
+    exact = centroids.astype(np.float64)
+    codes = np.searchsorted((exact[1:] + exact[:-1]) / 2, magnitudes.astype(np.float64)).astype(np.uint8)
+    planes = np.concatenate([(codes >> plane) & 1 for plane in range(bits)])
+    return b"".join(
+        (
+            centroids.astype("<f4").tobytes(),
+            np.packbits(values < 0).tobytes(),
+            np.packbits(planes).tobytes(),
+        )
+    )
+
+
+def _unpack_table(reader: Reader, *, mode: str, count: int, sparse: bool) -> npt.NDArray[np.float32]:
+    """Return each coordinate's centroid with its sign bit set on the centroid's own bits."""
+    bits = _CODE_BITS[mode]
+    centroids = np.frombuffer(reader.take(4 << bits), dtype="<f4").astype(np.float32)
+    least = float(centroids[0])
+    falling = not (centroids[:-1] <= centroids[1:]).all()  # so is a NaN
+    if (
+        falling
+        or not math.isfinite(centroids[-1])
+        or math.copysign(1.0, least) < 0
+        or (sparse and least == 0)
+    ):
+        raise PeerError("bad-centroid", f"{mode}: centroids {centroids.tolist()}")
+    stream, planes = reader.take((count + 7) // 8), reader.take((count * bits + 7) // 8)
+    check_padding(stream[-1], count, "signs")
+    check_padding(planes[-1], count * bits, f"{mode} codes")
+    codes = np.unpackbits(np.frombuffer(planes, dtype=np.uint8), count=count * bits).reshape(bits, count)
+    for plane in range(1, bits):
+        codes[0] |= codes[plane] << np.uint8(plane)
+    signs = np.unpackbits(np.frombuffer(stream, dtype=np.uint8), count=count).astype(np.uint32)
+    signs <<= _SIGN
+    signs |= centroids.view(np.uint32)[codes[0]]
+    return signs.view(np.float32)
 
 
 def _unpack_float32(stream: memoryview) -> npt.NDArray[np.float32]:

@@ -10,15 +10,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
-from fedfleet.codec.settings import Settings
 from fedfleet.fleet_server.config_base import Config
+from fedfleet.fleet_server.config_codec import CodecConfig, DownlinkConfig, LinkConfig
 from fedfleet.fleet_server.config_rounds import GateConfig, RoundsConfig
 from fedfleet.fleet_server.strategies import Strategy, create
 from fedfleet.link.config import BrokerConfig
 from fedfleet.models.settings import TrainSettings
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import SERVER, Id
-from fedfleet.protocol.messages import CodecPlan, Setting
+from fedfleet.protocol.messages import Setting
 
 __all__ = [
     "CodecConfig",
@@ -26,49 +26,14 @@ __all__ = [
     "EnrolmentCode",
     "GateConfig",
     "GroupCommitConfig",
+    "LinkConfig",
     "RoundsConfig",
     "ServerConfig",
     "ServerSettings",
     "StrategyConfig",
 ]
 
-Density = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(max_length=40)]
-
-
-class CodecConfig(Config):
-    """How vehicles encode their updates."""
-
-    index: Literal["rice", "dense"] = Field(
-        default="rice", description="rice: the largest values; dense: all"
-    )
-    value: Literal["sign", "int8", "float32"] = Field(
-        default="sign", description="bits per value: sign 1, int8 8, float32 32 (dense only)"
-    )
-    density: Density = Field(default=0.02, description="share of the values that is sent, with index rice")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _settings(self.index, self.value, self.density)
-        return self
-
-    def plan(self) -> CodecPlan:
-        """Return what a round plan says about the codec."""
-        coordinates: Literal["own", "dense"] = "dense" if self.index == "dense" else "own"
-        return CodecPlan(index=self.index, value=self.value, density=self.density, coordinates=coordinates)
-
-
-class DownlinkConfig(Config):
-    """How the server encodes the step from one version to the next."""
-
-    value: Literal["sign", "int8", "float32"] = Field(
-        default="int8", description="bits per value: sign 1, int8 8, float32 32 (then all are sent)"
-    )
-    density: Density = Field(default=0.1, description="share of the values that is sent; float32 sends all")
-
-    def settings(self) -> Settings:
-        """Return the codec settings of the downlink."""
-        return _settings("dense" if self.value == "float32" else "rice", self.value, self.density)
 
 
 class StrategyConfig(Config):
@@ -219,10 +184,3 @@ class ServerConfig(ServerSettings):
     def _check_known(self, key: str, regions: Mapping[str, object] | list[str]) -> None:
         if unknown := sorted(set(regions) - set(self.regions)):
             raise ValueError(f"{key}: unknown region {unknown[0]}, expected one of {', '.join(self.regions)}")
-
-
-def _settings(index: str, value: str, density: float) -> Settings:
-    try:
-        return Settings(index, value, density)
-    except UsageError as error:
-        raise ValueError(str(error)) from error

@@ -19,6 +19,8 @@ __all__ = [
     "DeltaRef",
     "Fate",
     "Lease",
+    "LinkClass",
+    "LinkPlan",
     "Message",
     "Metrics",
     "ModelPointer",
@@ -41,6 +43,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(max_length=300)]
 Setting = int | float | Annotated[str, Field(max_length=64)]
 Fate = Literal["folded", "carried", "returned", "dropped"]
+LinkClass = Literal["metered", "wifi", "ethernet"]
 
 
 class Message(BaseModel):
@@ -75,13 +78,33 @@ class DeltaRef(Message):
     blob: BlobRef
 
 
+class LinkPlan(Message):
+    """What vehicles on one class of link do otherwise; None: as the plan says for all.
+
+    ``budget_bytes`` bounds the sealed update: the vehicle takes the best setting, at most this one, that fits.
+    """
+
+    value: Annotated[str, Field(max_length=32)] | None = None
+    density: Annotated[float, Field(gt=0, le=1)] | None = None
+    budget_bytes: Annotated[int, Field(ge=1, le=2**31)] | None = None
+
+
 class CodecPlan(Message):
-    """How vehicles encode their updates in a round (DESIGN of the codec: ``docs/codec-format.md``)."""
+    """How vehicles encode their updates in a round (DESIGN of the codec: ``docs/codec-format.md``).
+
+    ``links`` has what differs by class of link (``LinkClass``; a class that a vehicle does not know is not its own).
+    ``seeded`` is the share of ``common`` coordinates that the seed draws (``codec/common.py``).
+    """
 
     index: Annotated[str, Field(max_length=32)] = "rice"
     value: Annotated[str, Field(max_length=32)] = "sign"
     density: Annotated[float, Field(gt=0, le=1)] = 0.01
     coordinates: Literal["own", "common", "dense"] = "own"
+    layer_floor: Share = 0.0
+    seeded: Share = 0.1
+    links: Annotated[Mapping[Annotated[str, Field(max_length=16)], LinkPlan], Field(max_length=16)] = Field(
+        default_factory=dict
+    )
 
 
 class Plan(Message):
@@ -178,7 +201,10 @@ class Status(Message):
 
 
 class Metrics(Message):
-    """A vehicle's counters since its start, and the latency of inference over its last window, in milliseconds."""
+    """A vehicle's counters since its start, and the latency of inference over its last window, in milliseconds.
+
+    ``update_bytes`` and ``update_codec`` tell the size and the setting of its last update.
+    """
 
     vehicle: Id
     task: Id
@@ -194,6 +220,9 @@ class Metrics(Message):
     bytes_up: Count
     bytes_down: Count
     trainings: Count
+    link_class: Annotated[str, Field(max_length=16)] = ""
+    update_bytes: Count = 0
+    update_codec: Annotated[str, Field(max_length=80)] = ""
     rss_bytes: Count = 0
     scores: Annotated[
         Mapping[Annotated[str, Field(max_length=40)], tuple[float, int]], Field(max_length=40)

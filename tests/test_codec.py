@@ -209,8 +209,13 @@ def test_counts_out_of_range_are_not_encoded(count: int) -> None:
 @pytest.mark.parametrize(
     ("index", "value", "density", "text"),
     [
-        ("golomb", "sign", 0.1, 'codec index: expected one of rice, dense, got "golomb"'),
-        ("rice", "int4", 0.1, 'codec value: expected one of sign, int8, float32, got "int4"'),
+        ("golomb", "sign", 0.1, 'codec index: expected one of rice, dense, common, got "golomb"'),
+        (
+            "rice",
+            "int5",
+            0.1,
+            'codec value: expected one of sign, int2, int3, int4, int8, float32, stochastic4, got "int5"',
+        ),
         ("rice", "sign", 0.0, "codec density: expected a number above 0 and up to 1, got 0.0"),
         ("rice", "sign", float("nan"), "codec density: expected a number above 0 and up to 1, got nan"),
         ("rice", "float32", 0.1, 'codec value "float32" needs index "dense", got index "rice"'),

@@ -8,6 +8,7 @@ import agent_world as aw
 import pytest
 
 from fedfleet.link.memory import Faults, MemoryBroker
+from fedfleet.protocol import messages as msg
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import config as configs
 from fedfleet.vehicle_agent import events as ev
@@ -236,3 +237,26 @@ def test_a_journal_that_cannot_be_written_costs_the_training_only(tmp_path: Path
         journal._db.execute("PRAGMA query_only=OFF")
         made.server.publish(aw.plan(2, 0))
         made.run_until(lambda: ("v01", 2) in made.server.updates, "the next round works")
+
+
+def test_each_class_of_link_sends_what_its_plan_says_and_nothing_when_nothing_fits(tmp_path: Path) -> None:
+    links = {
+        "metered": msg.LinkPlan(value="sign", density=0.1),
+        "wifi": msg.LinkPlan(budget_bytes=50),
+    }
+    classes = {"v01": "metered", "v02": "wifi"}
+    with yard(tmp_path, link_classes=classes) as made:
+        made.server.publish_model(0)
+        made.server.publish(aw.plan(1, 0, codec=msg.CodecPlan(value="int8", density=0.5, links=links)))
+        vehicles = {vehicle.name: vehicle for vehicle in made.fleet.vehicles}
+        made.run_until(lambda: vehicles["v02"].refusals["over-budget"], "v02 gives up")
+        made.run_until(
+            lambda: all((name, 1) in made.server.updates for name in ("v01", "v03")), "the others' updates"
+        )
+        told = lambda: {each.vehicle: each for each in made.server.metrics}  # noqa: E731 - the newest of each
+        made.run_until(lambda: all(one.update_bytes for n, one in told().items() if n != "v02"), "metrics")
+        assert told()["v01"].update_codec == "rice sign 0.1"
+        assert told()["v03"].update_codec == "rice int8 0.5"
+        assert told()["v03"].update_bytes == len(made.server.updates["v03", 1])
+        assert ("v02", 1) not in made.server.updates
+        assert told()["v02"].link_class == "wifi"

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from fedfleet.link.config import BrokerConfig
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import SERVER, Id, is_id
+from fedfleet.protocol.messages import LinkClass
 from fedfleet.protocol.signing import KEY_BYTES
 from fedfleet.vehicle_agent.eligibility import Rule, Signal
 
@@ -80,6 +81,19 @@ class AgentSettings(BaseModel):
     )
     max_update_bytes: int = Field(
         default=4_000_000, ge=1024, le=2**31, description="largest update to send, in bytes"
+    )
+    link_class: LinkClass = Field(
+        default="ethernet",
+        description="what the vehicles' link costs: plans may ask each class for another size",
+    )
+    link_classes: dict[Id, LinkClass] = Field(
+        default={}, description="the same by vehicle, where it differs from link_class"
+    )
+    update_budget_bytes: int | None = Field(
+        default=None,
+        ge=256,
+        le=2**31,
+        description="most bytes of a vehicle's update; the best encoding that fits is taken. None: the plan's word",
     )
     receive_window: int = Field(
         default=16, ge=1, le=1000, description="messages taken from the broker before acknowledging"

@@ -174,6 +174,8 @@ class Fleet:
             journal, self.pool, folder / "training", task=config.task, data_dir=entry.data_dir, identity=who
         )
         tuning.max_update_bytes = config.max_update_bytes
+        tuning.link_class = config.link_classes.get(entry.vehicle, config.link_class)
+        tuning.budget_bytes = config.update_budget_bytes
         vehicle = Vehicle(
             start(settings, resumed),
             trusted,

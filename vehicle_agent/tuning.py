@@ -4,17 +4,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedfleet.codec import payload
 from fedfleet.codec.delta import Delta
 from fedfleet.codec.residual import encode_with_feedback
-from fedfleet.codec.settings import Settings as CodecSettings
+from fedfleet.codec.settings import Settings
 from fedfleet.protocol import update
 from fedfleet.protocol.envelope import Kind, peek, seal
 from fedfleet.protocol.errors import PeerError, UsageError
 from fedfleet.protocol.messages import Plan
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
+from fedfleet.vehicle_agent.budget import Encoded, best, budget_for, settings_for
 from fedfleet.vehicle_agent.entries import OutboxEntry
 from fedfleet.vehicle_agent.jobs import Job, Told
 from fedfleet.vehicle_agent.journal import Journal, JournalError
@@ -45,7 +47,10 @@ class Tuning:
         self._round = -1
         self._jobs = 0
         self.max_update_bytes = 4_000_000
-        self.trainings = 0
+        self.link_class = ""
+        self.budget_bytes: int | None = None
+        self.trainings = self.update_bytes = 0
+        self.update_codec = ""
         self.trouble = ""
         for left in folder.glob("*.npy") if folder.is_dir() else ():
             left.unlink()
@@ -115,23 +120,41 @@ class Tuning:
         return [ev.UpdateJournaled(entry.id.sequence, str(entry.id), entry.sealed_sha256, plan.round)]
 
     def _commit(self, plan: Plan, job: Job, action: act.SubmitUpdate) -> OutboxEntry:
-        codec = CodecSettings(index=plan.codec.index, value=plan.codec.value, density=plan.codec.density)
         if plan.codec.coordinates == "common":
             raise PeerError("unsupported-codec", f"round {plan.round} asks for common coordinates")
-        delta = np.load(job.out, allow_pickle=False)
-        body, residual = encode_with_feedback(
-            delta, self._journal.residual(delta.size), codec, steps=action.steps, examples=action.examples
-        )
         id_ = self._journal.next_id
         manifest = update.Manifest(id_, plan.task, plan.region, plan.round, plan.base_version)
-        packed = update.pack(manifest, body)
-        sealed = seal(packed, self._journal.key, kind=Kind.UPDATE, sender=self._vehicle, fleet=self._fleet)
+        encoded = self._encode(plan, np.load(job.out, allow_pickle=False), action, len(self._seal(manifest)))
+        sealed = self._seal(manifest, encoded.data)
         if len(sealed) > self.max_update_bytes:
             told = f"round {plan.round}: update is {len(sealed)} bytes, limit {self.max_update_bytes}"
             raise PeerError("update-too-large", told)
         entry = OutboxEntry(id_, sealed, plan.round, plan.region)
-        self._journal.commit_update(entry, residual)
+        self._journal.commit_update(entry, encoded.residual)
+        used = encoded.settings
+        self.update_bytes, self.update_codec = len(sealed), f"{used.index} {used.value} {used.density:.3g}"
         return entry
+
+    def _encode(
+        self, plan: Plan, delta: NDArray[np.float32], action: act.SubmitUpdate, frame_bytes: int
+    ) -> Encoded:
+        """Return the best payload that the budget allows; ``frame_bytes`` is what sealing adds to it."""
+        residual = self._journal.residual(delta.size)
+
+        def encode(settings: Settings) -> Encoded:
+            data, left = encode_with_feedback(
+                delta, residual, settings, steps=action.steps, examples=action.examples
+            )
+            return Encoded(data, left, settings)
+
+        wished = settings_for(plan.codec, self.link_class)
+        budget = budget_for(plan.codec, self.link_class, self.budget_bytes)
+        limit_bytes = None if budget is None else budget - frame_bytes
+        return best(encode, wished, size=delta.size, limit_bytes=limit_bytes)
+
+    def _seal(self, manifest: update.Manifest, payload_: bytes = b"") -> bytes:
+        packed = update.pack(manifest, payload_)
+        return seal(packed, self._journal.key, kind=Kind.UPDATE, sender=self._vehicle, fleet=self._fleet)
 
     def settle(self, action: act.Settle) -> None:
         """Forget an update, or let it re-enter the residual when it came back; JournalError when that fails."""
