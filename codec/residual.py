@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from fedfleet.codec.parts import Parts
 from fedfleet.codec.payload import decode, encode
 from fedfleet.codec.settings import Settings
 from fedfleet.protocol.errors import UsageError
@@ -12,17 +13,21 @@ from fedfleet.protocol.errors import UsageError
 __all__ = ["encode_with_feedback"]
 
 
-def encode_with_feedback(
+def encode_with_feedback(  # noqa: PLR0913 (as `encode`; all but the first three by keyword)
     delta: npt.NDArray[np.float32],
     residual: npt.NDArray[np.float32],
     settings: Settings,
     *,
     steps: int,
     examples: int,
+    parts: Parts | None = None,
+    common: npt.NDArray[np.int64] | None = None,
+    seed: int | None = None,
 ) -> tuple[bytes, npt.NDArray[np.float32]]:
     """Return the payload of p = delta + residual, and the new residual p - decoded, all float32[M].
 
-    `decoded` comes from the very bytes that are returned, so sender and receiver agree to the last bit.
+    `decoded` comes from the very bytes that are returned, so sender and receiver agree to the last bit. What is
+    excluded by the parts is never sent and stays out of the residual; `parts`, `common` and `seed` as in `encode`.
     Neither input is changed. Raises UsageError as `encode` does, and when the shapes or types differ.
     """
     if residual.shape != delta.shape or residual.dtype != np.float32:
@@ -30,8 +35,11 @@ def encode_with_feedback(
         raise UsageError(f"residual: expected float32{list(delta.shape)} as the delta, got {got}")
     with np.errstate(over="ignore", invalid="ignore"):
         wanted = delta + residual  # not finite: refused by encode
-    data = encode(wanted, settings, steps=steps, examples=examples)
-    sent = decode(data, size=wanted.size).delta
+    if parts is not None:
+        wanted = parts.without_excluded(wanted)
+    data = encode(wanted, settings, steps=steps, examples=examples, parts=parts, common=common, seed=seed)
+    named = common if settings.index == "common" else None
+    sent = decode(data, size=wanted.size, parts=parts, common=named).delta
     if sent.indices is None:
         wanted -= sent.values
     else:
