@@ -26,7 +26,7 @@ from torch import nn
 from fedfleet.fleet_server.canonical import canonical, places
 from fedfleet.fleet_server.files import write_file
 from fedfleet.models import scoring, training
-from fedfleet.models.layout import Layout, patch
+from fedfleet.models.layout import Layout, patch, rules
 from fedfleet.models.task import Floats, Task, load
 from fedfleet.protocol.errors import PeerError, UsageError
 
@@ -72,6 +72,7 @@ def export(task: Task, *, seed: int) -> Exported:
         offsets=tuple(accumulate(sizes[:-1], initial=0)),
         byte_offsets=tuple(found[name][0] for name in names),
         file_bytes=len(file),
+        rules=rules(task, names),
     )
     check_parity(model, task, patch(file, layout, initial), seed=seed)
     _check_moved(model, task, file, layout, seed=seed)

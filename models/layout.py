@@ -7,17 +7,20 @@ numpy and pydantic only.
 
 from __future__ import annotations
 
-from itertools import accumulate
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from itertools import accumulate, product
 from math import prod
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedfleet.models.task import Floats
-from fedfleet.protocol.errors import PeerError
+from fedfleet.codec.parts import Coding, Part, Parts, SegmentName
+from fedfleet.models.task import Floats, Task
+from fedfleet.protocol.errors import PeerError, UsageError
 
-__all__ = ["Layout", "extract", "patch", "read"]
+__all__ = ["Layout", "Rule", "extract", "patch", "read", "rules"]
 
 ITEM_BYTES: Final = 4
 MAX_TENSORS: Final = 4096
@@ -27,14 +30,15 @@ Name = Annotated[str, Field(min_length=1, max_length=256)]
 Side = Annotated[int, Field(ge=1, le=MAX_BYTES)]
 Shape = Annotated[tuple[Side, ...], Field(max_length=8)]
 Place = Annotated[int, Field(ge=0, le=MAX_BYTES)]
+Rule = Literal["body:sparse", "body:dense", "body:exclude", "head:sparse", "head:dense", "head:exclude"]
 
 
 class Layout(BaseModel):
     """Names, shapes and places of the float32 tensors, in the order of the flat vector.
 
     `offsets` count floats in the vector, `byte_offsets` bytes in the model file of `file_bytes` bytes, where
-    each tensor lies as little-endian float32. One that exists is consistent: no gap in the vector, no overlap in
-    the file.
+    each tensor lies as little-endian float32. `rules` has each tensor's segment and coding in an update; without
+    any, all are sparse in the body. One that exists is consistent: no gap in the vector, no overlap in the file.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -46,6 +50,7 @@ class Layout(BaseModel):
     offsets: Annotated[tuple[Place, ...], Field(max_length=MAX_TENSORS)]
     byte_offsets: Annotated[tuple[Place, ...], Field(max_length=MAX_TENSORS)]
     file_bytes: Place
+    rules: Annotated[tuple[Rule, ...], Field(max_length=MAX_TENSORS)] = ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -57,15 +62,30 @@ class Layout(BaseModel):
         """M, the length of the flat vector."""
         return sum(self.sizes)
 
+    @property
+    def parts(self) -> Parts:
+        """How an update of this model is divided: tensors of one rule together. The same on both sides of the wire."""
+        spans = [(start, start + size) for start, size in zip(self.offsets, self.sizes, strict=True)]
+        told = self.rules or ("body:sparse",) * len(spans)
+        found = []
+        for segment, coding in product(get_args(SegmentName), get_args(Coding)):
+            own = tuple(span for span, rule in zip(spans, told, strict=True) if rule == f"{segment}:{coding}")
+            found += [Part(segment, own, coding)] if own else []
+        return Parts(self.size, tuple(found))
+
     def to_json(self) -> bytes:
         """The same bytes for the same layout; `read` is the way back."""
-        return self.model_dump_json().encode()
+        return self.model_dump_json(exclude=None if self.rules else {"rules"}).encode()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         lengths = {len(self.names), len(self.shapes), len(self.offsets), len(self.byte_offsets)}
         if len(lengths) != 1 or len(set(self.names)) != len(self.names):
             raise ValueError("names, shapes and offsets do not belong together")
+        if self.rules and len(self.rules) != len(self.names):
+            raise ValueError(f"{len(self.rules)} rules for {len(self.names)} tensors")
+        if self.rules and all(rule.endswith(":exclude") for rule in self.rules):
+            raise ValueError("every tensor is excluded")
         if self.offsets != tuple(accumulate(self.sizes[:-1], initial=0)):
             raise ValueError("offsets in the vector do not follow from the shapes")
         end = 0
@@ -76,6 +96,31 @@ class Layout(BaseModel):
         if end > self.file_bytes:
             raise ValueError(f"a tensor ends at byte {end} of a file of {self.file_bytes} bytes")
         return self
+
+
+def rules(task: Task, names: Sequence[str]) -> tuple[Rule, ...]:
+    """Each tensor's rule, from the task's `tensors` and `head` (first pattern that matches); () for all-sparse bodies.
+
+    Raises UsageError for a coding that there is not, or a pattern that matches no tensor.
+    """
+    codings: dict[str, Coding] = dict(getattr(task, "tensors", {}))
+    head: Sequence[str] = getattr(task, "head", ())
+    known = get_args(Coding)
+    for pattern, coding in (*codings.items(), *((pattern, known[0]) for pattern in head)):
+        if coding not in known:
+            raise UsageError(
+                f"task {task.name}: tensors {pattern}: expected {', '.join(known)}, got {coding!r}"
+            )
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                f"task {task.name}: no tensor {pattern}, expected one of {', '.join(names)[:300]}"
+            )
+    found: list[Rule] = []
+    for name in names:
+        segment: SegmentName = "head" if any(fnmatchcase(name, pattern) for pattern in head) else "body"
+        coding = next((rule for pattern, rule in codings.items() if fnmatchcase(name, pattern)), known[0])
+        found.append(f"{segment}:{coding}")  # type: ignore[arg-type]  # a product of the two
+    return () if set(found) == {"body:sparse"} else tuple(found)
 
 
 def read(data: bytes) -> Layout:

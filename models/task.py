@@ -153,6 +153,10 @@ class Task(Protocol):
     A task that can vary its samples has `augment`: `module:function` of a function that takes a batch of inputs and
     targets (tensors), `kind` (as in `TrainSettings.augment`) and `chance` (a `torch.Generator`), both by keyword, and
     returns new inputs and targets of the same shapes.
+    A task whose tensors are not all alike has `tensors`, a mapping of patterns of tensor names (as `fnmatch`) to
+    "sparse", "dense" (never sparsified: statistics of a batch norm, biases) or "exclude" (never leaves the vehicle,
+    and does not change in the published model); the first pattern that matches counts, the rest are sparse. `head`
+    is a tuple of patterns of the tensors that are a region's own. `models/layout.py` puts both into the model's layout.
     """
 
     @property

@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "codec": {"protocol"},
     "broker_config": {"protocol"},
     "link": {"protocol", "codec", "broker_config"},
-    "models": {"protocol", "scenarios"},
+    "models": {"protocol", "codec", "scenarios"},
     "scenarios": {"protocol", "models"},
     "fleet_server": SERVING,
     "vehicle_agent": SERVING,

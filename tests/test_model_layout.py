@@ -1,13 +1,16 @@
 """Where the weights lie: only their bytes change, and a layout that cannot be true is refused."""
 
 import json
-from typing import Any
+import re
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
 
-from fedfleet.models.layout import Layout, extract, patch, read
-from fedfleet.protocol.errors import PeerError
+from fedfleet.codec.parts import Part, Parts
+from fedfleet.models.layout import Layout, extract, patch, read, rules
+from fedfleet.models.task import Task, load
+from fedfleet.protocol.errors import PeerError, UsageError
 
 GOOD: dict[str, Any] = {
     "task": "tiny",
@@ -56,6 +59,9 @@ def test_a_layout_travels_as_json_and_new_fields_are_ignored() -> None:
         ({"shapes": [[2**30] * 8, [1]]}, "offsets in the vector"),
         ({"names": []}, "names"),
         ({"file_bytes": None}, "file_bytes"),
+        ({"rules": ["body:sparse"]}, "1 rules for 2 tensors"),
+        ({"rules": ["body:exclude", "head:exclude"]}, "every tensor is excluded"),
+        ({"rules": ["body:sparse", "body:thin"]}, "rules.1"),
     ],
 )
 def test_a_layout_that_cannot_be_true_is_refused(changes: dict[str, Any], text: str) -> None:
@@ -82,3 +88,60 @@ def test_what_is_no_layout_is_refused(data: bytes) -> None:
 def test_what_does_not_belong_together_is_refused(file: bytes, weights: Any, text: str) -> None:
     with pytest.raises(PeerError, match=f"model-mismatch: {text}"):
         patch(file, layout(), weights)
+
+
+class Ruled:
+    """What `rules` reads of a task."""
+
+    name = "ruled"
+    tensors: ClassVar = {"norm.running_*": "exclude", "*.bias": "dense", "norm.*": "dense"}
+    head = ("last.*",)
+
+
+NAMES = ("first.weight", "norm.weight", "norm.running_mean", "first.bias", "last.weight", "last.bias")
+
+
+def test_a_task_says_how_each_tensor_is_sent() -> None:
+    # given patterns of which the first that matches counts
+    found = rules(cast("Task", Ruled()), NAMES)
+    # then
+    expected = ("body:sparse", "body:dense", "body:exclude", "body:dense", "head:sparse", "head:dense")
+    assert found == expected
+    # and a layout makes parts of it, tensors of one rule together, the same after a journey as JSON
+    told = layout(
+        names=NAMES, shapes=((2,), (1,), (1,), (1,), (3,), (1,)), offsets=(0, 2, 3, 4, 5, 8),
+        byte_offsets=(0, 8, 12, 16, 20, 32), file_bytes=36, rules=found,
+    )  # fmt: skip
+    assert read(told.to_json()).parts == Parts(
+        9,
+        (
+            Part("body", ((0, 2),), "sparse"),
+            Part("body", ((2, 3), (4, 5)), "dense"),
+            Part("body", ((3, 4),), "exclude"),
+            Part("head", ((5, 8),), "sparse"),
+            Part("head", ((8, 9),), "dense"),
+        ),
+    )
+
+
+def test_without_rules_all_is_one_sparse_part_and_the_json_says_nothing() -> None:
+    assert rules(load("motion_forecast"), NAMES) == ()
+    assert layout().parts == Parts(5, (Part("body", ((0, 4), (4, 5))),))
+    assert b"rules" not in layout().to_json()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "head", "text"),
+    [
+        ({"*.bias": "thin"}, (), "task ruled: tensors *.bias: expected sparse, dense, exclude, got 'thin'"),
+        ({"lost.*": "dense"}, (), "task ruled: no tensor lost.*, expected one of first.weight, norm.weight"),
+        ({}, ("lost.*",), "task ruled: no tensor lost.*, expected one of first.weight, norm.weight"),
+    ],
+)
+def test_rules_that_mean_nothing_are_refused(
+    tensors: dict[str, str], head: tuple[str, ...], text: str
+) -> None:
+    task = Ruled()
+    vars(task).update(tensors=tensors, head=head)
+    with pytest.raises(UsageError, match=f"^{re.escape(text)}"):
+        rules(cast("Task", task), NAMES)
