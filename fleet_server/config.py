@@ -13,10 +13,9 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from fedfleet.fleet_server.config_base import Config
 from fedfleet.fleet_server.config_codec import CodecConfig, DownlinkConfig, LinkConfig
 from fedfleet.fleet_server.config_rounds import GateConfig, RoundsConfig
-from fedfleet.fleet_server.strategies import Strategy, create
+from fedfleet.fleet_server.config_strategy import StrategyConfig
 from fedfleet.link.config import BrokerConfig
 from fedfleet.models.settings import TrainSettings
-from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import SERVER, Id
 from fedfleet.protocol.messages import Setting
 
@@ -34,30 +33,6 @@ __all__ = [
 ]
 
 Name = Annotated[str, Field(max_length=40)]
-
-
-class StrategyConfig(Config):
-    """The server optimizer."""
-
-    name: Literal["fedavg", "fedavgm"] = Field(default="fedavg", description="fedavg; fedavgm adds momentum")
-    server_learning_rate: float = Field(
-        default=2.0, gt=0, le=100, description="factor on the step of a round"
-    )
-    momentum: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the last step that runs on (fedavgm)"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self.strategy()
-        return self
-
-    def strategy(self) -> Strategy:
-        """Return the strategy."""
-        try:
-            return create(self.name, server_learning_rate=self.server_learning_rate, momentum=self.momentum)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
 
 
 class GroupCommitConfig(Config):
@@ -128,6 +103,8 @@ class ServerSettings(Config):
     def training_of(self, round_: int) -> dict[str, Setting]:
         """Return the training settings of the plan of a round, from 1 on: the same for the same number."""
         told = dict(self.training)
+        if self.strategy.name == "scaffold":
+            told["correction"] = "scaffold"
         if self.learning_rate_schedule == "cosine":
             settings = TrainSettings.model_validate({**told, "schedule": "cosine"})
             told["learning_rate"] = settings.learning_rate_at((round_ - 1) / self.rounds.total)
@@ -142,11 +119,12 @@ class ServerSettings(Config):
     @model_validator(mode="after")
     def _check_training(self) -> Self:
         try:
-            TrainSettings.model_validate(dict(self.training))
+            training = TrainSettings.model_validate(dict(self.training))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             key = ".".join(str(part) for part in ("training", *first["loc"]))
             raise ValueError(f"{key}: {first['msg']}, got {first['input']!r}") from error
+        self.strategy.check_fit(self.codec.plan().coordinates, training, self.rounds)
         return self
 
 

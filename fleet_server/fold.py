@@ -4,9 +4,11 @@ Updates are added per shard in id order into a float64 accumulator, and the shar
 so that a restart, or several ingest processes, fold to the same bytes.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from math import isfinite
+from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +17,26 @@ from fedfleet.codec.delta import Delta
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.ids import UpdateId, shard
 
-__all__ = ["Aggregate", "check_update", "example_weight", "fold", "fold_key", "fold_ordered"]
+__all__ = ["Aggregate", "Update", "check_update", "example_weight", "fold", "fold_key", "fold_ordered"]
+
+Update: TypeAlias = tuple[UpdateId, Delta, float]
+"""What is folded: the update's id, its delta, and its weight, capped already."""
 
 
 @dataclass(frozen=True, eq=False)
 class Aggregate:
-    """The result of a fold: `mean` float64[M] = Σ weight·delta / Σ weight, the sum of weights, how many updates."""
+    """The result of a fold: `mean` float64[M] (of what a rule took), the sum of weights, how many updates.
+
+    `dropped` are the updates that were left out, with the reason. `steps` is FedNova's effective number of steps,
+    by which the merged mean is multiplied; `control` float64[M] the sum of SCAFFOLD's control steps.
+    """
 
     mean: npt.NDArray[np.float64]
     weight: float
     count: int
+    dropped: Mapping[UpdateId, str] = field(default_factory=dict)
+    steps: float | None = None
+    control: npt.NDArray[np.float64] | None = None
 
 
 def example_weight(examples: int, *, cap: int) -> float:
@@ -56,7 +68,7 @@ def check_update(id_: UpdateId, delta: Delta, weight: float, *, size: int) -> No
         )
 
 
-def fold(updates: Iterable[tuple[UpdateId, Delta, float]], *, size: int) -> Aggregate:
+def fold(updates: Iterable[Update], *, size: int) -> Aggregate:
     """Return the weighted mean of the updates (id, delta of `size` parameters, weight), in whatever order they come.
 
     All are held at once; `fold_ordered` streams. The weights are the caller's, capped already. Nothing is
@@ -66,8 +78,13 @@ def fold(updates: Iterable[tuple[UpdateId, Delta, float]], *, size: int) -> Aggr
     return fold_ordered(sorted(updates, key=lambda update: fold_key(update[0])), size=size)
 
 
-def fold_ordered(updates: Iterable[tuple[UpdateId, Delta, float]], *, size: int) -> Aggregate:
-    """Fold as `fold` does, in memory O(size); the updates must come sorted by `fold_key` (else ValueError)."""
+def fold_ordered(
+    updates: Iterable[Update], *, size: int, factors: Mapping[UpdateId, float] = MappingProxyType({})
+) -> Aggregate:
+    """Fold as `fold` does, in memory O(size); the updates must come sorted by `fold_key` (else ValueError).
+
+    A delta enters times its factor, 1 when it has none: Σ weight·factor·delta / Σ weight.
+    """
     total, part = np.zeros(size), np.zeros(size)
     weight = part_weight = 0.0
     count = 0
@@ -81,7 +98,7 @@ def fold_ordered(updates: Iterable[tuple[UpdateId, Delta, float]], *, size: int)
             weight += part_weight
             part.fill(0.0)
             part_weight = 0.0
-        delta.add_to(part, update_weight)
+        delta.add_to(part, update_weight * factors.get(id_, 1.0))
         part_weight += update_weight
         count += 1
         last = key

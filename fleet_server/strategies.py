@@ -2,51 +2,56 @@
 
 Sign convention of this room: the pseudo-gradient is Δ_n = Σ_k w_k (x_k − x_n) / Σ_k w_k, the mean way from the
 published vector x_n to the vehicles' models x_k. It points downhill, so an update is *added*: x_n + u. Papers that
-write Δ = x_n − x_k subtract instead.
+write Δ = x_n − x_k subtract instead. How a region makes its mean of many updates is a rule's matter (`rules.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["NAMES", "State", "Strategy", "Vector", "create", "fedavg"]
+__all__ = ["State", "Strategy", "Vector", "check", "fedavg", "fednova", "fedprox", "renamed", "scaffold"]
 
 Vector: TypeAlias = npt.NDArray[np.float64]
 State: TypeAlias = Mapping[str, Vector]
 """What a strategy remembers between rounds: float64[M] arrays by name, so that it can be stored without pickle."""
 
-NAMES = ("fedavg", "fedavgm")
+
+class Init(Protocol):
+    """Makes the state before the first round."""
+
+    def __call__(self, size: int, /) -> State:
+        """Return the state for a model of `size` parameters."""
+
+
+class Apply(Protocol):
+    """Makes one step. Pure: it returns new values and changes no argument."""
+
+    def __call__(
+        self, state: State, pseudo_gradient: Vector, control: Vector | None = None, /
+    ) -> tuple[State, Vector]:
+        """Return the next state and the update u float64[M]; `control` is what SCAFFOLD's variate moves by."""
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A server optimizer. Both functions are pure: they return new values and change no argument.
+    """A server optimizer. Both functions are pure.
 
-    `needs` says whether the folded `sum` of updates is enough or `each` of them is needed. `init(size)` returns the
-    state before the first round. `apply(state, pseudo_gradient float64[M])` returns the next state and the update
-    u float64[M] to add; it raises ValueError when the pseudo-gradient is not finite or the state is not its own.
+    `needs` says whether the folded `sum` of updates is enough or `each` of them is needed (none of these needs each).
+    `init(size)` returns the state before the first round. `apply(state, pseudo_gradient float64[M])` returns the next
+    state and the update u float64[M] to add; it raises ValueError when the pseudo-gradient is not finite or the state
+    is not its own. `weighting` says by what an update counts in the fold: its examples (capped), or all `equal`ly.
     """
 
     name: str
     needs: Literal["sum", "each"]
-    init: Callable[[int], State]
-    apply: Callable[[State, Vector], tuple[State, Vector]]
-
-
-def create(name: str, *, server_learning_rate: float = 1.0, momentum: float = 0.0) -> Strategy:
-    """Return the strategy of this name; UsageError for an unknown name, or a momentum that it does not take."""
-    if name not in NAMES:
-        raise UsageError(f"strategy: expected one of {', '.join(NAMES)}, got {name!r}")
-    if name == "fedavg" and momentum != 0.0:
-        raise UsageError(f"strategy fedavg has no momentum, got {momentum}; expected strategy fedavgm")
-    if name == "fedavgm" and momentum == 0.0:
-        raise UsageError("strategy fedavgm: expected a momentum above 0, got 0.0; without one it is fedavg")
-    return fedavg(server_learning_rate, momentum)
+    init: Init
+    apply: Apply
+    weighting: Literal["examples", "equal"] = "examples"
 
 
 def fedavg(server_learning_rate: float = 1.0, momentum: float = 0.0) -> Strategy:
@@ -66,10 +71,7 @@ def fedavg(server_learning_rate: float = 1.0, momentum: float = 0.0) -> Strategy
     A zero pseudo-gradient gives u = 0 without momentum, and lets the momentum run on with it.
     Raises UsageError unless η is finite and above 0, and 0 ≤ β < 1.
     """
-    if not (np.isfinite(server_learning_rate) and server_learning_rate > 0):
-        raise UsageError(
-            f"server_learning_rate: expected a finite number above 0, got {server_learning_rate}"
-        )
+    check_rate(server_learning_rate)
     if not 0 <= momentum < 1:
         raise UsageError(f"momentum: expected at least 0 and below 1, got {momentum}")
     if momentum == 0:
@@ -77,30 +79,93 @@ def fedavg(server_learning_rate: float = 1.0, momentum: float = 0.0) -> Strategy
     return _with_momentum(server_learning_rate, momentum)
 
 
+def fedprox(server_learning_rate: float = 1.0) -> Strategy:
+    """Return FedProx: the server's side is FedAvg's, u_n = η Δ_n, without state.
+
+    Li et al. 2020, "Federated optimization in heterogeneous networks", algorithm 2: the vehicle minimises
+    F_k(w) + (μ/2) ‖w − x_n‖², so its gradient has μ (w − x_n) added (`TrainSettings.proximal_mu`).
+    """
+    return renamed(fedavg(server_learning_rate), "fedprox")
+
+
+def fednova(server_learning_rate: float = 1.0) -> Strategy:
+    """Return FedNova: the server's side is u_n = η Δ_n without state, with Δ_n the normalised mean of the fold.
+
+    Wang et al. 2020, "Tackling the objective inconsistency problem in heterogeneous federated optimization",
+    equations 9 and 10: Δ_n = τ_eff Σ_k p_k (x_k − x_n) / ‖a_k‖₁ with p_k = w_k / Σ w, τ_eff = Σ_k p_k ‖a_k‖₁ and a_k
+    the weights with which the vehicle's optimizer sums its τ_k gradients (`normalised.py`). No bias correction.
+    """
+    return renamed(fedavg(server_learning_rate), "fednova")
+
+
+def scaffold(server_learning_rate: float = 1.0) -> Strategy:
+    """Return SCAFFOLD's server side, which keeps the server's control variate c.
+
+    Karimireddy et al. 2020, "SCAFFOLD: Stochastic controlled averaging for federated learning", algorithm 1:
+
+        u_n = η Δ_n,   c_{n+1} = c_n + (1/N) Σ_{k in S} (c_k⁺ − c_k)      state {"control": c}, c_0 = 0
+
+    Δ_n counts every vehicle of S equally; N is the number of enrolled vehicles; the second sum is `control`, None
+    when no region folded anything. c_k⁺ is option II (`models/training.py`): c_k⁺ = c_k − c + (x − y_k) / Σ_j η_j,
+    and c_k starts at 0. No bias correction. The vehicles move c_k by what the payload carried, so c stays the mean
+    of all c_k. A control that is not finite is a ValueError.
+    """
+    check_rate(server_learning_rate)
+
+    def init(size: int, /) -> State:
+        return {"control": np.zeros(size)}
+
+    def apply(
+        state: State, pseudo_gradient: Vector, control: Vector | None = None, /
+    ) -> tuple[State, Vector]:
+        check(state, pseudo_gradient, names=("control",))
+        if control is None:
+            return {"control": state["control"].copy()}, server_learning_rate * pseudo_gradient
+        if control.shape != pseudo_gradient.shape or not np.isfinite(control).all():
+            raise ValueError(f"control: expected finite float64[{pseudo_gradient.size}]")
+        return {"control": state["control"] + control}, server_learning_rate * pseudo_gradient
+
+    return Strategy("scaffold", "sum", init, apply, weighting="equal")
+
+
+def renamed(strategy: Strategy, name: str) -> Strategy:
+    """Return the same server optimizer under another name."""
+    return Strategy(name, strategy.needs, strategy.init, strategy.apply, strategy.weighting)
+
+
+def check_rate(server_learning_rate: float) -> None:
+    """Raise UsageError unless the rate is finite and above 0."""
+    if not (np.isfinite(server_learning_rate) and server_learning_rate > 0):
+        raise UsageError(
+            f"server_learning_rate: expected a finite number above 0, got {server_learning_rate}"
+        )
+
+
 def _plain(rate: float) -> Strategy:
-    def init(_size: int) -> State:
+    def init(_size: int, /) -> State:
         return {}
 
-    def apply(state: State, pseudo_gradient: Vector) -> tuple[State, Vector]:
-        _check(state, pseudo_gradient, names=())
+    def apply(state: State, pseudo_gradient: Vector, _: Vector | None = None, /) -> tuple[State, Vector]:
+        check(state, pseudo_gradient, names=())
         return {}, rate * pseudo_gradient
 
     return Strategy("fedavg", "sum", init, apply)
 
 
 def _with_momentum(rate: float, momentum: float) -> Strategy:
-    def init(size: int) -> State:
+    def init(size: int, /) -> State:
         return {"momentum": np.zeros(size)}
 
-    def apply(state: State, pseudo_gradient: Vector) -> tuple[State, Vector]:
-        _check(state, pseudo_gradient, names=("momentum",))
+    def apply(state: State, pseudo_gradient: Vector, _: Vector | None = None, /) -> tuple[State, Vector]:
+        check(state, pseudo_gradient, names=("momentum",))
         velocity = momentum * state["momentum"] + pseudo_gradient
         return {"momentum": velocity}, rate * velocity
 
     return Strategy("fedavgm", "sum", init, apply)
 
 
-def _check(state: State, pseudo_gradient: Vector, *, names: tuple[str, ...]) -> None:
+def check(state: State, pseudo_gradient: Vector, *, names: tuple[str, ...]) -> None:
+    """Raise ValueError unless the pseudo-gradient is finite float64[M] and the state has these names at its size."""
     if pseudo_gradient.ndim != 1 or pseudo_gradient.dtype != np.float64:
         got = f"{pseudo_gradient.dtype}{list(pseudo_gradient.shape)}"
         raise ValueError(f"pseudo-gradient: expected float64[M], got {got}")

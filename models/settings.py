@@ -34,8 +34,16 @@ class TrainSettings(BaseModel):
         description="how samples are varied in each pass, where the task offers it: mirrored; mirrored and at "
         "other speeds",
     )
-    proximal_mu: float = Field(default=0.0, ge=0, le=0)
-    """Reserved for FedProx; only 0 is accepted."""
+    proximal_mu: float = Field(
+        default=0.0,
+        ge=0,
+        le=1e4,
+        description="FedProx: adds proximal_mu · (weights - base) to every gradient; 0 = none",
+    )
+    correction: Literal["none", "scaffold"] = Field(
+        default="none",
+        description="scaffold: gradients are corrected by control variates (needs sgd, momentum 0)",
+    )
 
     def learning_rate_at(self, done: float) -> float:
         """Return the learning rate after this share of the batches, from 0 to 1."""

@@ -1,0 +1,141 @@
+"""Rules: how a region makes one mean of its updates. Here those that stream: memory O(M), whatever the number.
+
+A rule takes updates that `check_update` has passed, in fold order, and may iterate over them more than once. What a
+rule leaves out stands in the aggregate's `dropped`, with the reason. Rules that must see all updates at once are in
+`robust_columns.py` and `robust_pairwise.py`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import median
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fedfleet.codec.delta import Delta
+from fedfleet.fleet_server.fold import Aggregate, Update, fold_ordered
+from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.ids import UpdateId
+
+__all__ = ["Fold", "Rule", "VoidError", "fltrust", "hostile", "mean", "norm_clip", "vote_weight"]
+
+Fold: TypeAlias = Callable[[Iterable[Update], int], Aggregate]
+"""(updates, size M) -> aggregate."""
+
+
+class VoidError(Exception):
+    """A rule can make nothing of what came: the region's round is void, its updates are returned."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How updates become one mean.
+
+    `needs`: "sum" rules stream, "each" rules hold all updates or read them again block by block. `aligned` rules
+    work coordinate by coordinate, so all updates must have the same coordinates (`common` or `dense`; under `own`
+    most entries of a column are zeros that nobody sent, and the median of them is zero). With fewer updates than
+    `smallest` the rule protects against nobody and refuses (VoidError); more than `most` it does not take.
+    """
+
+    name: str
+    needs: Literal["sum", "each"]
+    fold: Fold
+    aligned: bool = False
+    smallest: int = 1
+    most: int | None = None
+
+
+def hostile(count: int, share: float, limit: int) -> int:
+    """Return how many of `count` updates a rule takes as hostile: the share, rounded down, from 1 to `limit`."""
+    return min(max(1, int(share * count)), limit)
+
+
+def vote_weight(weights: Sequence[float]) -> float:
+    """Return the weight of an aggregate whose updates count equally: their number times the median weight.
+
+    Robust rules give every vehicle one vote: the number of examples is its own word.
+    """
+    return len(weights) * median(weights)
+
+
+def mean() -> Rule:
+    """Return the weighted mean Σ w_k δ_k / Σ w_k: one update can move it anywhere."""
+    return Rule("mean", "sum", lambda updates, size: fold_ordered(updates, size=size))
+
+
+def norm_clip(bound: float | None = None) -> Rule:
+    """Return norm clipping: the weighted mean of δ_k · min(1, C / ‖δ_k‖₂).
+
+    Sun et al. 2019, "Can you really backdoor federated learning?" (norm thresholding). C is `bound`, or the median of
+    this round's norms when None, so that at most half of the updates are cut; that needs at least three. A hostile
+    update of weight share p moves the mean by at most 2 p C. Raises UsageError for a bound that is not above 0.
+    """
+    if bound is not None and not (np.isfinite(bound) and bound > 0):
+        raise UsageError(f"clip_norm: expected a finite number above 0, got {bound}")
+    smallest = 1 if bound is not None else 3
+
+    def fold(updates: Iterable[Update], size: int) -> Aggregate:
+        norms = {id_: _norm(delta) for id_, delta, _ in updates}
+        _enough("norm-clip", len(norms), smallest)
+        limit = median(norms.values()) if bound is None else bound
+        factors = {id_: limit / norm for id_, norm in norms.items() if norm > limit}
+        return fold_ordered(updates, size=size, factors=factors)
+
+    return Rule("norm-clip", "sum", fold, smallest=smallest)
+
+
+def fltrust(root: npt.NDArray[np.float32] | None) -> Rule:
+    """Return FLTrust: updates count by their agreement with the server's own update g_0 = `root` float32[M].
+
+    Cao et al. 2021, "FLTrust: Byzantine-robust federated learning via trust bootstrapping", equations 2 to 4:
+
+        T_k = max(0, cos(δ_k, g_0)),   mean = Σ_k T_k (‖g_0‖ / ‖δ_k‖) δ_k / Σ_k T_k
+
+    The root update comes from training on the server's root set from the same base (`root_training.py`). Updates
+    with T_k = 0 are dropped as no-trust; when none is trusted, or the root update is zero, the round is void.
+    None as root makes a rule that can be named, but not folded with.
+    """
+
+    def fold(updates: Iterable[Update], size: int) -> Aggregate:
+        if root is None or root.shape != (size,) or not np.isfinite(root).all():
+            raise VoidError("fltrust: the root update is missing, not finite or of another size")
+        g0 = root.astype(np.float64)
+        length = float(np.linalg.norm(g0))
+        if length == 0:
+            raise VoidError("fltrust: the root update is zero")
+        trust: dict[UpdateId, float] = {}
+        factors: dict[UpdateId, float] = {}
+        weights: list[float] = []
+        dropped: dict[UpdateId, str] = {}
+        for id_, delta, weight in updates:
+            norm = _norm(delta)
+            score = _dot(delta, g0) / (norm * length) if norm else 0.0
+            if score <= 0:
+                dropped[id_] = "no-trust"
+                continue
+            trust[id_], factors[id_] = min(score, 1.0), length / norm
+            weights.append(weight)
+        if not trust:
+            raise VoidError("fltrust: no update agrees with the root set")
+        trusted = ((id_, delta, trust[id_]) for id_, delta, _ in updates if id_ in trust)
+        found = fold_ordered(trusted, size=size, factors=factors)
+        return Aggregate(found.mean, vote_weight(weights), found.count, dropped)
+
+    return Rule("fltrust", "sum", fold)
+
+
+def _enough(name: str, count: int, smallest: int) -> None:
+    if count < smallest:
+        raise VoidError(f"{name} needs at least {smallest} updates, got {count}")
+
+
+def _norm(delta: Delta) -> float:
+    values = delta.values.astype(np.float64)
+    return sqrt(float(values @ values))
+
+
+def _dot(delta: Delta, dense: npt.NDArray[np.float64]) -> float:
+    values = delta.values.astype(np.float64)
+    return float(values @ (dense if delta.indices is None else dense[delta.indices]))
