@@ -198,8 +198,8 @@ class Coordinator:
             if not store_updates.has_members(connection, round_=number, region=region):
                 finishing.abandon(connection, one, reason="no update of a contributor", now_s=now_s)
                 return
-            size = self.model.vector.size
-            aggregate = finishing.fold_region(connection, one, config=self.config, size=size)
+            parts = self.graph.layout.parts
+            aggregate = finishing.fold_region(connection, one, config=self.config, parts=parts)
             self._aggregates[number, region] = aggregate
             if one.state == "closing":
                 store_rounds.set_state(connection, number, region, advance(one.state, "aggregate"))

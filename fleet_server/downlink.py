@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fedfleet.codec.parts import Parts
 from fedfleet.codec.payload import decode, encode
 from fedfleet.codec.settings import Settings
 
@@ -32,11 +33,14 @@ def step(
     error: npt.NDArray[np.float32],
     update: npt.NDArray[np.float64],
     settings: Settings,
+    *,
+    parts: Parts | None = None,
 ) -> Step:
     """Return the payload of p = error + update, x_next = x + d, error_next = p − d, where d is the decoded payload.
 
     p is summed in float64 and rounded once; d comes from the very bytes returned; x + d is one dense float32
-    addition (`x + delta.dense()`), as on the vehicle. No argument is changed. Deterministic.
+    addition (`x + delta.dense()`), as on the vehicle. What the parts exclude changes never, and leaves no error.
+    No argument is changed. Deterministic.
     Raises DivergedError when p or x_next is not finite, ValueError when shapes or types are not as told.
     """
     if x.ndim != 1 or not x.shape == error.shape == update.shape:
@@ -49,8 +53,10 @@ def step(
     with np.errstate(over="ignore", invalid="ignore"):
         wanted = (error.astype(np.float64) + update).astype(np.float32)
     _check_finite(wanted, "the update")
-    payload = encode(wanted, settings, steps=0, examples=0)
-    sent = decode(payload, size=x.size).delta.dense()
+    if parts is not None:
+        wanted = parts.without_excluded(wanted)
+    payload = encode(wanted, settings, steps=0, examples=0, parts=parts)
+    sent = decode(payload, size=x.size, parts=parts).delta.dense()
     with np.errstate(over="ignore", invalid="ignore"):
         x_next = x + sent
     _check_finite(x_next, "the next vector")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from fedfleet.codec import payload
+from fedfleet.codec.parts import Parts
 from fedfleet.fleet_server import store_models, store_rounds, store_updates
 from fedfleet.fleet_server.announcements import blob_topics, live_blobs
 from fedfleet.fleet_server.config import ServerConfig
@@ -47,10 +48,13 @@ class Finish:
         return next(iter(self.rounds.values())).plan.task
 
 
-def fold_region(connection: Connection, one: Round, *, config: ServerConfig, size: int) -> Aggregate:
+def fold_region(connection: Connection, one: Round, *, config: ServerConfig, parts: Parts) -> Aggregate:
     """Fold the frozen members of a region's round; the same members give the same bytes, always."""
     members = store_updates.members(connection, round_=one.plan.round, region=one.plan.region)
-    decoded = ((id_, payload.decode(data, size=size), examples) for id_, data, examples in members)
+    size = parts.size
+    decoded = (
+        (id_, payload.decode(data, size=size, parts=parts), examples) for id_, data, examples in members
+    )
     cap = config.example_cap
     weighted = ((id_, each.delta, example_weight(examples, cap=cap)) for id_, each, examples in decoded)
     return fold_ordered(weighted, size=size)

@@ -85,7 +85,8 @@ def propose(
     strategy = config.strategy.strategy()
     optimizer, update = strategy.apply(model.optimizer or strategy.init(merged.size), merged)
     try:
-        found = step(model.vector, model.error, update, config.downlink.settings())
+        settings, parts = config.downlink.settings(), graph.layout.parts
+        found = step(model.vector, model.error, update, settings, parts=parts)
     except DivergedError as error:
         return Proposal(Verdict(accepted=False, reason=str(error)))
     onnx = graph.file(found.x_next)

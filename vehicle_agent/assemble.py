@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.codec import payload
+from fedfleet.codec.parts import Parts
 from fedfleet.models import bundle, layout
 from fedfleet.models.task import Task
 from fedfleet.protocol.errors import PeerError
@@ -95,7 +96,7 @@ def build(
     if places.size != pointer.parameters:
         told = f"{places.size} parameters, its pointer says {pointer.parameters}"
         raise PeerError("model-mismatch", f"layout of model {pointer.version} has {told}")
-    vector = _vector(way, blobs, held)
+    vector = _vector(way, blobs, held, parts=places.parts)
     found = sha256(vector.astype("<f4", copy=False).tobytes()).hexdigest()
     if found != pointer.vector_sha256:
         told = f"SHA-256 {found[:12]}…, expected {pointer.vector_sha256[:12]}…"
@@ -115,12 +116,13 @@ def _graph(way: Route, blobs: Mapping[str, bytes], held: Held | None, *, limit_b
     return Graph(sha, *bundle.unpack_graph(blobs[sha], limit_bytes=limit_bytes))
 
 
-def _vector(way: Route, blobs: Mapping[str, bytes], held: Held | None) -> Floats:
+def _vector(way: Route, blobs: Mapping[str, bytes], held: Held | None, *, parts: Parts) -> Floats:
     size = way.pointer.parameters
     if way.deltas is None or held is None:
         return bundle.unpack_vector(blobs[way.pointer.full.sha256], size=size)
     vector = held.vector
     for delta in way.deltas:
-        change = payload.decode(blobs[delta.blob.sha256], size=size).delta.dense()
+        whole = Parts.whole(size) if delta.kind == "set" else parts  # what is set is set everywhere
+        change = payload.decode(blobs[delta.blob.sha256], size=size, parts=whole).delta.dense()
         vector = change if delta.kind == "set" else vector + change
     return vector

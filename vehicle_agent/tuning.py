@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 from fedfleet.codec import payload
 from fedfleet.codec.delta import Delta
+from fedfleet.codec.parts import Parts
 from fedfleet.codec.residual import encode_with_feedback
 from fedfleet.codec.settings import Settings
+from fedfleet.models import layout
 from fedfleet.protocol import update
 from fedfleet.protocol.envelope import Kind, peek, seal
 from fedfleet.protocol.errors import PeerError, UsageError
@@ -139,11 +141,11 @@ class Tuning:
         self, plan: Plan, delta: NDArray[np.float32], action: act.SubmitUpdate, frame_bytes: int
     ) -> Encoded:
         """Return the best payload that the budget allows; ``frame_bytes`` is what sealing adds to it."""
-        residual = self._journal.residual(delta.size)
+        residual, parts = self._journal.residual(delta.size), self._parts()
 
         def encode(settings: Settings) -> Encoded:
             data, left = encode_with_feedback(
-                delta, residual, settings, steps=action.steps, examples=action.examples
+                delta, residual, settings, steps=action.steps, examples=action.examples, parts=parts
             )
             return Encoded(data, left, settings)
 
@@ -155,6 +157,11 @@ class Tuning:
     def _seal(self, manifest: update.Manifest, payload_: bytes = b"") -> bytes:
         packed = update.pack(manifest, payload_)
         return seal(packed, self._journal.key, kind=Kind.UPDATE, sender=self._vehicle, fleet=self._fleet)
+
+    def _parts(self) -> Parts | None:
+        """Return how the base's layout divides an update."""
+        graph = self._journal.graph
+        return None if graph is None else layout.read(graph.layout).parts
 
     def settle(self, action: act.Settle) -> None:
         """Forget an update, or let it re-enter the residual when it came back; JournalError when that fails."""
@@ -170,8 +177,8 @@ class Tuning:
         header = peek(entry.sealed, limit_bytes=len(entry.sealed))
         _, body = update.unpack(entry.sealed[header.body_start :], sender=self._vehicle)
         try:
-            return payload.decode(body, size=vector.size).delta
-        except PeerError:  # made for a model of another size: there is no residual that it could enter
+            return payload.decode(body, size=vector.size, parts=self._parts()).delta
+        except PeerError:  # made for another model: there is no residual that it could enter
             return None
 
     def _end(self, job: Job) -> None:
