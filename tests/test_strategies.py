@@ -1,13 +1,27 @@
 """One contract for every strategy, and the exact steps of each."""
 
+import re
+
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from fedfleet.fleet_server.strategies import NAMES, Strategy, create, fedavg
+from fedfleet.fleet_server.config import StrategyConfig
+from fedfleet.fleet_server.strategies import Strategy, fedavg, scaffold
+from fedfleet.fleet_server.strategies_adaptive import ADAPTIVE, Moments, adaptive
 from fedfleet.protocol.errors import UsageError
 
 SIZE = 5
-ALL = [create("fedavg"), create("fedavg", server_learning_rate=0.5), create("fedavgm", momentum=0.9)]
+CONFIGURED = [
+    {"name": "fedavg"},
+    {"name": "fedavg", "server_learning_rate": 0.5},
+    {"name": "fedavgm", "momentum": 0.9},
+    {"name": "fedprox"},
+    {"name": "fednova"},
+    {"name": "scaffold"},
+    *({"name": name} for name in ADAPTIVE),
+]
+ALL = [StrategyConfig.model_validate(one).strategy() for one in CONFIGURED]
 every = pytest.mark.parametrize("strategy", ALL, ids=lambda strategy: strategy.name)
 
 
@@ -121,33 +135,150 @@ def test_a_state_of_another_size_is_refused() -> None:
         strategy.apply(strategy.init(4), gradient())
 
 
-# --- creating ---
+# --- the adaptive ones, against plain loops over the paper's algorithm 2 ---
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_strategy_is_called_as_it_was_asked_for(name: str) -> None:
-    made = create(name, momentum=0.9 if name == "fedavgm" else 0.0)
-    assert (made.name, made.needs) == (name, "sum")
+def by_hand(
+    name: str, deltas: list[list[float]], *, rate: float, beta1: float, beta2: float, tau: float
+) -> list[list[float]]:
+    """Return the updates of one coordinate after the other, written from the paper and without arrays."""
+    size = len(deltas[0])
+    m, v, updates = [0.0] * size, [tau * tau] * size, []
+    for delta in deltas:
+        update = []
+        for i in range(size):
+            g = delta[i]
+            m[i] = beta1 * m[i] + (1 - beta1) * g
+            if name == "fedadagrad":
+                v[i] = v[i] + g * g
+            elif name == "fedadam":
+                v[i] = beta2 * v[i] + (1 - beta2) * g * g
+            else:
+                sign = (v[i] > g * g) - (v[i] < g * g)
+                v[i] = v[i] - (1 - beta2) * g * g * sign
+            update.append(rate * m[i] / (v[i] ** 0.5 + tau))
+        updates.append(update)
+    return updates
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize(("beta1", "beta2", "tau"), [(0.9, 0.99, 1e-3), (0.0, 0.5, 0.1), (0.5, 0.0, 1e-6)])
+def test_an_adaptive_strategy_equals_its_plain_loop(
+    name: str, beta1: float, beta2: float, tau: float
+) -> None:
+    # given twenty rounds, with coordinates of very different size and one that never moves
+    scale = np.array([1e-4, 1e-2, 1.0, 30.0, 0.0])
+    deltas = [gradient(n) * scale for n in range(20)]
+    expected = by_hand(name, [d.tolist() for d in deltas], rate=0.03, beta1=beta1, beta2=beta2, tau=tau)
+    # when
+    strategy = adaptive(name, 0.03, Moments(beta1, beta2, tau))
+    state = strategy.init(SIZE)
+    found = []
+    for delta in deltas:
+        state, update = strategy.apply(state, delta)
+        found.append(update)
+    # then
+    assert np.allclose(found, expected, rtol=1e-12, atol=0)
+    assert [update[4] for update in found] == [0.0] * 20
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_the_first_step_shows_the_initial_state_and_that_no_bias_is_corrected(name: str) -> None:
+    # given β1 = 0.9 and τ = 1: m = 0.1 Δ; v begins at τ² = 1
+    strategy = adaptive(name, 1.0, Moments(0.9, 0.99, 1.0))
+    assert strategy.init(2)["square"].tolist() == [1.0, 1.0]
+    # when Δ = 2 comes first
+    _, update = strategy.apply(strategy.init(1), np.array([2.0]))
+    # then v = 1 + 4 (Adagrad), 0.99 + 0.04 (Adam), 1 + 0.04 (Yogi: Δ² above v raises it)
+    square = {"fedadagrad": 5.0, "fedadam": 1.03, "fedyogi": 1.04}[name]
+    assert update[0] == pytest.approx(0.2 / (square**0.5 + 1.0), rel=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("name", "rate", "momentum", "text"),
+    ("changes", "text"),
     [
-        ("fedsgd", 1.0, 0.0, "strategy: expected one of fedavg, fedavgm, got 'fedsgd'"),
-        ("fedavg", 1.0, 0.9, "strategy fedavg has no momentum, got 0.9; expected strategy fedavgm"),
-        (
-            "fedavgm",
-            1.0,
-            0.0,
-            "strategy fedavgm: expected a momentum above 0, got 0.0; without one it is fedavg",
-        ),
-        ("fedavg", 0.0, 0.0, "server_learning_rate: expected a finite number above 0, got 0.0"),
-        ("fedavg", float("nan"), 0.0, "server_learning_rate: expected a finite number above 0, got nan"),
-        ("fedavgm", 1.0, 1.0, "momentum: expected at least 0 and below 1, got 1.0"),
-        ("fedavgm", 1.0, float("nan"), "momentum: expected at least 0 and below 1, got nan"),
+        ({"beta1": 1.0}, "beta1: expected at least 0 and below 1, got 1.0"),
+        ({"beta2": -0.1}, "beta2: expected at least 0 and below 1, got -0.1"),
+        ({"beta2": float("nan")}, "beta2: expected at least 0 and below 1, got nan"),
+        ({"tau": 0.0}, "tau: expected a finite number above 0, got 0.0"),
+        ({"tau": float("inf")}, "tau: expected a finite number above 0, got inf"),
     ],
 )
-def test_what_makes_no_strategy(name: str, rate: float, momentum: float, text: str) -> None:
+def test_moments_that_diverge_are_refused(changes: dict[str, float], text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        create(name, server_learning_rate=rate, momentum=momentum)
+        Moments(**changes)
     assert str(caught.value) == text
+
+
+# --- SCAFFOLD's server ---
+
+
+def test_scaffold_moves_its_control_variate_by_what_the_vehicles_sent() -> None:
+    # given η = 0.5, and controls that moved by 1 and then by -3 in the mean over all vehicles
+    strategy = scaffold(0.5)
+    state, update = strategy.apply(strategy.init(2), np.array([2.0, 4.0]), np.array([1.0, 0.0]))
+    assert update.tolist() == [1.0, 2.0]
+    state, _ = strategy.apply(state, np.zeros(2), np.array([-3.0, 1.0]))
+    assert state["control"].tolist() == [-2.0, 1.0]
+    # when a round has none
+    state, _ = strategy.apply(state, np.zeros(2), None)
+    # then it stays
+    assert state["control"].tolist() == [-2.0, 1.0]
+
+
+@pytest.mark.parametrize("control", [np.zeros(3), np.array([1.0, np.nan])])
+def test_a_control_of_another_size_or_not_finite_is_refused(control: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"control: expected finite float64\[2\]"):
+        scaffold().apply(scaffold().init(2), np.zeros(2), control)
+
+
+def test_only_scaffold_counts_every_vehicle_equally() -> None:
+    assert {one.name for one in ALL if one.weighting == "equal"} == {"scaffold"}
+
+
+# --- choosing ---
+
+
+@pytest.mark.parametrize("told", CONFIGURED, ids=lambda told: "-".join(map(str, told.values())))
+def test_a_strategy_is_called_as_it_was_asked_for(told: dict[str, object]) -> None:
+    made = StrategyConfig.model_validate(told).strategy()
+    assert (made.name, made.needs) == (told["name"], "sum")
+
+
+def test_the_rate_that_is_not_told_fits_the_optimizer() -> None:
+    assert StrategyConfig().rate == 2.0
+    assert StrategyConfig(name="fedyogi").rate == 0.01
+    assert StrategyConfig(name="fedyogi", server_learning_rate=0.1).rate == 0.1
+
+
+def test_adagrad_has_no_momentum_of_its_own() -> None:
+    strategy = StrategyConfig(name="fedadagrad").strategy()
+    state, _ = strategy.apply(strategy.init(1), np.array([2.0]))
+    assert state["mean"].tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ({"momentum": 0.9}, "strategy fedavg has no momentum, got 0.9; expected strategy fedavgm"),
+        ({"name": "fedadam", "momentum": 0.9}, "strategy fedadam has no momentum, got 0.9"),
+        ({"name": "fedavgm"}, "strategy fedavgm: expected a momentum above 0, got 0.0; without one it is"),
+        ({"beta1": 0.5}, "strategy fedavg has no beta1; expected one of fedadagrad, fedadam, fedyogi"),
+        ({"clip_norm": 1.0}, "rule mean has no clip_norm; expected rule norm-clip"),
+        ({"rule": "fltrust"}, "rule fltrust needs root_dir"),
+        ({"root_dir": "somewhere"}, "rule fltrust needs root_dir, and no other rule takes one"),
+        ({"rule": "vote"}, "Input should be 'mean', 'norm-clip'"),
+        ({"hostile": 0.5}, "less than 0.5"),
+    ],
+)
+def test_what_makes_no_strategy(told: dict[str, object], text: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(text)):
+        StrategyConfig.model_validate(told)
+
+
+@pytest.mark.parametrize(
+    ("rate", "momentum"), [(0.0, 0.0), (float("nan"), 0.0), (1.0, 1.0), (1.0, float("nan"))]
+)
+def test_a_rate_or_momentum_that_diverges_is_refused(rate: float, momentum: float) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        fedavg(rate, momentum)
