@@ -104,14 +104,16 @@ def weights_of(updates: Iterable[Update], *, name: str, smallest: int) -> list[f
     return weights
 
 
-def blocks(updates: Iterable[Update], *, size: int, count: int) -> Iterator[Block]:
+def blocks(
+    updates: Iterable[Update], *, size: int, count: int, block_bytes: int = BLOCK_BYTES
+) -> Iterator[Block]:
     """Yield the updates' values block by block, every coordinate that one of them sends exactly once.
 
     When all send the same coordinates, only these are there. Each block is the caller's to change.
     """
     shared = shared_indices(updates)
     length = size if shared is None else shared.size
-    width = max(1, BLOCK_BYTES // (4 * count))
+    width = max(1, block_bytes // (4 * count))
     for start in range(0, length, width):
         stop = min(start + width, length)
         block = np.zeros((stop - start, count), dtype=np.float32)

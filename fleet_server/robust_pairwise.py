@@ -75,7 +75,8 @@ def bulyan(share: float) -> Rule:
 
     El Mhamdi et al. 2018, "The hidden vulnerability of distributed learning in Byzantium", section 4: of the θ values
     of a coordinate the β = θ − 2f nearest to their median are averaged. f = share · n, from 1 to (n − 3) / 4. While
-    few are left to choose from, at least one neighbour counts. Those not chosen are dropped as not-selected.
+    few are left to choose from, at least two neighbours count: two that are nearest to each other would tie.
+    Those not chosen are dropped as not-selected.
     """
     name = "bulyan"
 
@@ -87,7 +88,7 @@ def bulyan(share: float) -> Rule:
         taken = _Taken(updates, chosen)
         kept = [weights[row] for row in sorted(chosen)]
         found = by_column(taken, kept, partial(_near_median, keep=len(chosen) - 2 * f), size=size)
-        return Aggregate(found.mean, found.weight, found.count, _dropped(updates, chosen))
+        return Aggregate(found.mean, vote_weight(weights), found.count, _dropped(updates, chosen))
 
     return Rule(name, "each", fold, aligned=True, smallest=7, most=MOST)
 
@@ -123,9 +124,9 @@ def geometric_median() -> Rule:
     """Return the geometric median, argmin_z Σ_k ‖z − δ_k‖₂, by smoothed Weiszfeld steps.
 
     Pillutla et al. 2022, "Robust aggregation for federated learning" (RFA), algorithm 2, with one vote each instead
-    of example weights: β_k = 1 / max(ν, ‖z − δ_k‖), z = Σ β_k δ_k / Σ β_k, ν = 1e-6, from the mean, until no
-    share of the mixture moves by more than 1e-9 (at most 1,000 steps). z stays in the span of the updates, so the
-    steps need the Gram matrix only. Stands fewer than half hostile; any coordinates.
+    of example weights: β_k = 1 / max(ν, ‖z − δ_k‖), z = Σ β_k δ_k / Σ β_k, ν = 1e-6, from the mean, until no share
+    of the mixture moves by more than 1e-9 of itself (at most 1,000 steps). z stays in the span of the updates, so
+    the steps need the Gram matrix only. Stands fewer than half hostile; any coordinates.
     """
     name = "geometric-median"
 
@@ -176,9 +177,9 @@ def distances(products: Matrix) -> Matrix:
 
 
 def krum_scores(apart: Matrix, *, hostile_: int) -> Matrix:
-    """Return Krum's score of each update: the sum of its n − f − 2 (at least one) smallest distances to others."""
+    """Return Krum's score of each update: the sum of its n − f − 2 (at least two) smallest distances to others."""
     count = len(apart)
-    neighbours = max(1, count - hostile_ - 2)
+    neighbours = max(2, count - hostile_ - 2)
     others = apart.copy()
     np.fill_diagonal(others, np.inf)
     others.sort(axis=1)
@@ -218,7 +219,7 @@ def _weiszfeld(products: Matrix) -> list[float]:
         apart = np.sqrt(np.maximum(shares @ towards - 2 * towards + squares, 0.0))
         pull = 1 / np.maximum(apart, SMOOTHING)
         before, shares = shares, pull / pull.sum()
-        if np.abs(shares - before).max() <= CLOSE:
+        if (np.abs(shares - before) <= CLOSE * before).all():
             break
     return [float(share) for share in shares]
 
@@ -238,8 +239,7 @@ def _selected(
 ) -> Aggregate:
     equal = ((id_, delta, 1.0) for id_, delta, _ in _Taken(updates, chosen))
     found = fold_ordered(equal, size=size)
-    kept = [weights[row] for row in sorted(chosen)]
-    return Aggregate(found.mean, vote_weight(kept), found.count, _dropped(updates, chosen))
+    return Aggregate(found.mean, vote_weight(weights), found.count, _dropped(updates, chosen))
 
 
 def _dropped(updates: Iterable[Update], chosen: frozenset[int]) -> Mapping[UpdateId, str]:

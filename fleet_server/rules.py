@@ -55,7 +55,8 @@ def hostile(count: int, share: float, limit: int) -> int:
 def vote_weight(weights: Sequence[float]) -> float:
     """Return the weight of an aggregate whose updates count equally: their number times the median weight.
 
-    Robust rules give every vehicle one vote: the number of examples is its own word.
+    Robust rules give every vehicle one vote: the number of examples is its own word. All updates of the region count
+    here, those that the rule leaves out as well.
     """
     return len(weights) * median(weights)
 
@@ -110,13 +111,13 @@ def fltrust(root: npt.NDArray[np.float32] | None) -> Rule:
         weights: list[float] = []
         dropped: dict[UpdateId, str] = {}
         for id_, delta, weight in updates:
+            weights.append(weight)
             norm = _norm(delta)
             score = _dot(delta, g0) / (norm * length) if norm else 0.0
             if score <= 0:
                 dropped[id_] = "no-trust"
                 continue
             trust[id_], factors[id_] = min(score, 1.0), length / norm
-            weights.append(weight)
         if not trust:
             raise VoidError("fltrust: no update agrees with the root set")
         trusted = ((id_, delta, trust[id_]) for id_, delta, _ in updates if id_ in trust)
