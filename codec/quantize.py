@@ -119,14 +119,9 @@ def _unpack_table(reader: Reader, *, mode: str, count: int, sparse: bool) -> npt
     """Return each coordinate's centroid with its sign bit set on the centroid's own bits."""
     bits = _CODE_BITS[mode]
     centroids = np.frombuffer(reader.take(4 << bits), dtype="<f4").astype(np.float32)
-    least = float(centroids[0])
     falling = not (centroids[:-1] <= centroids[1:]).all()  # so is a NaN
-    if (
-        falling
-        or not math.isfinite(centroids[-1])
-        or math.copysign(1.0, least) < 0
-        or (sparse and least == 0)
-    ):
+    zero = sparse and centroids[0] == 0
+    if falling or zero or not math.isfinite(centroids[-1]) or np.signbit(centroids).any():
         raise PeerError("bad-centroid", f"{mode}: centroids {centroids.tolist()}")
     stream, planes = reader.take((count + 7) // 8), reader.take((count * bits + 7) // 8)
     check_padding(stream[-1], count, "signs")
