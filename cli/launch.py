@@ -48,7 +48,7 @@ def server_dir(settings: Settings) -> Path:
 
 def server_place(settings: Settings) -> Place:
     """Return where the server keeps its store, and whose it is."""
-    return Place(server_dir(settings), settings.fleet, settings.task)
+    return Place(server_dir(settings), settings.fleet, settings.task, settings.server.store.address())
 
 
 def server_config(settings: Settings, regions: Sequence[str]) -> ServerConfig:

@@ -10,22 +10,22 @@ from fedfleet.fleet_server.store_updates import Known, StoredUpdate
 from fedfleet.protocol import envelope, update
 from fedfleet.protocol.envelope import Kind
 from fedfleet.protocol.errors import PeerError
-from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate
 from fedfleet.protocol.signing import Keyring
 from fedfleet.protocol.topics import Topic
 
-__all__ = ["Accepted", "Duplicate", "Limits", "View", "expect", "judge"]
+__all__ = ["Accepted", "Candidate", "Duplicate", "Limits", "View", "expect", "judge", "open_update"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds an update: sealed bytes, parameters of the model, examples that count."""
+    """What bounds an update: sealed bytes, parameters of the model, examples that count; and the quarantine."""
 
     update_bytes: int
     parameters: int
     example_cap: int
     quarantine_keep: int = 1000
+    quarantine_bytes: int = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class View:
     regions: Mapping[str, str]
     limits: Limits
     find_round: Callable[[int, str], Round | None]
-    find_update: Callable[[UpdateId], Known | None]
     newest_round: int
 
 
@@ -58,11 +57,21 @@ class Duplicate:
     known: Known
 
 
-def judge(sealed: bytes, topic: Topic, view: View) -> Accepted | Duplicate:
-    """Check an update message in the order size, header, digest, key, signature, manifest, freshness, payload.
+@dataclass(frozen=True)
+class Candidate:
+    """An update whose sender is proven and that stands where it belongs; nothing in its payload is believed yet."""
 
-    Raises PeerError, besides the reasons of envelope, manifest, payload and fold: wrong-kind, wrong-sender,
-    wrong-topic, wrong-region, replayed-id, from-the-future, round-unknown, wrong-base.
+    manifest: update.Manifest
+    payload: bytes
+    digest: str
+    sealed_bytes: int
+
+
+def open_update(sealed: bytes, topic: Topic, view: View) -> Candidate:
+    """Check an update message in the order size, header, digest, key, signature, manifest, place.
+
+    Raises PeerError, besides the reasons of envelope and manifest: wrong-kind, wrong-sender, wrong-topic,
+    wrong-region.
     """
     opened = envelope.open_sealed(
         sealed, view.keyring, fleet=view.fleet, limit_bytes=view.limits.update_bytes
@@ -70,16 +79,27 @@ def judge(sealed: bytes, topic: Topic, view: View) -> Accepted | Duplicate:
     expect(opened, Kind.UPDATE, topic)
     manifest, body = update.unpack(opened.body, sender=opened.sender)
     _check_place(manifest, topic, view)
-    known = view.find_update(manifest.id)
+    return Candidate(manifest, body, opened.digest, len(sealed))
+
+
+def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplicate:
+    """Check freshness, then the payload, of an opened update; ``known`` is what is recorded under its id.
+
+    Raises PeerError, besides the reasons of payload and fold: replayed-id, from-the-future, round-unknown,
+    wrong-base.
+    """
+    manifest = one.manifest
     if known is not None:
-        if known.sealed_sha256 != opened.digest:
+        if known.sealed_sha256 != one.digest:
             raise PeerError("replayed-id", f"update {manifest.id} is stored with other content")
         return Duplicate(known)
     state = _check_fresh(manifest, view)
-    decoded = payload.decode(body, size=view.limits.parameters)
+    decoded = payload.decode(one.payload, size=view.limits.parameters)
     weight = example_weight(decoded.examples, cap=view.limits.example_cap)
     check_update(manifest.id, decoded.delta, weight, size=view.limits.parameters)
-    stored = StoredUpdate(manifest, body, decoded.steps, decoded.examples, opened.digest, len(sealed))
+    stored = StoredUpdate(
+        manifest, one.payload, decoded.steps, decoded.examples, one.digest, one.sealed_bytes
+    )
     return Accepted(stored) if state == "open" else Accepted(stored, "returned", "late")
 
 

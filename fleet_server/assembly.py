@@ -15,6 +15,7 @@ from fedfleet.fleet_server.initial import Export
 from fedfleet.fleet_server.keys import load_key
 from fedfleet.fleet_server.model_state import Graph, open_graph
 from fedfleet.fleet_server.publisher import Publisher
+from fedfleet.fleet_server.rate import Limiter
 from fedfleet.fleet_server.requests import Code, Party
 from fedfleet.fleet_server.server import Server
 from fedfleet.fleet_server.store import Store, open_store, save_start
@@ -53,7 +54,8 @@ def prepare(config: ServerConfig, *, now_s: float, draw: Callable[[int], bytes])
     """
     task = tasks.load(config.task)
     validation = open_validation(config.validation_dir, task, regions=config.regions, batch=config.gate.batch)
-    store = open_store(config.data_dir, fleet=config.fleet, task=config.task)
+    address = config.store.address()
+    store = open_store(config.data_dir, fleet=config.fleet, task=config.task, address=address)
     try:
         codes = {one.vehicle: Code(one.code.get_secret_value(), one.region) for one in config.enrolment}
         key = load_key(config.data_dir, draw)
@@ -64,8 +66,15 @@ def prepare(config: ServerConfig, *, now_s: float, draw: Callable[[int], bytes])
         store.close()
         raise
     coordinator = Coordinator(store, config, party.task, graph, validation, model)
-    limits = Limits(config.update_limit_bytes, model.vector.size, config.example_cap, config.quarantine_keep)
-    return Parts(config, store, party, coordinator, Ingest(store, party, limits))
+    limits = Limits(
+        config.update_limit_bytes,
+        model.vector.size,
+        config.example_cap,
+        config.quarantine_keep,
+        config.retention.quarantine_bytes,
+    )
+    ingest = Ingest(store, party, limits, Limiter(config.rate.rate()))
+    return Parts(config, store, party, coordinator, ingest)
 
 
 def assemble(parts: Parts, link: Link) -> Server:

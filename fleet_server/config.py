@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 from fedfleet.fleet_server.config_base import Config
 from fedfleet.fleet_server.config_codec import CodecConfig, DownlinkConfig, LinkConfig
 from fedfleet.fleet_server.config_rounds import GateConfig, RoundsConfig
+from fedfleet.fleet_server.config_store import RateConfig, RetentionConfig, StoreConfig
 from fedfleet.fleet_server.config_strategy import StrategyConfig
 from fedfleet.link.config import BrokerConfig
 from fedfleet.models.settings import TrainSettings
@@ -26,9 +27,12 @@ __all__ = [
     "GateConfig",
     "GroupCommitConfig",
     "LinkConfig",
+    "RateConfig",
+    "RetentionConfig",
     "RoundsConfig",
     "ServerConfig",
     "ServerSettings",
+    "StoreConfig",
     "StrategyConfig",
 ]
 
@@ -99,6 +103,11 @@ class ServerSettings(Config):
         le=10_000_000,
         description="refused messages that are kept for inspection, newest first",
     )
+    store: StoreConfig = Field(default_factory=StoreConfig, description="where the store is")
+    retention: RetentionConfig = Field(
+        default_factory=RetentionConfig, description="how long the store keeps what is settled"
+    )
+    rate: RateConfig = Field(default_factory=RateConfig, description="what one vehicle may send")
 
     def training_of(self, round_: int) -> dict[str, Setting]:
         """Return the training settings of the plan of a round, from 1 on: the same for the same number."""

@@ -3,7 +3,8 @@
 Only after its commit may the broker be told to forget them, and the vehicles hear of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import sha256
@@ -11,11 +12,13 @@ from hashlib import sha256
 import structlog
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import requests, store_rounds, store_updates, store_vehicles
-from fedfleet.fleet_server.admission import Duplicate, Limits, View, expect, judge
+from fedfleet.fleet_server import requests, store_quarantine, store_rounds, store_updates, store_vehicles
+from fedfleet.fleet_server.admission import Accepted, Candidate, Limits, View, expect, judge, open_update
+from fedfleet.fleet_server.rate import Limiter, Rate
 from fedfleet.fleet_server.requests import Outgoing, Party
 from fedfleet.fleet_server.store import Store
-from fedfleet.fleet_server.store_updates import Known, Quarantined
+from fedfleet.fleet_server.store_quarantine import Quarantined
+from fedfleet.fleet_server.store_updates import Known
 from fedfleet.link.port import Delivery
 from fedfleet.protocol import chunks, envelope, messages, topics
 from fedfleet.protocol.envelope import Kind
@@ -30,6 +33,7 @@ log = structlog.get_logger()
 
 MESSAGE_LIMIT_BYTES = 64_000
 """Largest sealed message of a vehicle that is no update, in bytes."""
+DEFAULT_RATE = Rate(per_s=100.0, burst=1000)
 
 
 @dataclass
@@ -39,36 +43,51 @@ class Ingest:
     store: Store
     party: Party
     limits: Limits
+    limiter: Limiter = field(default_factory=lambda: Limiter(DEFAULT_RATE))
     stored: int = 0
     _keyring: Keyring = field(default_factory=lambda: Keyring({}))
     _regions: Mapping[str, str] = field(default_factory=dict)
     _stamp: int = -1
     _waiting: dict[str, Delivery] = field(default_factory=dict)
+    _dropped: int = 0
 
     def receive(self, deliveries: Iterable[Delivery], now_s: float) -> list[Outgoing]:
         """Take a batch in one transaction; return what to publish after the broker was told to forget it.
 
-        Raises StoreFailed, nothing applied: then nothing of the batch may be acknowledged.
+        What comes above its vehicle's rate is dropped before anything in it is looked at, and counted: no answer, no
+        quarantine; an honest vehicle sends again later. Raises StoreFailed, nothing applied: then nothing of the
+        batch may be acknowledged.
         """
-        self._refresh()
+        received = [(delivery, _topic(delivery)) for delivery in deliveries]
+        admitted = [one for one in received if self._admits(one[1], now_s)]
+        dropped = self._dropped + len(received) - len(admitted)
+        if not admitted:
+            self._dropped = dropped  # written with the next transaction
+            return []
         with self.store.write() as connection:
+            self._refresh(connection)
             batch = _Batch(self, connection, now_s)
-            outgoing = [one for delivery in deliveries for one in batch.take(delivery)]
+            if dropped:
+                batch.counts["dropped:rate"] = dropped
+            outgoing = batch.take_all(admitted)
+        self._dropped = 0
         self.stored += batch.stored
-        self._keyring, self._regions = batch.view.keyring, batch.view.regions
+        for vehicle in batch.enrolled:
+            self._waiting.pop(vehicle, None)
         return outgoing
 
-    def _refresh(self) -> None:
-        stamp = self.store.change_stamp()
+    def _admits(self, topic: Topic | PeerError, now_s: float) -> bool:
+        return self.limiter.admits(topic.vehicle if isinstance(topic, Topic) else "", now_s)
+
+    def _refresh(self, connection: Connection) -> None:
+        stamp = store_vehicles.stamp(connection)
         if stamp != self._stamp:
-            with self.store.read() as connection:
-                self._keyring = store_vehicles.keyring(connection)
-                self._regions = store_vehicles.regions(connection)
+            self._keyring = store_vehicles.keyring(connection)
+            self._regions = store_vehicles.regions(connection)
             self._stamp = stamp
 
     def view(self, connection: Connection) -> View:
         """Return what `judge` may know, inside one transaction."""
-        current = store_rounds.current(connection)
         return View(
             fleet=self.party.fleet,
             task=self.party.task,
@@ -78,8 +97,7 @@ class Ingest:
             find_round=cache(
                 lambda number, region: store_rounds.find(connection, number=number, region=region)
             ),
-            find_update=lambda update_id: store_updates.known(connection, update_id),
-            newest_round=next((one.plan.round for one in current.values()), -1),
+            newest_round=store_rounds.newest(connection),
         )
 
     def wait_for_enrolment(self, vehicle: str, delivery: Delivery) -> None:
@@ -87,105 +105,148 @@ class Ingest:
         self._waiting[vehicle] = delivery
 
     def waiting(self, vehicle: str) -> Delivery | None:
-        """Take the status that a vehicle had sent before it enrolled."""
-        return self._waiting.pop(vehicle, None)
+        """Return the status that a vehicle had sent before it enrolled."""
+        return self._waiting.get(vehicle)
+
+
+def _topic(delivery: Delivery) -> Topic | PeerError:
+    try:
+        return topics.parse(delivery.topic)
+    except PeerError as error:
+        return error
 
 
 class _Batch:
-    """One transaction of `Ingest`: what the messages in it see of each other."""
+    """One transaction of `Ingest`: what the messages in it see of each other.
+
+    Updates that follow each other are opened first, looked up with one query and written with one statement.
+    """
 
     def __init__(self, ingest: Ingest, connection: Connection, now_s: float) -> None:
         self.ingest, self.connection, self.now_s = ingest, connection, now_s
         self.view = ingest.view(connection)
         self.stored = 0
+        self.counts: Counter[str] = Counter()
+        self.enrolled: list[str] = []
+        self._outgoing: list[Outgoing] = []
+        self._run: list[tuple[Delivery, Topic, Candidate | PeerError]] = []
+        self._refused: list[Quarantined] = []
 
-    def take(self, delivery: Delivery) -> list[Outgoing]:
-        """Write what a message says and return the answers; a refused one goes to the quarantine."""
+    def take_all(self, received: Sequence[tuple[Delivery, Topic | PeerError]]) -> list[Outgoing]:
+        """Write what the messages say and return the answers; refused ones go to the quarantine."""
+        for delivery, topic in received:
+            self._take(delivery, topic)
+        self._finish_run()
+        limits = self.ingest.limits
+        store_quarantine.put_aside(
+            self.connection, self._refused, keep=limits.quarantine_keep, keep_bytes=limits.quarantine_bytes
+        )
+        store_updates.count_all(self.connection, self.counts)
+        return self._outgoing
+
+    def _take(self, delivery: Delivery, topic: Topic | PeerError) -> None:
         if not delivery.payload:
-            return []  # a retained topic was cleared
+            return  # a retained topic was cleared
+        if isinstance(topic, PeerError):
+            self._refuse(delivery, topic)
+            return
         try:
-            topic = topics.parse(delivery.topic)
+            self._handle(delivery, topic)
         except PeerError as error:
-            return self._refuse(delivery, error)
-        try:
-            return self._handle(delivery, topic)
-        except PeerError as error:
-            return self._refuse(delivery, error, topic)
+            self._refuse(delivery, error, topic)
 
-    def _handle(self, delivery: Delivery, topic: Topic) -> list[Outgoing]:
+    def _handle(self, delivery: Delivery, topic: Topic) -> None:
+        if topic.kind == "update":
+            self._update(delivery, topic)
+            return
+        self._finish_run()
         match topic.kind:
-            case "update":
-                return self._update(delivery, topic)
             case "status":
-                return self._status(delivery, topic)
+                self._status(delivery, topic)
             case "metrics":
-                return self._metrics(delivery, topic)
+                self._metrics(delivery, topic)
             case "request":
-                return self._request(delivery, topic)
+                self._request(delivery, topic)
             case _:
                 raise PeerError("wrong-topic", f"{delivery.topic[:80]} is not for the server")
 
-    def _refuse(self, delivery: Delivery, error: PeerError, topic: Topic | None = None) -> list[Outgoing]:
-        ingest, sealed = self.ingest, delivery.payload
+    def _refuse(self, delivery: Delivery, error: PeerError, topic: Topic | None = None) -> None:
+        sealed, party = delivery.payload, self.ingest.party
         digest = sha256(sealed).hexdigest()
         vehicle = topic.vehicle if topic is not None else ""
         head = (self.now_s, error.reason, error.detail, vehicle, delivery.topic)
-        one = Quarantined(*head, digest, len(sealed), sealed)
-        store_updates.put_aside(self.connection, one, keep=ingest.limits.quarantine_keep)
+        self._refused.append(Quarantined(*head, digest, len(sealed), sealed))
+        self.counts[f"refused:{error.reason}"] += 1
         log.warning("message refused", reason=error.reason, detail=error.detail, topic=delivery.topic[:100])
         if topic is not None and topic.kind == "update":
-            told = Receipt(
-                vehicle=topic.vehicle, sealed_sha256=digest, outcome="refused", reason=error.reason
-            )
-            return [ingest.party.receipt(told)]
+            told = Receipt(vehicle=vehicle, sealed_sha256=digest, outcome="refused", reason=error.reason)
+            self._outgoing.append(party.receipt(told))
         if topic is not None and topic.kind == "request":
-            return [ingest.party.refusal(topic.vehicle, error.reason)]
-        return []
+            self._outgoing.append(party.refusal(vehicle, error.reason))
 
-    def _update(self, delivery: Delivery, topic: Topic) -> list[Outgoing]:
-        if not chunks.is_chunk(delivery.payload):
-            return self._sealed_update(delivery.payload, topic)
-        if topic.vehicle not in self.view.keyring.keys:
-            raise PeerError("unknown-sender", f"{topic.vehicle} is not enrolled in fleet {self.view.fleet}")
-        limit = self.ingest.limits.update_bytes
-        piece = chunks.read_chunk(delivery.payload, number=topic.number, limit_bytes=limit)
-        store_updates.add_chunk(
-            self.connection, piece, vehicle=topic.vehicle, round_=topic.round, now_s=self.now_s
-        )
-        if (
-            store_updates.count_chunks(self.connection, vehicle=topic.vehicle, digest=piece.digest)
-            < piece.count
-        ):
-            return []
-        pieces = store_updates.chunks(self.connection, vehicle=topic.vehicle, digest=piece.digest)
-        store_updates.drop_chunks(self.connection, vehicle=topic.vehicle, digest=piece.digest)
-        sealed = chunks.join(pieces)
+    def _update(self, delivery: Delivery, topic: Topic) -> None:
+        if chunks.is_chunk(delivery.payload):
+            sealed = self._join(delivery.payload, topic)
+            if sealed is None:
+                return
+            delivery = replace(delivery, payload=sealed)
         try:
-            return self._sealed_update(sealed, topic)
+            one: Candidate | PeerError = open_update(delivery.payload, topic, self.view)
         except PeerError as error:
-            return self._refuse(replace(delivery, payload=sealed), error, topic)
+            one = error
+        self._run.append((delivery, topic, one))
 
-    def _sealed_update(self, sealed: bytes, topic: Topic) -> list[Outgoing]:
-        verdict = judge(sealed, topic, self.view)
-        if isinstance(verdict, Duplicate):
-            store_updates.count(self.connection, "duplicates")
-            known = verdict.known
-        else:
-            one = verdict.update
-            store_updates.add_update(
-                self.connection, one, now_s=self.now_s, fate=verdict.fate, reason=verdict.reason
-            )
-            self.stored += 1
-            known = Known(str(one.manifest.id), one.sealed_sha256, verdict.fate, verdict.reason)
+    def _join(self, frame: bytes, topic: Topic) -> bytes | None:
+        """Keep a piece of an update; return the whole sealed message when it was the last one missing."""
+        connection, vehicle = self.connection, topic.vehicle
+        if vehicle not in self.view.keyring.keys:
+            raise PeerError("unknown-sender", f"{vehicle} is not enrolled in fleet {self.view.fleet}")
+        piece = chunks.read_chunk(frame, number=topic.number, limit_bytes=self.view.limits.update_bytes)
+        store_updates.add_chunk(connection, piece, vehicle=vehicle, round_=topic.round, now_s=self.now_s)
+        if store_updates.count_chunks(connection, vehicle=vehicle, digest=piece.digest) < piece.count:
+            return None
+        pieces = store_updates.chunks(connection, vehicle=vehicle, digest=piece.digest)
+        store_updates.drop_chunks(connection, vehicle=vehicle, digest=piece.digest)
+        return chunks.join(pieces)
+
+    def _finish_run(self) -> None:
+        """Judge the opened updates in order of arrival, store the good ones, answer all."""
+        run, self._run = self._run, []
+        if not run:
+            return
+        opened = [one.manifest.id for _, _, one in run if isinstance(one, Candidate)]
+        known = store_updates.known_of(self.connection, opened)
+        accepted: list[Accepted] = []
+        for delivery, topic, one in run:
+            try:
+                if isinstance(one, PeerError):
+                    raise one
+                verdict = judge(one, known.get(one.manifest.id), self.view)
+            except PeerError as error:
+                self._refuse(delivery, error, topic)
+                continue
+            if isinstance(verdict, Accepted):
+                accepted.append(verdict)
+                found = Known(str(one.manifest.id), one.digest, verdict.fate, verdict.reason)
+                known[one.manifest.id] = found
+            else:
+                self.counts["duplicates"] += 1
+                found = verdict.known
+            self._outgoing.append(self._receipt(found, topic.vehicle))
+        rows = [(one.update, one.fate, one.reason) for one in accepted]
+        store_updates.add_updates(self.connection, rows, now_s=self.now_s)
+        self.stored += len(rows)
+
+    def _receipt(self, found: Known, vehicle: str) -> Outgoing:
         receipt = Receipt(
-            vehicle=topic.vehicle,
-            sealed_sha256=known.sealed_sha256,
-            update=known.update_id,
+            vehicle=vehicle,
+            sealed_sha256=found.sealed_sha256,
+            update=found.update_id,
             outcome="stored",
-            reason=known.reason,
-            fate=known.fate,
+            reason=found.reason,
+            fate=found.fate,
         )
-        return [self.ingest.party.receipt(receipt)]
+        return self.ingest.party.receipt(receipt)
 
     def _open(self, delivery: Delivery, topic: Topic, kind: Kind) -> bytes:
         view = self.view
@@ -195,27 +256,25 @@ class _Batch:
         expect(opened, kind, topic)
         return opened.body
 
-    def _status(self, delivery: Delivery, topic: Topic) -> list[Outgoing]:
+    def _status(self, delivery: Delivery, topic: Topic) -> None:
         vehicle = topic.vehicle
         if vehicle not in self.view.keyring.keys and requests.has_code(
             self.connection, self.ingest.party, vehicle
         ):
             self.ingest.wait_for_enrolment(vehicle, delivery)
-            return []
+            return
         status = messages.decode(Status, self._open(delivery, topic, Kind.STATUS), sender=vehicle)
         _check_told(status.vehicle, vehicle)
         if not store_vehicles.save_status(self.connection, status):
-            store_updates.count(self.connection, "ignored:stale-status")
-        return []
+            self.counts["ignored:stale-status"] += 1
 
-    def _metrics(self, delivery: Delivery, topic: Topic) -> list[Outgoing]:
+    def _metrics(self, delivery: Delivery, topic: Topic) -> None:
         metrics = messages.decode(Metrics, self._open(delivery, topic, Kind.METRICS), sender=topic.vehicle)
         _check_told(metrics.vehicle, topic.vehicle)
         if not store_vehicles.save_metrics(self.connection, metrics):
-            store_updates.count(self.connection, "ignored:stale-metrics")
-        return []
+            self.counts["ignored:stale-metrics"] += 1
 
-    def _request(self, delivery: Delivery, topic: Topic) -> list[Outgoing]:
+    def _request(self, delivery: Delivery, topic: Topic) -> None:
         party, vehicle = self.ingest.party, topic.vehicle
         answer = requests.answer(
             self.connection,
@@ -225,12 +284,14 @@ class _Batch:
             keyring=self.view.keyring,
             now_s=self.now_s,
         )
+        self._outgoing.append(answer)
         if vehicle in self.view.keyring.keys:
-            return [answer]
+            return
         keyring, regions = store_vehicles.keyring(self.connection), store_vehicles.regions(self.connection)
         self.view = replace(self.view, keyring=keyring, regions=regions)
-        before = self.ingest.waiting(vehicle)
-        return [answer, *(self.take(before) if before else [])]
+        self.enrolled.append(vehicle)
+        if before := self.ingest.waiting(vehicle):
+            self._take(before, topics.parse(before.topic))
 
 
 def _check_told(told: str, vehicle: str) -> None:

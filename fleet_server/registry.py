@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedfleet.fleet_server import store_vehicles
-from fedfleet.fleet_server.store import open_store
+from fedfleet.fleet_server.store import Store, open_store
+from fedfleet.fleet_server.store_postgres import Address
 
 __all__ = ["Place", "deny", "enrol"]
 
@@ -16,11 +17,12 @@ class Place:
     data_dir: Path
     fleet: str
     task: str
+    address: Address | None = None
 
 
 def enrol(place: Place, vehicle: str, *, region: str, public_key: bytes, now_s: float) -> None:
     """Register a vehicle's key and region in the store; UsageError as ``store_vehicles.enrol``."""
-    store = open_store(place.data_dir, fleet=place.fleet, task=place.task, exclusive=False)
+    store = _open(place)
     try:
         with store.write() as connection:
             store_vehicles.enrol(connection, vehicle, region=region, public_key=public_key, now_s=now_s)
@@ -30,9 +32,15 @@ def enrol(place: Place, vehicle: str, *, region: str, public_key: bytes, now_s: 
 
 def deny(place: Place, vehicle: str, *, denied: bool) -> None:
     """Put a vehicle on the deny-list, or take it off; UsageError when it is not enrolled."""
-    store = open_store(place.data_dir, fleet=place.fleet, task=place.task, exclusive=False)
+    store = _open(place)
     try:
         with store.write() as connection:
             store_vehicles.deny(connection, vehicle, denied=denied)
     finally:
         store.close()
+
+
+def _open(place: Place) -> Store:
+    return open_store(
+        place.data_dir, fleet=place.fleet, task=place.task, address=place.address, exclusive=False
+    )

@@ -1,52 +1,61 @@
-"""The store: one SQLite file that is the truth. WAL, ``synchronous=FULL``: a commit survives kill -9 and power loss.
+"""The store: the database that is the truth. A commit survives kill -9 and power loss.
 
-Rows are read and written by functions of a connection in ``store_updates``, ``store_rounds`` and ``store_models``;
-here are opening, the lock that keeps a second server away, and transactions.
+One SQLite file in the server's folder, or a PostgreSQL database: ``store.json`` in the folder says which, so that
+whoever reads the store beside the server finds it. Rows are read and written by functions of a connection in the
+other ``store_…`` files; here are opening, schema versions and transactions.
 """
 
-import fcntl
+import json
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, select
-from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import Connection, Engine, inspect, select
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from fedfleet.fleet_server import migrations, schema
+from fedfleet.fleet_server import migrations, schema, store_postgres, store_sqlite
+from fedfleet.fleet_server.files import write_file
+from fedfleet.fleet_server.store_postgres import Address, ConnectionLost
+from fedfleet.fleet_server.store_sqlite import FILE
 from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.errors import UsageError
 
 __all__ = [
+    "ADDRESS_FILE",
     "FILE",
     "START",
     "Store",
     "StoreFailed",
-    "lock",
+    "StoreLost",
+    "address_of",
     "open_reader",
     "open_store",
     "properties",
     "save_start",
 ]
 
-FILE = "store.sqlite"
-LOCK_FILE = "store.lock"
 START = "start"
-BUSY_TIMEOUT_MS = 10_000
+ADDRESS_FILE = "store.json"
 
 
 class StoreFailed(Exception):  # noqa: N818 - the state of a disk, not a mistake of anyone
     """The store cannot be written (a full disk, a failing one); the transaction left no trace."""
 
 
-class Store:
-    """An open store. ``write`` and ``read`` are transactions; close it to let another server in."""
+class StoreLost(StoreFailed):
+    """The store is out of reach, and what is known of it may be out of date: open it anew."""
 
-    def __init__(self, engine: Engine, folder: Path, *, lock_file: int | None) -> None:
-        self.folder = folder
+
+class Store:
+    """An open store. ``write`` and ``read`` are transactions; close it to let another server in.
+
+    ``folder`` is the server's, ``name`` says in messages which store it is.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, *, name: str, lock_file: int | None = None) -> None:
+        self.folder, self.name = folder, name
         self._engine = engine
         self._lock_file = lock_file
 
@@ -54,106 +63,140 @@ class Store:
     def write(self) -> Iterator[Connection]:
         """Run a transaction: committed to the disk when the block ends, undone when it raises.
 
-        Raises StoreFailed, nothing applied, when the disk is full or fails.
+        Raises StoreFailed, nothing applied, when the disk is full or fails; StoreLost when the database is gone.
         """
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except OperationalError as error:
-            raise StoreFailed(f"store {self.folder / FILE}: {error.orig}") from error
+        except ConnectionLost as error:
+            raise StoreLost(str(error)) from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise StoreLost(f"store {self.name}: the connection was lost: {_cause(error)}") from error
+            if isinstance(error, OperationalError):
+                raise StoreFailed(f"store {self.name}: {_cause(error)}") from error
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Run a transaction that only reads, on one unchanging view."""
-        with self._engine.connect().execution_options(reading=True) as connection, connection.begin():
-            yield connection
-
-    def change_stamp(self) -> int:
-        """Return a number that changes when another process has changed the store."""
-        with self._engine.connect().execution_options(reading=True) as connection:
-            return int(connection.exec_driver_sql("PRAGMA data_version").scalar_one())
+        """Run a transaction that only reads, on one unchanging view; StoreLost when the database is gone."""
+        try:
+            with self._engine.connect().execution_options(reading=True) as connection, connection.begin():
+                yield connection
+        except ConnectionLost as error:
+            raise StoreLost(str(error)) from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise StoreLost(f"store {self.name}: the connection was lost: {_cause(error)}") from error
+            raise
 
     def close(self) -> None:
-        """Close the file and release the lock."""
+        """Close the database and release the lock."""
         self._engine.dispose()
         if self._lock_file is not None:
             os.close(self._lock_file)
             self._lock_file = None
 
 
-def lock(folder: Path) -> int:
-    """Take the exclusive lock of a store's folder; UsageError naming the process that holds it."""
-    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(descriptor)
-        raise UsageError(f"store {folder} is in use by process {holder}") from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
+def open_store(
+    folder: Path,
+    *,
+    fleet: str,
+    task: str,
+    address: Address | None = None,
+    exclusive: bool = True,
+    max_pages: int = 0,
+) -> Store:
+    """Open the store of a server in ``folder``, making it when there is none; with ``address`` in PostgreSQL.
 
-
-def open_store(folder: Path, *, fleet: str, task: str, exclusive: bool = True, max_pages: int = 0) -> Store:
-    """Open the store of a server in ``folder``, making it when there is none.
-
-    ``exclusive`` takes the lock of a running server; commands that add a row beside one do without. ``max_pages``
-    bounds the file's pages as a full disk would (0: no bound). Raises UsageError: in use, another schema version,
-    fleet or task, not a database.
+    ``exclusive`` takes the lock of a running server and brings an older store up to date; commands that add a row
+    beside one do without. ``max_pages`` bounds the SQLite file's pages as a full disk would (0: no bound). Raises
+    UsageError: in use, a newer schema, another fleet or task, not a database; StoreFailed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock_file = lock(folder) if exclusive else None
-    engine = _engine(f"sqlite:///{folder / FILE}", max_pages=max_pages)
-    store = Store(engine, folder, lock_file=lock_file)
+    if exclusive:
+        _check_address(folder, address)
+    else:
+        address = address or address_of(folder)
+    store = _open(folder, address, exclusive=exclusive, max_pages=max_pages)
     try:
         _prepare(store, {"fleet": fleet, "task": task}, may_migrate=exclusive)
+        if exclusive and address is not None:
+            _note_address(folder, address)
     except BaseException:
         store.close()
         raise
     return store
 
 
+def _open(folder: Path, address: Address | None, *, exclusive: bool, max_pages: int) -> Store:
+    if address is None:
+        lock_file = store_sqlite.lock(folder) if exclusive else None
+        path = folder / FILE
+        return Store(
+            store_sqlite.engine(path, max_pages=max_pages), folder, name=str(path), lock_file=lock_file
+        )
+    engine = store_postgres.engine(address, exclusive=exclusive)
+    if exclusive:
+        try:
+            store_postgres.lock(engine, address)
+        except DBAPIError as error:
+            raise UsageError(f"store {address} cannot be opened: {_cause(error)}") from error
+        except BaseException:
+            engine.dispose()
+            raise
+    return Store(engine, folder, name=str(address))
+
+
 def open_reader(folder: Path) -> Store:
     """Open the store of ``folder`` for reading only, beside a running server; UsageError when there is none."""
-    path = folder / FILE
-    if not path.is_file():
+    address, path = address_of(folder), folder / FILE
+    if address is None and not path.is_file():
         raise UsageError(f"{folder}: no fleet server has kept its store here ({FILE} is missing)")
-    store = Store(_engine(f"sqlite:///file:{path}?mode=ro&uri=true", reader=True), folder, lock_file=None)
+    if address is None:
+        store = Store(store_sqlite.reader(path), folder, name=str(path))
+    else:
+        store = Store(store_postgres.engine(address, exclusive=False), folder, name=str(address))
     try:
         with store.read() as connection:
-            _check(connection, folder, {})
-    except (DatabaseError, sqlite3.DatabaseError) as error:
+            _check(connection, store.name, {})
+    except (DBAPIError, sqlite3.DatabaseError, StoreLost) as error:
         store.close()
-        cause = error.orig if isinstance(error, DatabaseError) else error
-        raise UsageError(f"store {path} cannot be read: {cause}") from error
+        raise UsageError(f"store {store.name} cannot be read: {_cause(error)}") from error
     except UsageError:
         store.close()
         raise
     return store
 
 
-def _engine(url: str, *, reader: bool = False, max_pages: int = 0) -> Engine:
-    engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
+def address_of(folder: Path) -> Address | None:
+    """Return the PostgreSQL database that the server of this folder uses; None for the SQLite file in it."""
+    try:
+        told = json.loads((folder / ADDRESS_FILE).read_bytes())
+        return Address(told["url"], Path(told["password_file"]) if told["password_file"] else None)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder / ADDRESS_FILE}: cannot be read: {error}") from error
 
-    def configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - the driver's own type
-        connection.isolation_level = None  # transactions begin below, not where the driver thinks
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
-        if not reader:
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute("PRAGMA synchronous=FULL")
-        if max_pages:
-            cursor.execute(f"PRAGMA max_page_count={max_pages}")
-        cursor.close()
 
-    def begin(connection: Connection) -> None:
-        reading = connection.get_execution_options().get("reading", False)
-        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+def _check_address(folder: Path, address: Address | None) -> None:
+    """Raise UsageError when this folder's store was kept elsewhere: a server must not begin anew by mistake."""
+    before = address_of(folder)
+    if address is None and before is not None:
+        told = f"its store is {before}, the configuration names none"
+        raise UsageError(f"{folder}: {told}: set store.url, or remove {ADDRESS_FILE} to begin a new one")
+    if address is not None and (folder / FILE).exists():
+        raise UsageError(f"{folder}: holds {FILE}, the configuration names {address}: use another folder")
+    if address is not None and before is not None and before.url != address.url:
+        told = f"its store is {before}, the configuration names {address}"
+        raise UsageError(f"{folder}: {told}: move the data, then remove {ADDRESS_FILE}")
 
-    event.listen(engine, "connect", configure)
-    event.listen(engine, "begin", begin)
-    return engine
+
+def _note_address(folder: Path, address: Address) -> None:
+    file = address.password_file
+    told = json.dumps({"url": address.url, "password_file": str(file.resolve()) if file else None})
+    write_file(folder / ADDRESS_FILE, told.encode())
 
 
 def _prepare(store: Store, expected: dict[str, str], *, may_migrate: bool) -> None:
@@ -164,10 +207,14 @@ def _prepare(store: Store, expected: dict[str, str], *, may_migrate: bool) -> No
                 told = {"schema": str(migrations.VERSION), **expected}
                 rows = [{"name": name, "value": value} for name, value in told.items()]
                 connection.execute(schema.property_.insert(), rows)
-            _check(connection, store.folder, expected, may_migrate=may_migrate)
-    except (DatabaseError, sqlite3.DatabaseError) as error:
-        cause = error.orig if isinstance(error, DatabaseError) else error
-        raise UsageError(f"store {store.folder / FILE} cannot be opened: {cause}") from error
+            _check(connection, store.name, expected, may_migrate=may_migrate)
+    except (DBAPIError, sqlite3.DatabaseError, StoreLost) as error:
+        raise UsageError(f"store {store.name} cannot be opened: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 def save_start(connection: Connection, value: str) -> None:
@@ -184,22 +231,22 @@ def properties(connection: Connection) -> dict[str, str]:
 
 
 def _check(
-    connection: Connection, folder: Path, expected: dict[str, str], *, may_migrate: bool = False
+    connection: Connection, store: str, expected: dict[str, str], *, may_migrate: bool = False
 ) -> None:
     found = properties(connection)
     for name, value in expected.items():
         if found.get(name) != value:
-            raise UsageError(f"store {folder}: expected {name} {value}, it has {found.get(name, 'none')}")
+            raise UsageError(f"store {store}: expected {name} {value}, it has {found.get(name, 'none')}")
     version, known = int(found.get("schema", "0")), migrations.VERSION
     if version > known:
         told = f"has schema {version}, this fedfleet knows up to {known}"
         raise UsageError(
-            f"store {folder}: {told}: start the fedfleet that wrote it, or restore an older backup"
+            f"store {store}: {told}: start the fedfleet that wrote it, or restore an older backup"
         )
     if version < known:
         if not may_migrate:
             told = f"has schema {version}, this fedfleet needs {known}"
             raise UsageError(
-                f"store {folder}: {told}: start its server once, which brings the store up to date"
+                f"store {store}: {told}: start its server once, which brings the store up to date"
             )
         migrations.migrate(connection, version)

@@ -20,6 +20,7 @@ __all__ = [
     "current",
     "find",
     "live_settlements",
+    "newest",
     "replan",
     "retire_settlements",
     "rounds",
@@ -60,8 +61,14 @@ def add_round(connection: Connection, one: Round) -> None:
 
 def current(connection: Connection) -> dict[str, Round]:
     """Return the newest round, by region; empty before the first."""
-    newest = connection.execute(select(func.max(round_.c.round))).scalar_one()
-    return {} if newest is None else {one.plan.region: one for one in rounds(connection, number=newest)}
+    number = newest(connection)
+    return {} if number < 0 else {one.plan.region: one for one in rounds(connection, number=number)}
+
+
+def newest(connection: Connection) -> int:
+    """Return the number of the newest round; -1 before the first."""
+    found: int | None = connection.execute(select(func.max(round_.c.round))).scalar_one()
+    return -1 if found is None else found
 
 
 def rounds(connection: Connection, *, number: int | None = None) -> list[Round]:

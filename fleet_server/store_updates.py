@@ -1,13 +1,13 @@
-"""Rows of updates: what was stored, its fate, the pieces of what is not complete, and what was put aside."""
+"""Rows of updates: what was stored, its fate, the pieces of what is not complete, and counters."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Select, bindparam, func, select
 
-from fedfleet.fleet_server.schema import audit, chunk, counter, member, quarantine, update
+from fedfleet.fleet_server.schema import audit, chunk, counter, member, update
 from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.chunks import Chunk
 from fedfleet.protocol.ids import UpdateId, shard
@@ -16,30 +16,33 @@ from fedfleet.protocol.update import Manifest
 
 __all__ = [
     "Known",
-    "Quarantined",
     "StoredUpdate",
     "add_chunk",
     "add_update",
+    "add_updates",
     "audit_head",
+    "audit_leaf",
     "chunks",
     "count",
+    "count_all",
     "count_chunks",
     "counters",
     "drop_chunks",
     "forget_payloads",
     "has_members",
     "known",
+    "known_of",
     "members",
     "pending",
-    "put_aside",
-    "quarantined",
     "received",
     "set_fates",
     "settled",
 ]
 
-HEAD_BYTES = 4096
 MAX_INCOMPLETE = 3
+_KNOWN = select(update.c.id, update.c.sealed_sha256, update.c.fate, update.c.reason).where(
+    update.c.id.in_(bindparam("ids", expanding=True))
+)
 
 
 @dataclass(frozen=True)
@@ -64,31 +67,22 @@ class Known:
     reason: str
 
 
-@dataclass(frozen=True)
-class Quarantined:
-    """A message that was refused: why, where it came, and its first bytes."""
-
-    at_s: float
-    reason: str
-    detail: str
-    vehicle: str
-    topic: str
-    sha256: str
-    size_bytes: int
-    head: bytes
-
-
 def known(connection: Connection, update_id: UpdateId) -> Known | None:
     """Return what is recorded under this id."""
-    return _known(connection, select(update).where(update.c.id == str(update_id)))
+    return known_of(connection, [update_id]).get(update_id)
+
+
+def known_of(connection: Connection, ids: Collection[UpdateId]) -> dict[UpdateId, Known]:
+    """Return what is recorded under these ids, in one query."""
+    if not ids:
+        return {}
+    found = connection.execute(_KNOWN, {"ids": [str(id_) for id_ in ids]}).all()
+    return {UpdateId.parse(row.id): Known(row.id, row.sealed_sha256, row.fate, row.reason) for row in found}
 
 
 def received(connection: Connection, *, round_: int, vehicle: str) -> Known | None:
     """Return the update that this vehicle has stored for this round."""
-    return _known(connection, select(update).where(update.c.round == round_, update.c.vehicle == vehicle))
-
-
-def _known(connection: Connection, query: Select[Any]) -> Known | None:
+    query = select(update).where(update.c.round == round_, update.c.vehicle == vehicle)
     row = connection.execute(query.limit(1)).one_or_none()
     return Known(row.id, row.sealed_sha256, row.fate, row.reason) if row else None
 
@@ -96,9 +90,31 @@ def _known(connection: Connection, query: Select[Any]) -> Known | None:
 def add_update(
     connection: Connection, stored: StoredUpdate, *, now_s: float, fate: Fate | None = None, reason: str = ""
 ) -> None:
-    """Add the dedupe row with the update's bytes, and its leaf in the audit chain."""
+    """Add one update, as `add_updates`."""
+    add_updates(connection, [(stored, fate, reason)], now_s=now_s)
+
+
+def add_updates(
+    connection: Connection, updates: Sequence[tuple[StoredUpdate, Fate | None, str]], *, now_s: float
+) -> None:
+    """Add the dedupe rows with the updates' bytes, fate and reason, and their leaves in the audit chain."""
+    if not updates:
+        return
+    connection.execute(update.insert(), [_row(*one, now_s=now_s) for one in updates])
+    position, leaf = audit_head(connection)
+    leaves = []
+    for number, (stored, _, _) in enumerate(updates, start=position + 1):
+        name = str(stored.manifest.id)
+        leaf = audit_leaf(leaf, name, stored.sealed_sha256)
+        leaves.append(
+            {"position": number, "update_id": name, "sealed_sha256": stored.sealed_sha256, "leaf": leaf}
+        )
+    connection.execute(audit.insert(), leaves)
+
+
+def _row(stored: StoredUpdate, fate: Fate | None, reason: str, *, now_s: float) -> dict[str, object]:
     manifest = stored.manifest
-    row = {
+    return {
         "id": str(manifest.id),
         "vehicle": manifest.id.vehicle,
         "epoch": f"{manifest.id.epoch:016x}",
@@ -116,16 +132,11 @@ def add_update(
         "fate": fate,
         "reason": reason,
     }
-    connection.execute(update.insert(), row)
-    position, leaf = audit_head(connection)
-    chained = sha256(f"{leaf}\n{manifest.id}\n{stored.sealed_sha256}".encode()).hexdigest()
-    row = {
-        "position": position + 1,
-        "update_id": str(manifest.id),
-        "sealed_sha256": stored.sealed_sha256,
-        "leaf": chained,
-    }
-    connection.execute(audit.insert(), row)
+
+
+def audit_leaf(before: str, update_id: str, sealed_sha256: str) -> str:
+    """Return the next leaf of the audit chain."""
+    return sha256(f"{before}\n{update_id}\n{sealed_sha256}".encode()).hexdigest()
 
 
 def audit_head(connection: Connection) -> tuple[int, str]:
@@ -219,26 +230,18 @@ def drop_chunks(connection: Connection, *, vehicle: str, digest: str) -> None:
     connection.execute(chunk.delete().where(chunk.c.vehicle == vehicle, chunk.c.digest == digest))
 
 
-def put_aside(connection: Connection, one: Quarantined, *, keep: int) -> None:
-    """Keep a refused message, and count its reason. The newest ``keep`` stay."""
-    row = vars(one) | {"head": one.head[:HEAD_BYTES], "detail": one.detail[:300], "topic": one.topic[:300]}
-    number = connection.execute(quarantine.insert(), row).inserted_primary_key
-    if number is not None:
-        connection.execute(quarantine.delete().where(quarantine.c.number <= number[0] - keep))
-    count(connection, f"refused:{one.reason}")
-
-
-def quarantined(connection: Connection, *, limit: int) -> list[Quarantined]:
-    """Return the newest refused messages, the newest first."""
-    rows = connection.execute(select(quarantine).order_by(quarantine.c.number.desc()).limit(limit)).mappings()
-    return [Quarantined(**{name: row[name] for name in Quarantined.__annotations__}) for row in rows]
-
-
 def count(connection: Connection, name: str, by: int = 1) -> None:
     """Add to a counter."""
-    statement = insert(connection, counter).values(name=name, value=by)
-    sum_ = {"value": counter.c.value + by}
-    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=sum_))
+    count_all(connection, {name: by})
+
+
+def count_all(connection: Connection, by: Mapping[str, int]) -> None:
+    """Add to several counters."""
+    statement = insert(connection, counter)
+    sum_ = {"value": counter.c.value + statement.excluded.value}
+    rows = [{"name": name, "value": value} for name, value in by.items()]
+    if rows:
+        connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=sum_), rows)
 
 
 def counters(connection: Connection, names: Iterable[str] = ()) -> dict[str, int]:

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 from sqlalchemy import Connection, func, select
 
-from fedfleet.fleet_server.schema import code, vehicle
+from fedfleet.fleet_server.schema import code, property_, vehicle
 from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import SERVER, check_id
@@ -26,8 +26,12 @@ __all__ = [
     "regions",
     "save_metrics",
     "save_status",
+    "stamp",
     "use_code",
 ]
+
+STAMP = "registry"
+"""Property that counts the changes of the registry."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def enrol(connection: Connection, name: str, *, region: str, public_key: bytes, 
         raise UsageError(f"vehicle {name} is enrolled with another key {known.hex()[:12]}…")
     else:
         connection.execute(vehicle.update().where(vehicle.c.id == name).values(region=region))
+    _restamp(connection)
 
 
 def deny(connection: Connection, name: str, *, denied: bool = True) -> None:
@@ -67,6 +72,19 @@ def deny(connection: Connection, name: str, *, denied: bool = True) -> None:
     changed = connection.execute(vehicle.update().where(vehicle.c.id == name).values(denied=denied))
     if changed.rowcount == 0:
         raise UsageError(f"vehicle {name} is not enrolled, so it cannot be denied")
+    _restamp(connection)
+
+
+def stamp(connection: Connection) -> int:
+    """Return a number that changes with every change of keys, regions and the deny-list, whoever made it."""
+    query = select(property_.c.value).where(property_.c.name == STAMP)
+    return int(connection.execute(query).scalar_one_or_none() or 0)
+
+
+def _restamp(connection: Connection) -> None:
+    values = {"name": STAMP, "value": str(stamp(connection) + 1)}
+    statement = insert(connection, property_).values(**values)
+    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
 
 
 def keyring(connection: Connection) -> Keyring:

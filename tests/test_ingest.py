@@ -12,7 +12,7 @@ from server_world import EPOCH, FLEET, SIZE, code, key_of, sealed_update
 
 from fedfleet.codec import payload
 from fedfleet.codec.settings import Settings
-from fedfleet.fleet_server import store_rounds, store_updates, store_vehicles
+from fedfleet.fleet_server import store_quarantine, store_rounds, store_updates, store_vehicles
 from fedfleet.fleet_server.admission import Limits
 from fedfleet.fleet_server.ingest import Ingest
 from fedfleet.fleet_server.requests import Code, Outgoing, Party
@@ -101,7 +101,7 @@ def stored(store: Store) -> list[str]:
 
 def quarantined(store: Store) -> list[str]:
     with store.read() as connection:
-        return [one.reason for one in store_updates.quarantined(connection, limit=100)]
+        return [one.reason for one in store_quarantine.quarantined(connection, limit=100)]
 
 
 def test_a_good_update_is_stored_and_its_receipt_names_it(ingest: Ingest, store: Store) -> None:
@@ -210,13 +210,13 @@ def test_a_bad_update_is_refused_by_its_reason(what: str, ingest: Ingest, store:
     assert quarantined(store) == [reason]
     with store.read() as connection:
         assert store_updates.counters(connection) == {f"refused:{reason}": 1}
-        (one,) = store_updates.quarantined(connection, limit=9)
+        (one,) = store_quarantine.quarantined(connection, limit=9)
     assert (one.vehicle, one.topic, one.size_bytes) == (
         topics.parse(bad.topic).vehicle,
         bad.topic,
         len(bad.payload),
     )
-    assert one.head == bad.payload[:4096]
+    assert one.head == bad.payload[:64_000]
 
 
 def test_a_replayed_id_with_other_content_is_refused(ingest: Ingest, store: Store) -> None:

@@ -38,6 +38,7 @@ PURE_FILES = {
         "fold",
         "gate",
         "merge",
+        "rate",
         "rounds",
         "selection",
         "settlement",

@@ -13,7 +13,7 @@ import pytest
 from server_world import EPOCH, FLEET, SIZE, key_of, sealed_update
 from test_ingest import PLAN, SERVER_KEY, TASK, to_topic
 
-from fedfleet.fleet_server import store_models, store_rounds, store_updates, store_vehicles
+from fedfleet.fleet_server import store_models, store_quarantine, store_rounds, store_updates, store_vehicles
 from fedfleet.fleet_server.admission import Limits
 from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.ingest import Ingest
@@ -142,7 +142,7 @@ def test_a_full_disk_takes_nothing_of_a_batch_and_says_so(store: Store) -> None:
     # then nothing of it is there, and what was there is
     with full.read() as connection:
         assert store_updates.audit_head(connection)[0] == 1
-        assert store_updates.quarantined(connection, limit=9) == []
+        assert store_quarantine.quarantined(connection, limit=9) == []
         assert store_updates.known(connection, UpdateId("v-2", EPOCH, 5)) is None
         assert store_updates.known(connection, UpdateId("v-1", EPOCH, 5)) is not None
     full.close()

@@ -7,7 +7,7 @@ import pytest
 from server_world import EPOCH, FLEET
 from sqlalchemy import Connection, inspect
 
-from fedfleet.fleet_server import migrations, store_models, store_updates, store_vehicles
+from fedfleet.fleet_server import migrations, store_models, store_quarantine, store_updates, store_vehicles
 from fedfleet.fleet_server.store import FILE, StoreFailed, open_reader, open_store, properties
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
@@ -45,7 +45,7 @@ def test_an_old_store_is_brought_up_to_date_and_keeps_what_it_has(old: Path, tmp
         assert properties(connection)["schema"] == str(migrations.VERSION)
         assert store_updates.known(connection, UpdateId("v-1", EPOCH, 5)) is not None
         assert store_vehicles.regions(connection) == {"v-1": "north", "v-2": "north"}
-        assert [one.reason for one in store_updates.quarantined(connection, limit=9)] == ["truncated"]
+        assert [one.reason for one in store_quarantine.quarantined(connection, limit=9)] == ["truncated"]
         model = store_models.newest_model(connection)
         assert model is not None
         assert model.optimizer["momentum"].tolist() == [0, 1, 2, 3]

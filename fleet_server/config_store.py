@@ -1,0 +1,76 @@
+"""The store's part of the server's configuration: where it is, how long it keeps what, how fast a vehicle may send."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from fedfleet.fleet_server.config_base import Config
+from fedfleet.fleet_server.rate import Rate
+from fedfleet.fleet_server.store_postgres import Address
+from fedfleet.protocol.errors import UsageError
+
+__all__ = ["RateConfig", "RetentionConfig", "StoreConfig"]
+
+
+class StoreConfig(Config):
+    """Where the store is: by default one SQLite file in the server's folder."""
+
+    url: str = Field(
+        default="",
+        description="a PostgreSQL database, postgresql://user@host:port/name, without password; empty: SQLite",
+    )
+    password_file: Path | None = Field(
+        default=None, description="file with the database's password; without it libpq's ways, as PGPASSWORD"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.url:
+            try:
+                Address(self.url).parsed()
+            except UsageError as error:
+                raise ValueError(str(error)) from error
+        elif self.password_file is not None:
+            raise ValueError("password_file: needs url")
+        return self
+
+    def address(self) -> Address | None:
+        """Return the database's address; None for the SQLite file."""
+        return Address(self.url, self.password_file) if self.url else None
+
+
+class RetentionConfig(Config):
+    """How long the store keeps what is settled. The audit chain, with a line per update, is kept for ever."""
+
+    payload_rounds: int = Field(
+        default=3, ge=1, le=1_000_000, description="rounds for which the bytes of settled updates are kept"
+    )
+    record_rounds: int = Field(
+        default=10_000,
+        ge=10,
+        le=100_000_000,
+        description="rounds for which the records of rounds, updates (what receipts repeat) and settlements are kept",
+    )
+    score_versions: int = Field(
+        default=10_000, ge=10, le=100_000_000, description="model versions whose scores and hashes are kept"
+    )
+    quarantine_bytes: int = Field(
+        default=16_000_000,
+        ge=0,
+        le=10**12,
+        description="bytes that are kept of refused messages, newest first, at most 64,000 of each",
+    )
+
+
+class RateConfig(Config):
+    """What one vehicle may send; what comes above is dropped before it is looked at, and counted."""
+
+    messages_per_s: float = Field(
+        default=100.0, gt=0, le=1e6, description="messages per second of one vehicle, in the long run"
+    )
+    burst: int = Field(default=1000, ge=1, le=10_000_000, description="messages of one vehicle at once")
+
+    def rate(self) -> Rate:
+        """Return the rate of a token bucket."""
+        return Rate(self.messages_per_s, self.burst)
