@@ -23,7 +23,7 @@ from child_processes import Processes
 from crash_site import ALL, Plan, Site, Told, shake, tell
 
 Kind = Literal["mosquitto", "nats"]
-KILLS_PER_ROUND = 3
+KILLS_PER_ROUND = 1.5
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def calm(folder: Path, *, rounds: int, kind: Kind) -> Told:
 
 def measure(folder: Path, plan: Plan, *, kind: Kind, seed: int) -> dict[str, Any]:
     """Run undisturbed, then with the kills, and compare."""
-    rounds = max(2, plan.total // KILLS_PER_ROUND)
+    rounds = max(2, int(plan.total / KILLS_PER_ROUND))
     begun = time.monotonic()
     expected = calm(folder / "calm", rounds=rounds, kind=kind)
     calm_s = time.monotonic() - begun

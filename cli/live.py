@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-__all__ = ["line", "table"]
+__all__ = ["gain", "heading", "line", "refusals", "table"]
 
 Snapshot = Mapping[str, Any]
 """What ``fleet_server.status.snapshot`` returns."""
@@ -14,24 +14,26 @@ Snapshot = Mapping[str, Any]
 def table(snapshot: Snapshot, *, note: str = "") -> Table:
     """Return the table of a snapshot, one row per region."""
     metric = snapshot["metric"]
-    title = f"{snapshot['fleet']} · {snapshot['task']} · round {snapshot['round']} · version {snapshot['version']}"
-    view = Table(title=title, caption=note or None, expand=False)
-    for heading in ("region", "state"):
-        view.add_column(heading)
+    title = f"{snapshot['fleet']} · {snapshot['task']} · {heading(snapshot)}"
+    caption = "\n".join(filter(None, (refusals(snapshot), note)))
+    view = Table(title=title, caption=caption or None, expand=False)
+    for column in ("region", "state"):
+        view.add_column(column)
     numeric = (
         "online",
         "training",
         "received",
         f"{metric['name']} now",
         "baseline",
+        "gain",
         "up kB",
         "down kB",
         "ratio",
         "p50 ms",
         "p99 ms",
     )
-    for heading in numeric:
-        view.add_column(heading, justify="right")
+    for column in numeric:
+        view.add_column(column, justify="right")
     for name, region in sorted(snapshot["regions"].items()):
         view.add_row(
             name,
@@ -41,6 +43,7 @@ def table(snapshot: Snapshot, *, note: str = "") -> Table:
             f"{region['received']}/{region['target']}",
             _figure(region["score"]),
             _figure(region["baseline"]),
+            gain(region, metric["better"]),
             f"{region['bytes_up'] / 1000:.1f}",
             f"{region['bytes_down'] / 1000:.0f}",
             f"{region['ratio']:.0f} ×" if region["ratio"] else "–",
@@ -52,13 +55,42 @@ def table(snapshot: Snapshot, *, note: str = "") -> Table:
 
 def line(snapshot: Snapshot) -> str:
     """Return a snapshot in one line, for logs and pipes."""
-    parts = [f"round {snapshot['round']} version {snapshot['version']}"]
+    parts = [heading(snapshot)]
     for name, region in sorted(snapshot["regions"].items()):
         score = f"{_figure(region['score'])}/{_figure(region['baseline'])}"
+        better = gain(region, snapshot["metric"]["better"])
         parts.append(
-            f"{name}: {region['state'] or 'waiting'} {region['received']}/{region['target']} {score}"
+            f"{name}: {region['state'] or 'waiting'} {region['received']}/{region['target']} {score} ({better})"
         )
-    return " · ".join(parts)
+    return " · ".join([*parts, *filter(None, (refusals(snapshot),))])
+
+
+def heading(snapshot: Snapshot) -> str:
+    """Return round, versions, vehicles online and the rate of updates."""
+    regions = snapshot["regions"].values()
+    online, enrolled = (sum(region[name] for region in regions) for name in ("online", "enrolled"))
+    total = f"/{snapshot['rounds_total']}" if snapshot["rounds_total"] else ""
+    return (
+        f"round {snapshot['round']}{total} · version {snapshot['version']} (drives: {snapshot['released']}) · "
+        f"{online}/{enrolled} online · {snapshot['updates_per_s']:.2g} updates/s"
+    )
+
+
+def refusals(snapshot: Snapshot) -> str:
+    """Return what was refused, by reason, the most frequent first; empty when nothing was."""
+    counters = snapshot["counters"].items()
+    found = [(name.partition(":")[2], number) for name, number in counters if name.startswith("refused:")]
+    shown = sorted(found, key=lambda each: (-each[1], each[0]))
+    return "refused: " + ", ".join(f"{number} {reason}" for reason, number in shown) if shown else ""
+
+
+def gain(region: Mapping[str, Any], better: str) -> str:
+    """Return how much better than the baseline a region's score is, in percent."""
+    score, baseline = region["score"], region["baseline"]
+    if score is None or not baseline:
+        return "–"
+    share = (baseline - score) / baseline
+    return f"{100 * (share if better == 'lower' else -share):+.1f} %"
 
 
 def _figure(value: float | None) -> str:

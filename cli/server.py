@@ -1,4 +1,4 @@
-"""``fedfleet server``: run the fleet server; enrol and deny vehicles."""
+"""``fedfleet server``: run the fleet server; look at what it keeps; enrol and deny vehicles."""
 
 import time
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from fedfleet.cli import server_views
 from fedfleet.cli.config import load
 from fedfleet.cli.data import held_out_jobs, prepare, scenarios_dir, split
 from fedfleet.cli.launch import SERVER, become, must_answer, server_config, server_place, write_config
@@ -16,7 +17,12 @@ from fedfleet.protocol.signing import KEY_BYTES
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Run the fleet server; enrol and deny vehicles.", invoke_without_command=True)
+app = typer.Typer(
+    help="Run the fleet server; look at what it keeps; enrol and deny vehicles.", invoke_without_command=True
+)
+app.command("rounds")(server_views.rounds)
+app.command("vehicles")(server_views.vehicles)
+app.command("models")(server_views.models)
 
 Vehicle = Annotated[str, typer.Argument(help="Id of the vehicle: a-z, 0-9 and '-'.", show_default=False)]
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,21 +25,31 @@ def status(
         float, typer.Option("--interval", min=0.1, help="Seconds between two looks, with --watch.")
     ] = 1.0,
 ) -> None:
-    """Show the fleet as the server knows it: rounds, vehicles, error now and of the baseline, bytes, latency."""
-    settings = load(config)
-    folder = server_dir(settings)
+    """Show the fleet as the server knows it: rounds, vehicles, error now and of the baseline, bytes, refusals.
+
+    Without a terminal it prints one plain line per look; with --json one JSON document per look.
+    """
+    folder = server_dir(load(config))
     console = Console()
-    if as_json:
-        typer.echo(json.dumps(snapshot(folder, time.time())))
-        return
+    is_plain = as_json or not console.is_terminal
+
+    def look() -> dict[str, Any]:
+        return snapshot(folder, time.time())
+
+    def show(found: dict[str, Any]) -> None:
+        if is_plain:
+            typer.echo(json.dumps(found) if as_json else live.line(found))
+        else:
+            console.print(live.table(found))
+
     if not watch:
-        console.print(live.table(snapshot(folder, time.time())))
-        return
-    if not console.is_terminal:
+        show(look())
+    elif is_plain:
         while True:
-            console.print(live.line(snapshot(folder, time.time())), soft_wrap=True)
+            show(look())
             time.sleep(interval_s)
-    with Live(live.table(snapshot(folder, time.time())), console=console, auto_refresh=False) as view:
-        while True:
-            time.sleep(interval_s)
-            view.update(live.table(snapshot(folder, time.time())), refresh=True)
+    else:
+        with Live(live.table(look()), console=console, auto_refresh=False) as view:
+            while True:
+                time.sleep(interval_s)
+                view.update(live.table(look()), refresh=True)

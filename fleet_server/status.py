@@ -8,14 +8,21 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from fedfleet.fleet_server import schema, store_models, store_rounds, store_updates, store_vehicles
+from fedfleet.fleet_server import (
+    schema,
+    store_models,
+    store_quarantine,
+    store_rounds,
+    store_updates,
+    store_vehicles,
+    views,
+)
 from fedfleet.fleet_server.coordinator import is_over
 from fedfleet.fleet_server.gate import Scores
-from fedfleet.fleet_server.store import START, open_reader, properties
+from fedfleet.fleet_server.store import START
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.models import task as tasks
 from fedfleet.models.task import Metric
-from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.messages import Metrics
 
 __all__ = ["snapshot"]
@@ -29,15 +36,8 @@ def snapshot(data_dir: Path, now_s: float) -> dict[str, Any]:
 
     Raises UsageError when no server has begun there. Means are None where nothing was scored or measured.
     """
-    store = open_reader(data_dir)
-    try:
-        with store.read() as connection:
-            told = properties(connection)
-            if START not in told or store_models.newest_version(connection) is None:
-                raise UsageError(f"{data_dir}: the fleet server has not begun yet")
-            return _snapshot(connection, told, now_s)
-    finally:
-        store.close()
+    with views.begun(data_dir) as (connection, told):
+        return _snapshot(connection, told, now_s)
 
 
 def _snapshot(connection: Connection, told: Mapping[str, str], now_s: float) -> dict[str, Any]:
@@ -74,10 +74,11 @@ def _snapshot(connection: Connection, told: Mapping[str, str], now_s: float) -> 
         "server_started_at_s": start["started_at_s"],
         "resumed_round": start["resumed_round"],
         "updates": connection.execute(select(func.count()).select_from(schema.update)).scalar_one(),
+        "updates_per_s": views.upload_rate(connection, now_s),
         "regions": regions,
-        "vehicles": _vehicles(connection, metrics),
+        "vehicles": views.vehicles(connection),
         "inference": _inference(metrics.values()),
-        "rounds": _rounds(connection, rounds, now_s),
+        "rounds": views.rounds(connection, now_s),
         "history": _history(connection, metric),
         "quarantine": _quarantine(connection),
         "counters": store_updates.counters(connection),
@@ -124,7 +125,11 @@ def _in_round(connection: Connection, one: Round | None, now_s: float) -> dict[s
     if one is None:
         return {"state": None, "members": 0, "received": 0, "received_from": [], "target": 0, "training": 0}
     number, region = one.plan.round, one.plan.region
-    members = _members(connection).get((number, region), [])
+    mine = (schema.member.c.round == number) & (schema.member.c.region == region)
+    members = [
+        text.partition(":")[0]
+        for text in connection.execute(select(schema.member.c.update_id).where(mine)).scalars()
+    ]
     waiting = store_updates.pending(connection, round_=number, region=region)
     senders = sorted({*members, *(id_.vehicle for id_ in waiting)})
     leases = [
@@ -142,45 +147,6 @@ def _in_round(connection: Connection, one: Round | None, now_s: float) -> dict[s
     }
 
 
-def _members(connection: Connection) -> dict[tuple[int, str], list[str]]:
-    """Return the vehicles whose updates were frozen, by round and region."""
-    query = select(schema.member).order_by(schema.member.c.update_id)
-    found: dict[tuple[int, str], list[str]] = {}
-    for row in connection.execute(query):
-        found.setdefault((row.round, row.region), []).append(row.update_id.partition(":")[0])
-    return found
-
-
-def _rounds(connection: Connection, rounds: Iterable[Round], now_s: float) -> list[dict[str, Any]]:
-    members = _members(connection)
-    return [
-        {
-            "round": one.plan.round,
-            "region": one.plan.region,
-            "state": one.state,
-            "reason": one.reason,
-            "revision": one.plan.revision,
-            "share": one.plan.share,
-            "base_version": one.plan.base_version,
-            "opened_at_s": one.plan.opened_at_s,
-            "deadline_s": one.plan.deadline_s,
-            "closed_at_s": one.closed_at_s,
-            "seconds": (one.closed_at_s or now_s) - one.plan.opened_at_s,
-            "contributors": members.get((one.plan.round, one.plan.region), []),
-        }
-        for one in rounds
-    ]
-
-
-def _vehicles(connection: Connection, metrics: Mapping[str, Metrics]) -> dict[str, dict[str, Any]]:
-    shown = ("region", "state", "denied", "active_version", "eligible", "reason", "session", "status_at_s")
-    rows = connection.execute(select(schema.vehicle).order_by(schema.vehicle.c.id)).mappings()
-    found = {row["id"]: {name: row[name] for name in shown} for row in rows}
-    for name, each in metrics.items():
-        found[name]["metrics"] = each.model_dump(mode="json")
-    return found
-
-
 def _inference(metrics: Iterable[Metrics]) -> dict[str, Any]:
     """Sums of counters; the middle vehicle's median latency and the worst vehicle's 99th percentile."""
     heard = list(metrics)
@@ -193,34 +159,22 @@ def _inference(metrics: Iterable[Metrics]) -> dict[str, Any]:
     }
 
 
-def _means(scores: Scores) -> dict[str, dict[str, float | None]]:
-    return {
-        region: {name: total / count if count else None for name, (total, count) in by_metric.items()}
-        for region, by_metric in scores.items()
-    }
-
-
 def _primary(scores: Scores, metric: Metric) -> dict[str, float | None]:
-    return {region: means[metric.name] for region, means in _means(scores).items() if metric.name in means}
+    by_region = views.means({0: scores})[0]
+    return {region: means[metric.name] for region, means in by_region.items() if metric.name in means}
 
 
 def _history(connection: Connection, metric: Metric) -> list[dict[str, Any]]:
-    scores = store_models.all_scores(connection)
-    columns = (schema.model.c.version, schema.model.c.round, schema.model.c.created_at_s)
-    rows = connection.execute(select(*columns).order_by(schema.model.c.version))
     return [
         {
-            "version": row.version,
-            "round": row.round,
-            "created_at_s": row.created_at_s,
-            "scores": _primary(scores.get(row.version, {}), metric),
-            "metrics": _means(scores.get(row.version, {})),
+            **{name: one[name] for name in ("version", "round", "created_at_s", "metrics")},
+            "scores": {region: means[metric.name] for region, means in one["metrics"].items()},
         }
-        for row in rows
+        for one in views.models(connection)
     ]
 
 
 def _quarantine(connection: Connection) -> list[dict[str, Any]]:
     """The newest refused messages, the oldest of them first, without their bytes."""
-    newest = store_updates.quarantined(connection, limit=QUARANTINE_SHOWN)
+    newest = store_quarantine.quarantined(connection, limit=QUARANTINE_SHOWN)
     return [{name: value for name, value in vars(one).items() if name != "head"} for one in reversed(newest)]

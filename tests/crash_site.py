@@ -101,8 +101,10 @@ class Site:
         for vehicle in self.vehicles:
             vehicle.step()
             for number in sorted(set(vehicle.plans) - vehicle.answered):
+                if number > self.allowed:
+                    continue
                 due = self._due.setdefault((vehicle.name, number), now + self.rng.uniform(0.0, THINK_S))
-                if now >= due and number <= self.allowed:
+                if now >= due:
                     vehicle.reply(vehicle.plans[number])
         if now > self._resend_at_s:
             self._resend_at_s = now + RESEND_S
@@ -241,7 +243,7 @@ def shake(site: Site, plan: Plan, *, heard: Callable[[int], None] = lambda _: No
         site.allowed = due
         if site.rng.random() < 0.5:
             site.run_until(lambda due=due: site.is_up() and site.look().round >= due, f"round {due} is open")  # type: ignore[misc]
-            site.run_for(site.rng.uniform(0.0, 2 * THINK_S))
+            site.run_for(site.rng.uniform(0.0, THINK_S))
         else:
             site.run_for(site.rng.uniform(0.0, 1.0))
         points[_where(site, victim)] += 1

@@ -1,0 +1,168 @@
+"""``fedfleet server rounds``, ``vehicles``, ``models``: what the store says, while the server runs and afterwards."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from sqlalchemy import Connection
+
+from fedfleet.cli.config import Settings, load
+from fedfleet.cli.launch import server_dir
+from fedfleet.cli.options import Json
+from fedfleet.cli.tables import Column, ago, figure, kilobytes, moment, show
+from fedfleet.fleet_server import views
+from fedfleet.fleet_server.store import START
+from fedfleet.models import task as tasks
+from fedfleet.protocol.errors import UsageError
+
+__all__ = ["models", "rounds", "vehicles"]
+
+Regions = Annotated[
+    list[str] | None,
+    typer.Option("--region", "-r", help="Only this region; may be given again.", show_default=False),
+]
+Last = Annotated[int, typer.Option("--last", "-n", min=1, help="How many, the newest.")]
+LastHeard = Annotated[
+    int | None,
+    typer.Option("--last", "-n", min=1, help="Only so many, those heard of latest.", show_default=False),
+]
+
+
+def rounds(context: typer.Context, region: Regions = None, last: Last = 20, as_json: Json = False) -> None:
+    """Show the last rounds of every region: state, updates and their fates, why and when they closed."""
+    now_s = time.time()
+    with _store(load(context.obj), region) as (connection, _):
+        found = views.rounds(connection, now_s, regions=region or (), last=last)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    columns = [
+        Column("round", is_number=True),
+        Column("region"),
+        Column("state"),
+        Column("base", is_number=True),
+        Column("asked", is_number=True),
+        Column("stored", is_number=True),
+        Column("folded", is_number=True),
+        Column("other fates"),
+        Column("kB", is_number=True),
+        Column("seconds", is_number=True),
+        Column("opened (UTC)"),
+        Column("closed by"),
+    ]
+    show(Console(), "Rounds", columns, [_round(one) for one in found])
+
+
+def _round(one: Mapping[str, Any]) -> list[str]:
+    fates = dict(one["fates"])
+    folded = fates.pop("folded", 0)
+    return [
+        str(one["round"]),
+        one["region"],
+        one["state"],
+        str(one["base_version"]),
+        str(one["asked"]),
+        str(one["stored"]),
+        str(folded),
+        ", ".join(f"{number} {fate}" for fate, number in fates.items()) or "–",
+        kilobytes(one["stored_bytes"]),
+        figure(one["seconds"], 1),
+        moment(one["opened_at_s"]),
+        one["reason"] or "–",
+    ]
+
+
+def vehicles(
+    context: typer.Context, region: Regions = None, last: LastHeard = None, as_json: Json = False
+) -> None:
+    """Show the enrolled vehicles: state, version that drives, updates sent, frames and latency as they tell."""
+    now_s = time.time()
+    with _store(load(context.obj), region) as (connection, _):
+        found = views.vehicles(connection, regions=region or (), last=last)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    columns = [
+        Column("vehicle"),
+        Column("region"),
+        Column("state"),
+        Column("heard", is_number=True),
+        Column("version", is_number=True),
+        Column("learns"),
+        Column("updates", is_number=True),
+        Column("folded", is_number=True),
+        Column("last round", is_number=True),
+        Column("kB up", is_number=True),
+        Column("frames", is_number=True),
+        Column("p99 ms", is_number=True),
+    ]
+    show(Console(), "Vehicles", columns, [_vehicle(name, one, now_s) for name, one in found.items()])
+
+
+def _vehicle(name: str, one: Mapping[str, Any], now_s: float) -> list[str]:
+    metrics = one.get("metrics", {})
+    return [
+        name,
+        one["region"],
+        "denied" if one["denied"] else one["state"].lower(),
+        ago(one["status_at_s"], now_s),
+        str(one["active_version"]),
+        "yes" if one["eligible"] else one["reason"] or "no",
+        str(one["updates"]),
+        str(one["folded"]),
+        "–" if one["last_round"] is None else str(one["last_round"]),
+        kilobytes(one["update_bytes"]),
+        str(metrics.get("frames", "–")),
+        figure(metrics.get("p99_ms")),
+    ]
+
+
+def models(context: typer.Context, region: Regions = None, last: Last = 20, as_json: Json = False) -> None:
+    """Show the last versions: the round that made each, its bytes, its validation score in every region."""
+    with _store(load(context.obj), region) as (connection, told):
+        found = views.models(connection, regions=region or (), last=last)
+        names = region or json.loads(told[START])["regions"]
+        metric = tasks.load(told["task"]).metrics[0]
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    columns = [
+        Column("version", is_number=True),
+        Column("round", is_number=True),
+        Column("made (UTC)"),
+        Column("released"),
+        Column("delta kB", is_number=True),
+        Column("full kB", is_number=True),
+        *(Column(name, is_number=True) for name in names),
+        Column("file (SHA-256)"),
+    ]
+    title = f"Models: {metric.name} in {metric.unit} on validation drives, {metric.better} is better"
+    show(Console(), title, columns, [_model(one, names, metric.name) for one in found])
+
+
+def _model(one: Mapping[str, Any], regions: Sequence[str], metric: str) -> list[str]:
+    return [
+        str(one["version"]),
+        "–" if one["round"] is None else str(one["round"]),
+        moment(one["created_at_s"]),
+        "yes" if one["released"] else "no",
+        kilobytes(one["delta_bytes"]),
+        kilobytes(one["full_bytes"]),
+        *(figure(one["metrics"].get(name, {}).get(metric), 3) for name in regions),
+        one["onnx_sha256"][:12],
+    ]
+
+
+@contextmanager
+def _store(
+    settings: Settings, regions: Sequence[str] | None
+) -> Iterator[tuple[Connection, Mapping[str, str]]]:
+    with views.begun(server_dir(settings)) as (connection, told):
+        known = json.loads(told[START])["regions"]
+        if unknown := sorted(set(regions or ()) - set(known)):
+            raise UsageError(f"--region {unknown[0]}: unknown region, expected one of {', '.join(known)}")
+        yield connection, told
