@@ -22,16 +22,16 @@ SIZE = 300
 ALL = [
     Settings(density=0.1),
     Settings(value="int8", density=0.1),
-    Settings("dense", "sign"),
-    Settings("dense", "int8"),
-    Settings("dense", "float32"),
+    *(Settings(value=value, density=0.1) for value in ("int2", "int3", "int4")),
+    *(Settings("dense", value) for value in ("sign", "int2", "int3", "int4", "int8", "float32")),
+    Settings("dense", "stochastic4", 0.3),
 ]
 FORMAT = Path(__file__).parents[1] / "docs" / "codec-format.md"
 
 
 def valid(settings: Settings, size: int = SIZE) -> bytes:
     delta = np.random.default_rng(2).standard_normal(size).astype(np.float32)
-    return payload.encode(delta, settings, steps=200, examples=5000)
+    return payload.encode(delta, settings, steps=200, examples=5000, seed=4)
 
 
 def with_checksum(inner: bytes) -> bytes:
@@ -47,6 +47,14 @@ EXAMPLES = section(0x11, b"\x02")
 # M = 8: coordinates 2 and 6 (b = 1), mean 3.0, signs - and +
 SPARSE = bytes.fromhex("0010080201015040") + bytes.fromhex("0000404080")
 DELTA = section(0x01, SPARSE)
+SET = "01 0201015040"  # as the two coordinates of SPARSE, with their mode before them
+NAMED = {
+    "coordinates-mismatch": [2, 6],
+    "count-mismatch  ": [2, 6],
+    "count-out-of-range  ": [2, 6],
+    "unexpected-mode ": [2, 6],
+}
+"""Where the plan names coordinates."""
 
 
 def build(*sections: bytes) -> bytes:
@@ -81,9 +89,16 @@ REFUSED = {
     "missing-section": build(DELTA, STEPS),
     "missing-section ": build(),
     "unknown-segment": build(DELTA, section(0x01, b"\x07" + SPARSE[1:]), STEPS, EXAMPLES),
-    "unknown-mode": with_delta("0020080201015040 0000404080"),
+    "unknown-mode": with_delta("00f0080201015040 0000404080"),
     "unknown-mode ": with_delta("0012080201015040 0000404080"),
     "unknown-mode  ": with_delta("0007080201015040 0000404080"),
+    "unknown-mode   ": with_delta("0016080201015040 0000404080"),
+    "unknown-mode    ": with_delta("00060800"),
+    "unexpected-mode": with_delta("00500802ffe1f8b8 0000404080"),
+    "coordinates-mismatch": with_delta("00500802ffe1f8b8 0000404080"),
+    "count-mismatch  ": with_delta("00500801ffe1f8b8 0000404080"),
+    "count-out-of-range  ": with_delta("00500809ffe1f8b8 0000404080"),
+    "unexpected-mode ": build(DELTA, STEPS, EXAMPLES),
     "size-mismatch": with_delta("0010090201015040 0000404080"),
     "count-out-of-range": with_delta("0010080901015040 0000404080"),
     "count-out-of-range ": build(DELTA, section(0x10, varint(2**32)), EXAMPLES),
@@ -102,6 +117,21 @@ REFUSED = {
     "bad-scale   ": with_delta("0010080201015040 0000000080"),
     "bad-scale    ": with_delta("0011080201015040 0402017c 0101"),
     "bad-scale     ": with_delta("000008 00000080 00"),
+    "bad-scale      ": with_delta("000608" + SET + "0000c07f" + "00804000 0100"),
+    "bad-scale       ": with_delta("000608" + SET + "00000000" + "00804000 0100"),
+    "bad-scale        ": with_delta("000608" + SET + "0000807f" + "00804000 0100"),
+    "bad-scale         ": with_delta("000608" + SET + "0000803f" + "80800100"),
+    "padding-not-zero  ": with_delta("000608" + SET + "0000803f" + "0081 0100"),
+    "count-out-of-range   ": with_delta("000608" + SET + "0000803f" + "0080 0103"),
+    "bad-centroid": with_delta("0013080201015040 0000c07f 00008040 8080"),
+    "bad-centroid ": with_delta("0013080201015040 00008040 0000c07f 8080"),
+    "bad-centroid  ": with_delta("0013080201015040 0000803f 0000807f 8080"),
+    "bad-centroid   ": with_delta("0013080201015040 00008040 0000803f 8080"),
+    "bad-centroid    ": with_delta("0013080201015040 00000000 0000803f 8080"),
+    "bad-centroid     ": with_delta("000308 00000080 0000803f 8080"),
+    "bad-centroid      ": with_delta("0013080201015040 000080bf 0000803f 8080"),
+    "padding-not-zero   ": with_delta("0013080201015040 0000803f 00008040 8180"),
+    "padding-not-zero    ": with_delta("0013080201015040 0000803f 00008040 8081"),
     "bad-level": with_delta("0011080201015040 00004040 0180"),
     "non-finite-value": with_delta("000208" + "0000803f" * 7 + "0000c0ff"),
     "varint-not-canonical": build(DELTA, section(0x10, b"\x80\x00"), EXAMPLES),
@@ -115,11 +145,12 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_each_reason(name: str) -> None:
     # given bytes with one thing wrong; when they are decoded; then both decoders give this reason
+    named = NAMED.get(name)
     with pytest.raises(PeerError) as caught:
-        payload.decode(REFUSED[name], size=8)
+        payload.decode(REFUSED[name], size=8, common=None if named is None else np.array(named))
     assert caught.value.reason == name.strip()
     with pytest.raises(slow_decoder.Refused, match=f"^{name.strip()}$"):
-        slow_decoder.decode(REFUSED[name], 8)
+        slow_decoder.decode(REFUSED[name], 8, named=named)
 
 
 def test_the_format_lists_every_reason() -> None:
@@ -173,7 +204,11 @@ def test_random_bytes(data: bytes, size: int) -> None:
         check_against_slow(tried, size)
 
 
-@given(st.binary(max_size=60), st.integers(1, 20), st.sampled_from([0x00, 0x01, 0x02, 0x10, 0x11]))
+@given(
+    st.binary(max_size=60),
+    st.integers(1, 20),
+    st.sampled_from([0, 1, 2, 3, 4, 5, 6, *range(0x10, 0x16), 0x50]),
+)
 def test_random_delta_bodies(body: bytes, size: int, mode: int) -> None:
     delta = section(0x01, bytes((0, mode)) + varint(size) + body)
     check_against_slow(build(delta, STEPS, EXAMPLES), size)
