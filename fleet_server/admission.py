@@ -39,11 +39,12 @@ class View:
     limits: Limits
     find_round: Callable[[int, str], Round | None]
     newest_round: int
+    late: Callable[[update.Manifest], tuple[Fate, str]] = lambda _: ("returned", "late")
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """The update is good. ``fate`` is set when it came too late to be folded."""
+    """The update is good. ``fate`` is set when it came after its round closed."""
 
     update: StoredUpdate
     fate: Fate | None = None
@@ -100,7 +101,7 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
     stored = StoredUpdate(
         manifest, one.payload, decoded.steps, decoded.examples, one.digest, one.sealed_bytes
     )
-    return Accepted(stored) if state == "open" else Accepted(stored, "returned", "late")
+    return Accepted(stored) if state == "open" else Accepted(stored, *view.late(manifest))
 
 
 def expect(opened: envelope.Opened, kind: Kind, topic: Topic) -> None:

@@ -3,19 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import structlog
 from sqlalchemy import Connection
 
 from fedfleet.fleet_server import store_models, store_rounds
+from fedfleet.fleet_server.pages import pages, settlement_topics
 from fedfleet.fleet_server.requests import Party
-from fedfleet.link.port import MAX_PAYLOAD_BYTES
 from fedfleet.protocol import topics
 from fedfleet.protocol.envelope import Kind
 from fedfleet.protocol.messages import BlobRef, DeltaRef, ModelPointer, Release, Segment
 
 __all__ = ["DELTAS_KEPT", "Announcement", "announce", "blob_topics", "live_blobs"]
-
-log = structlog.get_logger()
 
 DELTAS_KEPT = 4
 
@@ -79,13 +76,8 @@ def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> 
     fleet, task = party.fleet, party.task
     messages = _models(connection, party, regions)
     for settled in store_rounds.live_settlements(connection):
-        topic = topics.settlement(fleet, settled.region, task, settled.round)
-        sealed = party.seal(settled, Kind.SETTLEMENT)
-        if len(sealed) > MAX_PAYLOAD_BYTES:
-            told = f"{len(sealed)} bytes, limit {MAX_PAYLOAD_BYTES}"
-            log.error("settlement too large", round=settled.round, region=settled.region, size=told)
-            continue  # its vehicles take their updates for folded after some rounds without word
-        messages[topic] = sealed
+        for topic, page in zip(settlement_topics(settled, fleet=fleet), pages(settled), strict=True):
+            messages[topic] = party.seal(page, Kind.SETTLEMENT)
     for region, one in store_rounds.current(connection).items():
         messages[topics.round_plan(fleet, region, task)] = party.seal(one.plan, Kind.PLAN)
     blobs = {blob.sha256: blob for blob in store_models.kept_blobs(connection)}  # those in their grace too

@@ -73,7 +73,7 @@ def prepare(config: ServerConfig, *, now_s: float, draw: Callable[[int], bytes])
         config.quarantine_keep,
         config.retention.quarantine_bytes,
     )
-    ingest = Ingest(store, party, limits, Limiter(config.rate.rate()))
+    ingest = Ingest(store, party, limits, Limiter(config.rate.rate()), config.rounds)
     return Parts(config, store, party, coordinator, ingest)
 
 

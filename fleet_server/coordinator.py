@@ -3,19 +3,23 @@
 Killed at any point it goes on: an open round keeps its plan, a closed one is folded again to the same bytes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import TypeAlias
 
 import structlog
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import finishing, store_rounds, store_updates, store_vehicles
+from fedfleet.fleet_server import finishing, store_rounds, store_updates, store_vehicles, store_waiting
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.finishing import Finish
 from fedfleet.fleet_server.fold import Aggregate
 from fedfleet.fleet_server.model_state import Graph, propose
 from fedfleet.fleet_server.rounds import (
+    FINAL,
     Abandon,
+    Carry,
     Close,
     Republish,
     RoundView,
@@ -25,7 +29,7 @@ from fedfleet.fleet_server.rounds import (
     ready_to_merge,
 )
 from fedfleet.fleet_server.selection import selected, share
-from fedfleet.fleet_server.settlement import membership
+from fedfleet.fleet_server.settlement import too_stale
 from fedfleet.fleet_server.store import Store
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.store_rounds import Round
@@ -38,6 +42,24 @@ __all__ = ["Coordinator", "is_over"]
 log = structlog.get_logger()
 
 NO_DEADLINE_S = 1e7
+
+Key: TypeAlias = tuple[int, str]
+"""Number and region of a round."""
+
+
+class Shifts:
+    """By how much a round's time differs from the steady clock: told once, however the wall clock is set later."""
+
+    def __init__(self) -> None:
+        self._by_round: dict[Key, float] = {}
+
+    def keep(self, rounds: Iterable[Key], shift_s: float) -> None:
+        """Note the shift of rounds that are new, and forget those that are not among them."""
+        self._by_round = {key: self._by_round.get(key, shift_s) for key in rounds}
+
+    def of(self, key: Key) -> float:
+        """Return what to add to the steady clock for this round's time."""
+        return self._by_round[key]
 
 
 @dataclass
@@ -53,47 +75,72 @@ class Coordinator:
     graph: Graph
     validation: Validation
     model: Model
-    _aggregates: dict[tuple[int, str], Aggregate] = field(default_factory=dict)
-    _waiting_since_s: float | None = None
+    _aggregates: dict[Key, Aggregate] = field(default_factory=dict)
+    _waiting_since_s: dict[tuple[str, ...], float] = field(default_factory=dict)
+    _shifts: Shifts = field(default_factory=Shifts)
 
-    def tick(self, now_s: float) -> bool:
-        """Do what is due; tell whether something changed that is to be announced."""
+    def tick(self, now_s: float, steady_s: float | None = None) -> bool:
+        """Do what is due; tell whether something changed that is to be announced.
+
+        ``steady_s`` is a clock that never jumps (any origin): by it the time of an open round goes on when ``now_s``
+        is set anew.
+        """
         with self.store.read() as connection:
             current = store_rounds.current(connection)
             presences = store_vehicles.presences(connection)
-        if not current or is_over(current):
-            return self._open(current, presences, now_s)
-        changed = self._progress(current, presences, now_s)
-        if changed:
-            with self.store.read() as connection:
-                current = store_rounds.current(connection)
-        ready = (
-            None if is_over(current) else ready_to_merge({name: one.state for name, one in current.items()})
-        )
-        if ready:
-            self._finish({region: current[region] for region in ready}, now_s)
-            changed = True
-        return changed
+        steady_s = now_s if steady_s is None else steady_s
+        self._shifts.keep(_keys(current), now_s - steady_s)
+        rounds, regions = self.config.rounds, self.config.regions
+        groups = [(region,) for region in regions] if rounds.regions == "apart" else [regions]
+        changed = False
+        for group in groups:
+            mine = {region: current[region] for region in group if region in current}
+            if not mine or is_over(mine):
+                changed |= self._open(group, mine, presences, now_s)
+            else:
+                changed |= self._progress(mine, presences, now_s=now_s, steady_s=steady_s)
+        return self._merge(now_s) or changed
 
-    def _open(self, current: Mapping[str, Round], presences: list[Presence], now_s: float) -> bool:
+    def _merge(self, now_s: float) -> bool:
+        with self.store.read() as connection:
+            current = store_rounds.current(connection)
+        apart = self.config.rounds.apart
+        if not apart and is_over(current):
+            return False
+        ready = ready_to_merge({name: one.state for name, one in current.items()}, apart=apart)
+        if not ready:
+            return False
+        buffered = self.config.rounds.mode == "buffered"
+        others = tuple(one for one in current.values() if one.state == "open") if buffered else ()
+        self._finish({region: current[region] for region in ready}, others, now_s)
+        return True
+
+    def _open(
+        self, group: tuple[str, ...], current: Mapping[str, Round], presences: list[Presence], now_s: float
+    ) -> bool:
         rounds = self.config.rounds
         number = max((one.plan.round for one in current.values()), default=0) + 1
-        if rounds.total and number > rounds.total:
+        opened_s = max((one.plan.opened_at_s for one in current.values()), default=-inf)
+        if not rounds.goes_on(number - 1) or opened_s <= now_s < opened_s + rounds.interval_s:
             return False
-        if self._waiting_since_s is None:
-            self._waiting_since_s = now_s
         online = {
             region: frozenset(p.vehicle for p in presences if p.online and p.region == region)
-            for region in self.config.regions
+            for region in group
         }
-        counts = {region: len(vehicles) for region, vehicles in online.items()}
-        waited_s = now_s - self._waiting_since_s
-        if not may_open(counts, quorum=rounds.quorum, waited_s=waited_s, start_wait_s=rounds.start_wait_s):
+        since_s = self._waiting_since_s.setdefault(group, now_s)
+        waits = rounds.mode == "sync" or number == 1
+        if not may_open(
+            {region: len(vehicles) for region, vehicles in online.items()},
+            quorum=rounds.quorum if waits else 1,
+            waited_s=now_s - since_s if waits else inf,
+            start_wait_s=rounds.start_wait_s,
+            given_up={region for region, one in current.items() if one.state in {"abandoned", "carried"}},
+        ):
             return False
-        self._waiting_since_s = None
+        del self._waiting_since_s[group]
         with self.store.write() as connection:
             enrolled = store_vehicles.enrolled(connection)
-            for region in self.config.regions:
+            for region in group:
                 one = self._round(number, region, online[region], enrolled.get(region, 0), now_s)
                 store_rounds.add_round(connection, one)
                 log.info(
@@ -117,19 +164,25 @@ class Coordinator:
             lease_s=rounds.lease_s,
             seed=rounds.seed,
             share=part,
+            mode=rounds.mode,
+            next_round_at_s=now_s + rounds.interval_s if rounds.interval_s else 0.0,
             codec=self.config.codec.plan(),
             training=self.config.training_of(number),
         )
         target = selected(online, seed=rounds.seed, round_=number, share=part)
         return Round(plan, "open", target, None if listed is None else frozenset(listed), now_s)
 
-    def _progress(self, current: Mapping[str, Round], presences: list[Presence], now_s: float) -> bool:
+    def _progress(
+        self, current: Mapping[str, Round], presences: list[Presence], *, now_s: float, steady_s: float
+    ) -> bool:
         changed = False
         for region, one in current.items():
             if one.state == "open":
+                others = [other.state for name, other in current.items() if name != region]
+                holds_up = "aggregated" in others and not {"open", "closing"} & set(others)
                 with self.store.read() as connection:
-                    view = self._view(connection, one, presences)
-                changed |= self._act(one, view, now_s)
+                    view = self._view(connection, one, presences, holds_up=holds_up)
+                changed |= self._act(one, view, now_s=now_s, steady_s=steady_s)
             elif one.state == "closing" or (
                 one.state == "aggregated" and (one.plan.round, region) not in self._aggregates
             ):
@@ -137,16 +190,20 @@ class Coordinator:
                 changed = True
         return changed
 
-    def _view(self, connection: Connection, one: Round, presences: list[Presence]) -> RoundView:
-        plan = one.plan
+    def _view(
+        self, connection: Connection, one: Round, presences: list[Presence], *, holds_up: bool
+    ) -> RoundView:
+        plan, rounds = one.plan, self.config.rounds
         mine = [p for p in presences if p.region == plan.region]
         stored = store_updates.pending(connection, round_=plan.round, region=plan.region)
+        waiting = store_waiting.waiting(connection, region=plan.region)
+        stale = too_stale(waiting, version=self.model.version, max_staleness=rounds.max_staleness)
         return RoundView(
             region=plan.region,
             round=plan.round,
             seed=plan.seed,
             share=plan.share,
-            quorum=self.config.rounds.quorum,
+            quorum=rounds.quorum,
             deadline_s=plan.deadline_s,
             lease_s=plan.lease_s,
             announced_at_s=one.announced_at_s,
@@ -155,51 +212,61 @@ class Coordinator:
             online=frozenset(p.vehicle for p in mine if p.online),
             leases={p.vehicle: p.lease_until_s for p in mine if p.lease_round == plan.round},
             contributors=one.contributors,
+            buffer=rounds.buffer if rounds.mode == "buffered" else None,
+            waiting=len(waiting) - len(stale),
+            carries=rounds.carries_region,
+            holds_up=holds_up,
         )
 
-    def _act(self, one: Round, view: RoundView, now_s: float) -> bool:
-        match decide(view, now_s):
+    def _act(self, one: Round, view: RoundView, *, now_s: float, steady_s: float) -> bool:
+        number, region = view.round, view.region
+        match decide(view, self._shifts.of((number, region)) + steady_s):
             case Close(because):
                 self._close(one, because, now_s)
             case Abandon(reason):
-                with self.store.write() as connection:
-                    finishing.abandon(connection, one, reason=reason, now_s=now_s)
-                log.warning("round abandoned", round=view.round, region=view.region, reason=reason)
+                self._end(one, finishing.abandon, reason, now_s)
+                log.warning("round abandoned", round=number, region=region, reason=reason)
+            case Carry(reason):
+                self._end(one, finishing.carry, reason, now_s)
+                log.warning("round carried", round=number, region=region, reason=reason)
             case Republish(part):
                 plan = one.plan.model_copy(update={"share": part, "revision": one.plan.revision + 1})
                 advance(one.state, "republish")
                 with self.store.write() as connection:
                     store_rounds.replan(connection, plan, now_s=now_s)
-                log.info("round asks more", round=view.round, region=view.region, share=round(part, 4))
+                log.info("round asks more", round=number, region=region, share=round(part, 4))
             case None:
                 return False
         return True
 
+    def _end(self, one: Round, how: Callable[..., None], reason: str, now_s: float) -> None:
+        version = self.model.version
+        with self.store.write() as connection:
+            how(connection, one, config=self.config, version=version, reason=reason, now_s=now_s)
+
     def _close(self, one: Round, because: str, now_s: float) -> None:
         number, region = one.plan.round, one.plan.region
         with self.store.write() as connection:
-            stored = store_updates.pending(connection, round_=number, region=region)
-            found = membership(stored, contributors=one.contributors)
-            store_updates.set_fates(
-                connection, {id_: ("returned", why) for id_, why in found.returned.items()}
+            count = finishing.close(
+                connection, one, model=self.model, config=self.config, because=because, now_s=now_s
             )
-            store_updates.set_fates(connection, {id_: ("dropped", why) for id_, why in found.dropped.items()})
-            state = advance(one.state, "close")
-            store_rounds.close(
-                connection, one, state=state, members=found.members, now_s=now_s, reason=because
-            )
-        log.info("round closing", round=number, region=region, because=because, members=len(found.members))
-        self._aggregate(Round(**{**vars(one), "state": state, "closed_at_s": now_s}), now_s)
+        log.info("round closing", round=number, region=region, because=because, members=count)
+        self._aggregate(replace(one, state=advance(one.state, "close"), closed_at_s=now_s), now_s)
 
     def _aggregate(self, one: Round, now_s: float) -> None:
         """Fold a closed region; a restarted server folds again what it had in memory only."""
         number, region = one.plan.round, one.plan.region
         with self.store.write() as connection:
             if not store_updates.has_members(connection, round_=number, region=region):
-                finishing.abandon(connection, one, reason="no update of a contributor", now_s=now_s)
+                why, version = "no update of a contributor", self.model.version
+                finishing.abandon(
+                    connection, one, config=self.config, version=version, reason=why, now_s=now_s
+                )
                 return
             parts = self.graph.layout.parts
-            aggregate = finishing.fold_region(connection, one, config=self.config, parts=parts)
+            aggregate = finishing.fold_region(
+                connection, one, config=self.config, model=self.model, parts=parts
+            )
             self._aggregates[number, region] = aggregate
             if one.state == "closing":
                 store_rounds.set_state(connection, number, region, advance(one.state, "aggregate"))
@@ -207,9 +274,9 @@ class Coordinator:
             "region folded", round=number, region=region, updates=aggregate.count, examples=aggregate.weight
         )
 
-    def _finish(self, rounds: Mapping[str, Round], now_s: float) -> None:
-        finish = Finish(rounds, self.model, self.config, now_s)
-        aggregates = {region: self._aggregates[finish.number, region] for region in rounds}
+    def _finish(self, rounds: Mapping[str, Round], others: tuple[Round, ...], now_s: float) -> None:
+        finish = Finish(rounds, self.model, self.config, now_s, others)
+        aggregates = {region: self._aggregates[one.plan.round, region] for region, one in rounds.items()}
         proposal = propose(
             self.model, aggregates, config=self.config, graph=self.graph, validation=self.validation
         )
@@ -224,9 +291,14 @@ class Coordinator:
                 self.model = finishing.publish(connection, finish, candidate, canary=canary)
             version, reason = self.model.version, proposal.verdict.reason
             log.info("version published", round=finish.number, version=version, gate=reason)
-        self._aggregates.clear()
+        for region, one in rounds.items():
+            self._aggregates.pop((one.plan.round, region))
+
+
+def _keys(current: Mapping[str, Round]) -> list[Key]:
+    return [(one.plan.round, region) for region, one in current.items() if one.state == "open"]
 
 
 def is_over(current: Mapping[str, Round]) -> bool:
     """Tell whether every region's round is in a final state."""
-    return all(one.state in {"published", "abandoned"} for one in current.values())
+    return all(one.state in FINAL for one in current.values())

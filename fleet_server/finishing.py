@@ -1,26 +1,40 @@
 """The end of a round: what all its regions made becomes the next version, in one transaction."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
+import numpy as np
 from sqlalchemy import Connection
 
 from fedfleet.codec import payload
+from fedfleet.codec.delta import Delta
 from fedfleet.codec.parts import Parts
-from fedfleet.fleet_server import store_models, store_rounds, store_updates
+from fedfleet.fleet_server import store_models, store_rounds, store_updates, store_waiting
 from fedfleet.fleet_server.announcements import blob_topics, live_blobs
 from fedfleet.fleet_server.config import ServerConfig
-from fedfleet.fleet_server.fold import Aggregate, example_weight, fold_ordered
+from fedfleet.fleet_server.fold import Aggregate, example_weight, fold_key, fold_ordered
 from fedfleet.fleet_server.model_state import Candidate, Proposal
+from fedfleet.fleet_server.pages import settlement_topics
 from fedfleet.fleet_server.rounds import Event, State, advance
-from fedfleet.fleet_server.settlement import Outcome, fates
+from fedfleet.fleet_server.settlement import Outcome, fates, membership, too_stale
 from fedfleet.fleet_server.store_models import Model, ReleaseRow
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.models import bundle
-from fedfleet.protocol import topics
+from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Settlement
 
-__all__ = ["FORGET_AFTER_ROUNDS", "GRACE_ROUNDS", "Finish", "abandon", "fold_region", "publish", "refuse"]
+__all__ = [
+    "FORGET_AFTER_ROUNDS",
+    "GRACE_ROUNDS",
+    "Finish",
+    "abandon",
+    "carry",
+    "close",
+    "fold_region",
+    "publish",
+    "refuse",
+    "release",
+]
 
 GRACE_ROUNDS = 2
 """Rounds for which a blob that nothing names any more stays, for vehicles that are still fetching it."""
@@ -30,17 +44,21 @@ FORGET_AFTER_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Finish:
-    """What ends: the rounds of the regions that take part, and the published model that they trained from."""
+    """What ends: the rounds of the regions that take part, and the published model that the step starts from.
+
+    ``others`` are open rounds that a version ends, because their vehicles are to train from it: they are carried.
+    """
 
     rounds: Mapping[str, Round]
     model: Model
     config: ServerConfig
     now_s: float
+    others: tuple[Round, ...] = ()
 
     @property
     def number(self) -> int:
-        """Number of the round."""
-        return next(iter(self.rounds.values())).plan.round
+        """Number of the round, the largest where regions are apart."""
+        return max(one.plan.round for one in self.rounds.values())
 
     @property
     def task(self) -> str:
@@ -48,55 +66,117 @@ class Finish:
         return next(iter(self.rounds.values())).plan.task
 
 
-def fold_region(connection: Connection, one: Round, *, config: ServerConfig, parts: Parts) -> Aggregate:
-    """Fold the frozen members of a region's round; the same members give the same bytes, always."""
-    members = store_updates.members(connection, round_=one.plan.round, region=one.plan.region)
-    size = parts.size
-    decoded = (
-        (id_, payload.decode(data, size=size, parts=parts), examples) for id_, data, examples in members
+def close(
+    connection: Connection, one: Round, *, model: Model, config: ServerConfig, because: str, now_s: float
+) -> int:
+    """Freeze the members of a region's round, those that were carried into it too; return how many there are."""
+    number, region = one.plan.round, one.plan.region
+    found = membership(
+        store_updates.pending(connection, round_=number, region=region), contributors=one.contributors
     )
-    cap = config.example_cap
-    weighted = ((id_, each.delta, example_weight(examples, cap=cap)) for id_, each, examples in decoded)
+    store_updates.set_fates(connection, {id_: ("returned", why) for id_, why in found.returned.items()})
+    store_updates.set_fates(connection, {id_: ("dropped", why) for id_, why in found.dropped.items()})
+    waiting = store_waiting.waiting(connection, region=region)
+    stale = too_stale(waiting, version=model.version, max_staleness=config.rounds.max_staleness)
+    members = sorted({*found.members, *(w.id for w in waiting if w.id not in stale)}, key=fold_key)
+    state = advance(one.state, "close")
+    store_rounds.close(connection, one, state=state, members=members, now_s=now_s, reason=because)
+    return len(members)
+
+
+def fold_region(
+    connection: Connection, one: Round, *, config: ServerConfig, model: Model, parts: Parts
+) -> Aggregate:
+    """Fold the frozen members of a region's round; the same members give the same bytes, always.
+
+    What an update of an older version says is scaled down, by the policy; its weight stays (FedBuff, algorithm 1).
+    """
+    number, region, size = one.plan.round, one.plan.region, parts.size
+    bases = store_waiting.bases(connection, number=number, region=region)
+    decoded = (
+        (id_, payload.decode(data, size=size, parts=parts), examples)
+        for id_, data, examples in store_updates.members(connection, round_=number, region=region)
+    )
+    cap, scale = config.example_cap, config.rounds.scale
+    weighted = (
+        (id_, _scaled(each.delta, scale(model.version - bases[id_])), example_weight(examples, cap=cap))
+        for id_, each, examples in decoded
+    )
     return fold_ordered(weighted, size=size)
 
 
+def _scaled(delta: Delta, factor: float) -> Delta:
+    return delta if factor == 1.0 else replace(delta, values=delta.values * np.float32(factor))
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a region's round ends: the fate of its members, its final state, the newest version then, and why."""
+
+    outcome: Outcome
+    state: State
+    version: int
+    reason: str = ""
+
+
 def _settle(
-    connection: Connection, one: Round, *, outcome: Outcome, state: State, version: int, reason: str
+    connection: Connection, one: Round, end: _End, *, members: Iterable[UpdateId], config: ServerConfig
 ) -> None:
-    number, region = one.plan.round, one.plan.region
-    members = store_updates.pending(connection, round_=number, region=region)
-    decided = fates(members, (), outcome=outcome, refused={})
+    """Give the members their fate, return what has become too old to fold, and write the region's settlement."""
+    number, region, rounds = one.plan.round, one.plan.region, config.rounds
+    waiting = store_waiting.waiting(connection, region=region)
+    stale = too_stale(waiting, version=end.version, max_staleness=rounds.max_staleness)
+    if not rounds.goes_on(number):
+        stale = {each.id: stale.get(each.id, "no-more-rounds") for each in waiting}
+    decided = fates(members, (), outcome=end.outcome, refused={}, returned=stale)
     everyone = {**store_updates.settled(connection, round_=number, region=region), **decided}
     message = Settlement(
         task=one.plan.task,
         region=region,
         round=number,
-        outcome="published" if outcome == "published" else "abandoned",
-        reason=reason[:300],
-        version=version,
+        outcome="published" if end.outcome == "published" else "abandoned",
+        reason=end.reason[:300],
+        version=end.version,
         closed_at_s=one.closed_at_s or 0.0,
         fates={str(id_): fate for id_, (fate, _) in everyone.items()},
         reasons={str(id_): why for id_, (_, why) in everyone.items() if why},
     )
     store_rounds.settle(connection, message, decided)
-    store_rounds.set_state(connection, number, region, state)
+    store_rounds.set_state(connection, number, region, end.state)
+    before = number - rounds.keep_settlements + 1
+    store_rounds.retire_settlements(
+        connection, lambda told: settlement_topics(told, fleet=config.fleet), region=region, before=before
+    )
 
 
-def abandon(connection: Connection, one: Round, *, reason: str, now_s: float) -> None:
+def abandon(
+    connection: Connection, one: Round, *, config: ServerConfig, version: int, reason: str, now_s: float
+) -> None:
     """End an open or closing round of a region without a result; its updates are returned."""
-    state = advance(one.state, "abandon")
-    store_rounds.close(connection, one, state=state, members=(), now_s=now_s, reason=reason)
-    closed = Round(**{**vars(one), "closed_at_s": now_s})
-    version = one.plan.base_version
-    _settle(connection, closed, outcome="below-quorum", state=state, version=version, reason=reason)
+    members = store_updates.pending(connection, round_=one.plan.round, region=one.plan.region)
+    end = _End("below-quorum", advance(one.state, "abandon"), version, reason)
+    store_rounds.close(connection, one, state=end.state, members=(), now_s=now_s, reason=reason)
+    _settle(connection, replace(one, closed_at_s=now_s), end, members=members, config=config)
+
+
+def carry(
+    connection: Connection, one: Round, *, config: ServerConfig, version: int, reason: str, now_s: float
+) -> None:
+    """End an open round of a region; its next round folds the updates. When there is none, they are returned."""
+    number, region = one.plan.round, one.plan.region
+    if not config.rounds.goes_on(number):
+        abandon(connection, one, config=config, version=version, reason=reason, now_s=now_s)
+        return
+    found = membership(store_updates.pending(connection, round_=number, region=region))
+    store_updates.set_fates(connection, {id_: ("dropped", why) for id_, why in found.dropped.items()})
+    end = _End("carried", advance(one.state, "carry"), version, reason)
+    store_rounds.close(connection, one, state=end.state, members=(), now_s=now_s, reason=reason)
+    _settle(connection, replace(one, closed_at_s=now_s), end, members=found.members, config=config)
 
 
 def refuse(connection: Connection, finish: Finish, proposal: Proposal) -> None:
     """Record that the gate refused what a round made: model, residual and optimizer stay, its updates are dropped."""
-    for one in finish.rounds.values():
-        version, reason = finish.model.version, proposal.verdict.reason
-        state = _judged(one.state, "refuse")
-        _settle(connection, one, outcome="refused-by-gate", state=state, version=version, reason=reason)
+    _judge(connection, finish, event="refuse", version=finish.model.version, reason=proposal.verdict.reason)
     store_updates.count(connection, "gate:refused")
     _retire(connection, finish)
 
@@ -120,9 +200,7 @@ def publish(connection: Connection, finish: Finish, candidate: Candidate, *, can
     release(
         connection, finish.config, version=version, round_=finish.number, canary=canary, now_s=finish.now_s
     )
-    for one in finish.rounds.values():
-        state = _judged(one.state, "publish")
-        _settle(connection, one, outcome="published", state=state, version=version, reason="")
+    _judge(connection, finish, event="publish", version=version, reason="")
     _retire(connection, finish)
     return model
 
@@ -138,20 +216,23 @@ def release(
     store_models.add_release(connection, row)
 
 
-def _judged(state: State, event: Event) -> State:
-    return advance(advance(state, "evaluate"), event)
+def _judge(connection: Connection, finish: Finish, *, event: Event, version: int, reason: str) -> None:
+    """Settle the rounds that the gate has judged, and carry those that end with them."""
+    outcome: Outcome = "published" if event == "publish" else "refused-by-gate"
+    for one in finish.rounds.values():
+        members = store_waiting.claimed(connection, number=one.plan.round, region=one.plan.region)
+        end = _End(outcome, advance(advance(one.state, "evaluate"), event), version, reason)
+        _settle(connection, one, end, members=members, config=finish.config)
+    for one in finish.others:
+        why = f"round {one.plan.round} of {one.plan.region}: version {version} came"
+        carry(connection, one, config=finish.config, version=version, reason=why, now_s=finish.now_s)
 
 
 def _retire(connection: Connection, finish: Finish) -> None:
     number, config = finish.number, finish.config
-    oldest = number - config.rounds.keep_settlements + 1
-    store_rounds.retire_settlements(
-        connection,
-        before=oldest,
-        topic=lambda round_, region: topics.settlement(config.fleet, region, finish.task, round_),
-    )
     gone = store_models.retire_blobs(
         connection, live_blobs(connection), round_=number, grace_rounds=GRACE_ROUNDS
     )
     store_models.to_clear(connection, [topic for blob in gone for topic in blob_topics(config.fleet, blob)])
-    store_updates.forget_payloads(connection, before_round=number - FORGET_AFTER_ROUNDS)
+    oldest = min(one.plan.round for one in store_rounds.current(connection).values())
+    store_updates.forget_payloads(connection, before_round=oldest - FORGET_AFTER_ROUNDS)

@@ -14,11 +14,13 @@ from sqlalchemy import Connection
 
 from fedfleet.fleet_server import requests, store_quarantine, store_rounds, store_updates, store_vehicles
 from fedfleet.fleet_server.admission import Accepted, Candidate, Limits, View, expect, judge, open_update
+from fedfleet.fleet_server.config_rounds import RoundsConfig
 from fedfleet.fleet_server.rate import Limiter, Rate
 from fedfleet.fleet_server.requests import Outgoing, Party
 from fedfleet.fleet_server.store import Store
 from fedfleet.fleet_server.store_quarantine import Quarantined
 from fedfleet.fleet_server.store_updates import Known
+from fedfleet.fleet_server.store_waiting import Late
 from fedfleet.link.port import Delivery
 from fedfleet.protocol import chunks, envelope, messages, topics
 from fedfleet.protocol.envelope import Kind
@@ -44,6 +46,7 @@ class Ingest:
     party: Party
     limits: Limits
     limiter: Limiter = field(default_factory=lambda: Limiter(DEFAULT_RATE))
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
     stored: int = 0
     _keyring: Keyring = field(default_factory=lambda: Keyring({}))
     _regions: Mapping[str, str] = field(default_factory=dict)
@@ -98,6 +101,7 @@ class Ingest:
                 lambda number, region: store_rounds.find(connection, number=number, region=region)
             ),
             newest_round=store_rounds.newest(connection),
+            late=Late(connection, self.rounds).fate,
         )
 
     def wait_for_enrolment(self, vehicle: str, delivery: Delivery) -> None:

@@ -85,7 +85,7 @@ def _serve(server: Server, parts: Parts, inbox: Inbox[Event], stop: _Stop) -> No
         events = _collect(inbox, parts.config, until=due)
         server.handle(events, time.time())
         if time.monotonic() >= due:
-            server.tick(time.time())
+            server.tick(time.time(), time.monotonic())
             due = time.monotonic() + TICK_S
 
 

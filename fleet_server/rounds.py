@@ -38,7 +38,7 @@ TABLE: Mapping[tuple[State, Event], State] = MappingProxyType(
         ("open", "republish"): "open",  # the same round with a larger share
         ("open", "close"): "closing",  # the list of update ids is committed; what commits later is late
         ("open", "abandon"): "abandoned",  # below quorum at the deadline: its updates are returned
-        ("open", "carry"): "carried",  # below quorum, or another region made a version: a later round folds them
+        ("open", "carry"): "carried",  # no result: its updates wait for a later round of the region
         ("closing", "aggregate"): "aggregated",  # the region's fold is done
         ("closing", "abandon"): "abandoned",  # no member could be folded
         ("aggregated", "evaluate"): "evaluated",  # merged, and scored on validation drives
@@ -155,7 +155,8 @@ def decide(view: RoundView, now_s: float) -> Close | Abandon | Carry | Republish
     deadline. Without, it closes as soon as the wanted number of updates is stored, or at the deadline (included)
     with the quorum; below the quorum it is then abandoned or carried. Before that, when vehicles that are still
     awaited cannot make up the wanted number, the plan is published again with a share that brings in others. A round
-    that holds up other regions does not wait for its deadline once nobody is left who could make up its quorum.
+    that holds up other regions does not wait for its deadline when, a lease's time after the plan, nobody is left who
+    could make up its quorum.
     """
     if view.contributors is not None:
         return Close("contributors") if view.contributors <= view.stored else None
@@ -172,7 +173,8 @@ def decide(view: RoundView, now_s: float) -> Close | Abandon | Carry | Republish
     )
     # Those asked in vain stay below any larger share, so only the others can help.
     others = view.online - asked - view.stored
-    if view.holds_up and view.foldable + len(awaited) + len(others) < view.quorum:
+    patient = now_s < view.announced_at_s + view.lease_s
+    if view.holds_up and not patient and view.foldable + len(awaited) + len(others) < view.quorum:
         return _end(view, f"{view.foldable} updates and no one else to wait for, quorum {view.quorum}")
     missing = view.wanted - view.counted - len(awaited)
     share = widened(view.share, others, missing=missing, seed=view.seed, round_=view.round)

@@ -57,9 +57,9 @@ class Server:
         self._store(waiting, now_s)
         self._note_cleared()
 
-    def tick(self, now_s: float) -> None:
-        """Do what is due in the rounds, and publish what the broker still lacks."""
-        if self.coordinator.tick(now_s):
+    def tick(self, now_s: float, steady_s: float | None = None) -> None:
+        """Do what is due in the rounds, and publish what the broker still lacks; see ``Coordinator.tick``."""
+        if self.coordinator.tick(now_s, steady_s):
             self._announce()
         if self._connected:
             self.publisher.pump()

@@ -9,10 +9,10 @@ from fedfleet.fleet_server.fold import fold_key
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate
 
-__all__ = ["Fates", "Membership", "Outcome", "fates", "membership"]
+__all__ = ["Fates", "Membership", "Outcome", "Waiting", "fates", "late_fate", "membership", "too_stale"]
 
-Outcome = Literal["published", "below-quorum", "refused-by-gate"]
-"""How a region's round ended: its aggregate was published, there was none, or the gate refused the model."""
+Outcome = Literal["published", "below-quorum", "refused-by-gate", "carried"]
+"""How a region's round ended: its aggregate was published, there was none, the gate refused, a later round folds it."""
 
 Fates: TypeAlias = Mapping[UpdateId, tuple[Fate, str]]
 """Fate and reason of each update; the reason of a folded one is empty."""
@@ -22,8 +22,38 @@ _OF_MEMBERS: Mapping[Outcome, tuple[Fate, str]] = {
     "published": ("folded", ""),
     "below-quorum": ("returned", "below-quorum"),
     "refused-by-gate": ("dropped", "refused-by-gate"),
+    "carried": ("carried", ""),
 }
 _LATE: tuple[Fate, str] = ("returned", "late")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """An update that was carried: it waits for the next round of its region that is folded."""
+
+    id: UpdateId
+    round: int
+    base_version: int
+
+
+def too_stale(waiting: Iterable[Waiting], *, version: int, max_staleness: int) -> dict[UpdateId, str]:
+    """Return those that are more than `max_staleness` versions behind, with the reason: they are returned."""
+    return {one.id: "too-stale" for one in waiting if version - one.base_version > max_staleness}
+
+
+def late_fate(*, carries: bool, staleness: int, max_staleness: int, has_other: bool) -> tuple[Fate, str]:
+    """Return fate and reason of an update that comes after its round closed.
+
+    `carries` tells that a later round of the region will fold it. Then an update is dropped when its vehicle
+    `has_other` for the same round, so that none counts twice, and returned when it is too many versions behind.
+    """
+    if not carries:
+        return _LATE
+    if has_other:
+        return "dropped", "second-update"
+    if staleness > max_staleness:
+        return "returned", "too-stale"
+    return "carried", "late"
 
 
 @dataclass(frozen=True)
@@ -71,7 +101,8 @@ def fates(
     `refused` (what the fold, a norm bound or a robust rule would not take, with its reason) is dropped, also when
     it is a member or late: returned, poison would come back. `late` is returned with reason "late", `returned` with
     its own reasons (those of `Membership`), however the round ended. Members are folded when it was published,
-    returned ("below-quorum") when it was void, and dropped ("refused-by-gate") when the gate refused what they made.
+    returned ("below-quorum") when it was void, carried when a later round folds them, and dropped ("refused-by-gate")
+    when the gate refused what they made.
     Raises ValueError for an id that is both member and late.
     """
     members, late = frozenset(members), frozenset(late)

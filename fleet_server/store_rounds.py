@@ -1,7 +1,7 @@
 """Rows of rounds: one per round and region, its frozen members and its settlement."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, RowMapping, func, select
@@ -60,9 +60,12 @@ def add_round(connection: Connection, one: Round) -> None:
 
 
 def current(connection: Connection) -> dict[str, Round]:
-    """Return the newest round, by region; empty before the first."""
-    number = newest(connection)
-    return {} if number < 0 else {one.plan.region: one for one in rounds(connection, number=number)}
+    """Return each region's newest round; empty before the first."""
+    newest = select(round_.c.region, func.max(round_.c.round).label("number")).group_by(round_.c.region)
+    latest = newest.subquery()
+    both = (round_.c.round == latest.c.number) & (round_.c.region == latest.c.region)
+    rows = connection.execute(select(round_).join(latest, both).order_by(round_.c.region)).mappings()
+    return {row["region"]: _round(row) for row in rows}
 
 
 def newest(connection: Connection) -> int:
@@ -144,12 +147,13 @@ def live_settlements(connection: Connection) -> list[Settlement]:
     return [decode(Settlement, data, sender="the store") for data in rows]
 
 
-def retire_settlements(connection: Connection, topic: Callable[[int, str], str], *, before: int) -> None:
-    """Retire the settlements of rounds below ``before``; ``topic`` of round and region is then to be cleared."""
-    old = (settlement.c.round < before) & ~settlement.c.retired
-    for number, region in connection.execute(
-        select(settlement.c.round, settlement.c.region).where(old)
-    ).all():
-        statement = insert(connection, clearing).values(topic=topic(number, region))
-        connection.execute(statement.on_conflict_do_nothing())
+def retire_settlements(
+    connection: Connection, topics: Callable[[Settlement], Iterable[str]], *, region: str, before: int
+) -> None:
+    """Retire a region's settlements of rounds below ``before``; their ``topics`` are then to be cleared."""
+    old = (settlement.c.round < before) & (settlement.c.region == region) & ~settlement.c.retired
+    for data in connection.execute(select(settlement.c.message).where(old)).scalars().all():
+        for topic in topics(decode(Settlement, data, sender="the store")):
+            statement = insert(connection, clearing).values(topic=topic)
+            connection.execute(statement.on_conflict_do_nothing())
     connection.execute(settlement.update().where(old).values(retired=True))

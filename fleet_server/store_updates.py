@@ -191,7 +191,8 @@ def set_fates(connection: Connection, fates: Mapping[UpdateId, tuple[Fate, str]]
 
 def forget_payloads(connection: Connection, *, before_round: int) -> None:
     """Drop the bytes of updates of older rounds; their rows and audit leaves stay."""
-    old = (update.c.round < before_round) & update.c.payload.is_not(None) & update.c.fate.is_not(None)
+    final = update.c.fate.is_not(None) & (update.c.fate != "carried")
+    old = (update.c.round < before_round) & update.c.payload.is_not(None) & final
     connection.execute(update.update().where(old).values(payload=None))
     connection.execute(chunk.delete().where(chunk.c.round < before_round))
 

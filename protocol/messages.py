@@ -108,7 +108,11 @@ class CodecPlan(Message):
 
 
 class Plan(Message):
-    """The round plan of one region: what to train from, how, until when, and who takes part."""
+    """The round plan of one region: what to train from, how, until when, and who takes part.
+
+    ``mode`` buffered: a training of an older plan is finished and sent, not given up. ``next_round_at_s`` is when a
+    vehicle that has answered comes back for another training; 0: with the next plan.
+    """
 
     task: Id
     region: Id
@@ -122,6 +126,7 @@ class Plan(Message):
     seed: Count
     share: Share
     mode: Literal["sync", "buffered"] = "sync"
+    next_round_at_s: Seconds = 0.0
     codec: CodecPlan
     training: Annotated[Mapping[Annotated[str, Field(max_length=40)], Setting], Field(max_length=40)]
 
@@ -129,7 +134,8 @@ class Plan(Message):
 class Settlement(Message):
     """The fate of a round of one region, and of every update in it, by update id.
 
-    A ``dropped`` or ``returned`` fate has its reason in ``reasons``.
+    A ``dropped`` or ``returned`` fate has its reason in ``reasons``. A large one comes in ``pages``, each on a topic
+    of its own and good by itself; ``page`` counts from 0.
     """
 
     task: Id
@@ -141,6 +147,8 @@ class Settlement(Message):
     closed_at_s: Seconds
     fates: Mapping[Annotated[str, Field(max_length=80)], Fate]
     reasons: Mapping[Annotated[str, Field(max_length=80)], Text] = Field(default_factory=dict)
+    page: Number = 0
+    pages: Annotated[int, Field(ge=1, le=2**32 - 1)] = 1
 
 
 class ModelPointer(Message):

@@ -84,14 +84,15 @@ def round_plan(fleet: str, region: str, task: str) -> str:
     return f"{_region(fleet, region)}/round/{check_id(task, 'task')}"
 
 
-def settlement(fleet: str, region: str, task: str, round_: int) -> str:
-    """Topic of the retained, signed settlement of one round of a region."""
-    return f"{_region(fleet, region)}/settlement/{check_id(task, 'task')}/{round_}"
+def settlement(fleet: str, region: str, task: str, round_: int, *, page: int = 0) -> str:
+    """Topic of the retained, signed settlement of one round of a region; further pages have topics below it."""
+    topic = f"{_region(fleet, region)}/settlement/{check_id(task, 'task')}/{round_}"
+    return f"{topic}/{page}" if page else topic
 
 
 def settlements(fleet: str, region: str, task: str) -> str:
-    """Filter for the settlements of a region."""
-    return f"{_region(fleet, region)}/settlement/{check_id(task, 'task')}/+"
+    """Filter for the settlements of a region, with all their pages."""
+    return f"{_region(fleet, region)}/settlement/{check_id(task, 'task')}/#"
 
 
 def model(fleet: str, region: str, task: str) -> str:
@@ -177,7 +178,12 @@ def parse(topic: str) -> Topic:
             return Topic(kind, fleet, region=region, task=task)
         case ["fl", "v1", fleet, "r", region, "settlement", task, number]:
             _ids(fleet, region, task)
-            return Topic("settlement", fleet, region=region, task=task, round=_number(number))
+            return Topic("settlement", fleet, region=region, task=task, round=_number(number), number=0)
+        case ["fl", "v1", fleet, "r", region, "settlement", task, number, page] if page != "0":
+            _ids(fleet, region, task)
+            return Topic(
+                "settlement", fleet, region=region, task=task, round=_number(number), number=_number(page)
+            )
         case ["fl", "v1", fleet, "blob", digest, number]:
             _ids(fleet)
             if len(digest) != _DIGEST_DIGITS or not _HEX.issuperset(digest):

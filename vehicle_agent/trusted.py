@@ -207,9 +207,10 @@ def _settlement(
 ) -> tuple[Trusted, ServerEvent]:
     del digest
     told = _regional(msg.Settlement, trusted, topic, body)
-    if told.round != topic.round:
+    if (told.round, told.page) != (topic.round, topic.number):
+        where = f"round {topic.round}, page {topic.number}"
         raise PeerError(
-            "wrong-topic", f"settlement of round {told.round} on the topic of round {topic.round}"
+            "wrong-topic", f"settlement of round {told.round}, page {told.page} on the topic of {where}"
         )
     _not_from_the_future(f"settlement of round {told.round}", told.closed_at_s, now_s)
     return trusted, ev.SettlementCame(told)

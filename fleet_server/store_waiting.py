@@ -1,0 +1,71 @@
+"""Rows of updates that outlive their round: carried ones, and the members that a closing round took from them."""
+
+from sqlalchemy import Connection, select
+
+from fedfleet.fleet_server import store_models, store_rounds
+from fedfleet.fleet_server.config_rounds import RoundsConfig
+from fedfleet.fleet_server.rounds import FINAL
+from fedfleet.fleet_server.schema import member, round_, update
+from fedfleet.fleet_server.settlement import Waiting, late_fate
+from fedfleet.protocol.ids import UpdateId
+from fedfleet.protocol.messages import Fate
+from fedfleet.protocol.update import Manifest
+
+__all__ = ["Late", "bases", "claimed", "waiting"]
+
+_FOLD_ORDER = (update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence)
+
+
+def waiting(connection: Connection, *, region: str) -> list[Waiting]:
+    """Return the region's carried updates that no closing round has claimed, in fold order."""
+    closing = (member.c.round == round_.c.round) & (member.c.region == round_.c.region)
+    taken = select(member.c.update_id).join(round_, closing).where(round_.c.state.not_in(FINAL))
+    query = select(update.c.id, update.c.round, update.c.base_version).where(
+        update.c.region == region, update.c.fate == "carried", update.c.id.not_in(taken)
+    )
+    rows = connection.execute(query.order_by(*_FOLD_ORDER))
+    return [Waiting(UpdateId.parse(row.id), row.round, row.base_version) for row in rows]
+
+
+def claimed(connection: Connection, *, number: int, region: str) -> list[UpdateId]:
+    """Return the frozen members of a closed round, of whatever round they were, in fold order."""
+    return list(bases(connection, number=number, region=region))
+
+
+def bases(connection: Connection, *, number: int, region: str) -> dict[UpdateId, int]:
+    """Return the version that each frozen member of a closed round was trained from, in fold order."""
+    mine = (member.c.round == number) & (member.c.region == region)
+    query = select(update.c.id, update.c.base_version).join(member, member.c.update_id == update.c.id)
+    rows = connection.execute(query.where(mine).order_by(*_FOLD_ORDER))
+    return {UpdateId.parse(row.id): row.base_version for row in rows}
+
+
+class Late:
+    """What becomes of updates whose round has closed; they are written after all of a transaction were judged."""
+
+    def __init__(self, connection: Connection, rounds: RoundsConfig) -> None:
+        self._connection, self._rounds = connection, rounds
+        self._seen: set[tuple[str, int]] = set()
+
+    def fate(self, manifest: Manifest) -> tuple[Fate, str]:
+        """Return fate and reason of a late update."""
+        newest = store_rounds.current(self._connection).get(manifest.region)
+        follows = newest is not None and (newest.state == "open" or self._rounds.goes_on(newest.plan.round))
+        version = store_models.newest_version(self._connection) or 0
+        found = late_fate(
+            carries=self._rounds.carries_late and follows,
+            staleness=version - manifest.base_version,
+            max_staleness=self._rounds.max_staleness,
+            has_other=self._has_other(manifest),
+        )
+        self._seen.add((manifest.id.vehicle, manifest.round))
+        return found
+
+    def _has_other(self, manifest: Manifest) -> bool:
+        """Tell whether the vehicle has an update for the same round that counts, or still may."""
+        if (manifest.id.vehicle, manifest.round) in self._seen:
+            return True
+        counts = update.c.fate.is_(None) | update.c.fate.in_(("folded", "carried"))
+        mine = (update.c.round == manifest.round) & (update.c.vehicle == manifest.id.vehicle)
+        query = select(update.c.id).where(mine, counts).limit(1)
+        return self._connection.execute(query).one_or_none() is not None
