@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedfleet.codec import payload
+from fedfleet.codec.parts import Parts
 from fedfleet.fleet_server.fold import check_update, example_weight
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.fleet_server.store_updates import Known, StoredUpdate
@@ -19,13 +20,17 @@ __all__ = ["Accepted", "Candidate", "Duplicate", "Limits", "View", "expect", "ju
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds an update: sealed bytes, parameters of the model, examples that count; and the quarantine."""
+    """What bounds an update: sealed bytes, parameters of the model, examples that count; and the quarantine.
+
+    ``parts`` are how the model's layout divides an update; None: one sparse part.
+    """
 
     update_bytes: int
     parameters: int
     example_cap: int
     quarantine_keep: int = 1000
     quarantine_bytes: int = 16_000_000
+    parts: Parts | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
             raise PeerError("replayed-id", f"update {manifest.id} is stored with other content")
         return Duplicate(known)
     state = _check_fresh(manifest, view)
-    decoded = payload.decode(one.payload, size=view.limits.parameters)
+    decoded = payload.decode(one.payload, size=view.limits.parameters, parts=view.limits.parts)
     weight = example_weight(decoded.examples, cap=view.limits.example_cap)
     check_update(manifest.id, decoded.delta, weight, size=view.limits.parameters)
     stored = StoredUpdate(

@@ -72,6 +72,7 @@ def prepare(config: ServerConfig, *, now_s: float, draw: Callable[[int], bytes])
         config.example_cap,
         config.quarantine_keep,
         config.retention.quarantine_bytes,
+        graph.layout.parts,
     )
     ingest = Ingest(store, party, limits, Limiter(config.rate.rate()), config.rounds)
     return Parts(config, store, party, coordinator, ingest)
