@@ -5,16 +5,14 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import store_models, store_rounds
+from fedfleet.fleet_server import store_chain, store_models, store_rounds
 from fedfleet.fleet_server.pages import pages, settlement_topics
 from fedfleet.fleet_server.requests import Party
 from fedfleet.protocol import topics
 from fedfleet.protocol.envelope import Kind
-from fedfleet.protocol.messages import BlobRef, DeltaRef, ModelPointer, Release, Segment
+from fedfleet.protocol.messages import BlobRef, ModelPointer, Release, Segment
 
-__all__ = ["DELTAS_KEPT", "Announcement", "announce", "blob_topics", "live_blobs"]
-
-DELTAS_KEPT = 4
+__all__ = ["Announcement", "announce", "blob_topics", "live_blobs"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,13 @@ def blob_topics(fleet: str, blob: BlobRef) -> list[str]:
     return [topics.blob(fleet, blob.sha256, number) for number in range(blob.chunks)]
 
 
-def pointer(connection: Connection, *, task: str, region: str, version: int) -> ModelPointer:
+def pointer(
+    connection: Connection, *, task: str, region: str, version: int, keep_step: bool = False
+) -> ModelPointer:
     """Return the pointer to a published version, as a region's vehicles get it."""
-    onnx_sha256, vector_sha256, full = store_models.model_row(connection, version)
-    parameters = store_models.parameters(connection)
-    chain = store_models.deltas(connection, to_version=version, last=DELTAS_KEPT)
+    onnx_sha256, vector_sha256, digest = store_models.model_row(connection, version)
+    parameters, full = store_models.parameters(connection), store_models.ref(connection, digest)
+    chain = store_chain.chain(connection, version=version, full_bytes=full.size_bytes)
     return ModelPointer(
         task=task,
         region=region,
@@ -45,18 +45,16 @@ def pointer(connection: Connection, *, task: str, region: str, version: int) -> 
         vector_sha256=vector_sha256,
         segments=(Segment(name="body", offset=0, size=parameters, version=version),),
         graph=store_models.graph_ref(connection),
-        full=store_models.ref(connection, full),
-        deltas=tuple(
-            DeltaRef(
-                from_version=to - 1, to_version=to, kind="add", blob=store_models.ref(connection, digest)
-            )
-            for to, digest in chain
-        ),
+        full=full,
+        deltas=chain.deltas,
+        packs=chain.packs,
+        keep_step=keep_step,
     )
 
 
 def _named(model: ModelPointer) -> list[BlobRef]:
-    return [model.graph, model.full, *(delta.blob for delta in model.deltas)]
+    hops = (*model.deltas, *model.packs)
+    return [model.graph, model.full, *(hop.blob for hop in hops)]
 
 
 def live_blobs(connection: Connection) -> list[BlobRef]:
@@ -93,8 +91,10 @@ def _models(connection: Connection, party: Party, regions: tuple[str, ...]) -> d
     if version is None or released is None:
         return found
     canary = store_models.ref(connection, released.canary_sha256)
+    plans = [one.plan for one in store_rounds.current(connection).values()]
+    keep_step = any(plan.codec.coordinates == "common" for plan in plans)
     for region in regions:
-        model = pointer(connection, task=task, region=region, version=version)
+        model = pointer(connection, task=task, region=region, version=version, keep_step=keep_step)
         found[topics.model(fleet, region, task)] = party.seal(model, Kind.MODEL)
         release = Release(
             task=task,

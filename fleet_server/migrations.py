@@ -42,7 +42,7 @@ def add_table(table: Table) -> Step:
     return step
 
 
-STEPS: tuple[Step, ...] = ()
+STEPS: tuple[Step, ...] = (add_table(schema.pack),)
 """Step i leads from version i + 1 to i + 2. Append only."""
 
 VERSION = 1 + len(STEPS)

@@ -25,6 +25,7 @@ __all__ = [
     "metadata",
     "model",
     "optimizer",
+    "pack",
     "property_",
     "quarantine",
     "release",
@@ -164,6 +165,16 @@ optimizer = Table(
     Column("data", LargeBinary, nullable=False),
 )
 """The strategy's state that belongs to the newest model: float64, little-endian."""
+
+pack = Table(
+    "pack",
+    metadata,
+    Column("region", String, primary_key=True),  # whose chain; empty: all regions have the same model
+    Column("to_version", BigInteger, primary_key=True),
+    Column("from_version", BigInteger, nullable=False),
+    Column("sha256", String, nullable=False),
+)
+"""Blobs that hold the deltas from one version to a later one; the blob goes when the chain has become too long."""
 
 release = Table(
     "release",

@@ -22,7 +22,7 @@ __all__ = [
     "all_scores",
     "blob_bytes",
     "cleared",
-    "deltas",
+    "find_blob",
     "first_model",
     "graph_ref",
     "kept_blobs",
@@ -169,15 +169,6 @@ def model_row(connection: Connection, version: int) -> tuple[str, str, str]:
     return row.onnx_sha256, row.vector_sha256, row.full_sha256
 
 
-def deltas(connection: Connection, *, to_version: int, last: int) -> list[tuple[int, str]]:
-    """Return (version, SHA-256) of the last deltas that lead to a version, the oldest first."""
-    version = schema.model.c.version
-    query = select(version, schema.model.c.delta_sha256).where(
-        version > to_version - last, version <= to_version, schema.model.c.delta_sha256.is_not(None)
-    )
-    return [(row.version, row.delta_sha256) for row in connection.execute(query.order_by(version))]
-
-
 def add_release(connection: Connection, row: ReleaseRow) -> None:
     """Add the newest release."""
     connection.execute(schema.release.insert(), vars(row))
@@ -235,6 +226,14 @@ def blob_bytes(connection: Connection, digest: str) -> bytes:
     """Return a kept blob."""
     found = connection.execute(select(schema.blob.c.data).where(schema.blob.c.sha256 == digest)).scalar_one()
     return bytes(found)
+
+
+def find_blob(connection: Connection, digest: str) -> bytes | None:
+    """Return a blob, None when it is not kept any more."""
+    found = connection.execute(
+        select(schema.blob.c.data).where(schema.blob.c.sha256 == digest)
+    ).scalar_one_or_none()
+    return None if found is None else bytes(found)
 
 
 def ref(connection: Connection, digest: str) -> BlobRef:

@@ -1,9 +1,11 @@
-"""What model blobs hold: the graph with its layout, the full vector, and the canary. Formats in ``docs/protocol.md``.
+"""What model blobs hold: graph with layout, full vector, packs of deltas, canary. Formats in ``docs/protocol.md``.
 
-All three are one zstd frame whose content size is declared and checked before anything is unpacked.
+Each is one zstd frame whose content size is declared and checked before anything is unpacked.
 """
 
+from collections.abc import Sequence
 from struct import Struct
+from typing import Literal
 
 import numpy as np
 import zstandard
@@ -11,15 +13,31 @@ from numpy.typing import NDArray
 
 from fedfleet.protocol.errors import PeerError
 
-__all__ = ["pack_canary", "pack_graph", "pack_vector", "unpack_canary", "unpack_graph", "unpack_vector"]
+__all__ = [
+    "DeltaKind",
+    "pack_canary",
+    "pack_deltas",
+    "pack_graph",
+    "pack_vector",
+    "unpack_canary",
+    "unpack_deltas",
+    "unpack_graph",
+    "unpack_vector",
+]
 
 Floats = NDArray[np.float32]
+DeltaKind = Literal["add", "set"]
 
 _LEVEL = 9
 _GRAPH = Struct(">4sI")
 _GRAPH_MAGIC = b"FFG1"
 _CANARY = Struct(">4sIII")
 _CANARY_MAGIC = b"FFK1"
+_VECTOR_MAGIC = b"FFV2\n"  # five bytes: no number of floats is as long as one more with it
+_PACK = Struct(">4sIH")
+_PACK_MAGIC = b"FFP1"
+_ENTRY = Struct(">BI")
+_KINDS: tuple[DeltaKind, ...] = ("add", "set")
 
 
 def _compress(data: bytes) -> bytes:
@@ -59,16 +77,53 @@ def unpack_graph(blob: bytes, *, limit_bytes: int) -> tuple[bytes, bytes]:
 
 
 def pack_vector(vector: Floats) -> bytes:
-    """Return the blob of a flat float32 vector, shape [M]."""
-    return _compress(vector.astype("<f4", copy=False).tobytes())
+    """Return the blob of a flat float32 vector, shape [M], version 2: the bytes of equal weight together."""
+    planes = vector.astype("<f4", copy=False).view(np.uint8).reshape(-1, 4).T
+    return _compress(_VECTOR_MAGIC + planes.tobytes())
 
 
 def unpack_vector(blob: bytes, *, size: int) -> Floats:
-    """Return the float32 vector, shape [size], of a vector blob; PeerError when it has another size."""
-    data = _decompress(blob, size * 4, "vector blob")
-    if len(data) != size * 4:
-        raise PeerError("malformed-blob", f"vector blob holds {len(data)} bytes, expected {size * 4}")
-    return np.frombuffer(data, dtype="<f4").astype(np.float32)
+    """Return the float32 vector, shape [size], of a vector blob; PeerError when it has another size.
+
+    Version 1, the plain bytes of the vector, is read too: it is shorter by the magic.
+    """
+    head, length = len(_VECTOR_MAGIC), size * 4
+    data = _decompress(blob, length + head, "vector blob")
+    if len(data) == length:
+        return np.frombuffer(data, dtype="<f4").astype(np.float32)
+    if len(data) != length + head or data[:head] != _VECTOR_MAGIC:
+        raise PeerError("malformed-blob", f"vector blob holds {len(data)} bytes, expected {length + head}")
+    planes = np.frombuffer(data, dtype=np.uint8, offset=head).reshape(4, size)
+    return np.ascontiguousarray(planes.T).view("<f4").reshape(size).astype(np.float32, copy=False)
+
+
+def pack_deltas(from_version: int, deltas: Sequence[tuple[DeltaKind, bytes]]) -> bytes:
+    """Return the blob of consecutive deltas, each with its kind, the first of which leads on from ``from_version``."""
+    head = _PACK.pack(_PACK_MAGIC, from_version, len(deltas))
+    entries = (_ENTRY.pack(_KINDS.index(kind), len(data)) + data for kind, data in deltas)
+    return _compress(head + b"".join(entries))
+
+
+def unpack_deltas(blob: bytes, *, limit_bytes: int) -> tuple[int, list[tuple[DeltaKind, bytes]]]:
+    """Return (version that the first leads on from, deltas with their kinds); PeerError when malformed."""
+    data = _decompress(blob, limit_bytes, "pack of deltas")
+    if len(data) < _PACK.size or not data.startswith(_PACK_MAGIC):
+        raise PeerError("malformed-blob", f"pack of deltas begins {data[:4]!r}")
+    _, from_version, count = _PACK.unpack_from(data)
+    at, found = _PACK.size, list[tuple[DeltaKind, bytes]]()
+    for _ in range(count):
+        if at + _ENTRY.size > len(data):
+            raise PeerError("malformed-blob", f"pack of deltas ends after {len(found)} of {count}")
+        kind, length = _ENTRY.unpack_from(data, at)
+        at += _ENTRY.size
+        if kind >= len(_KINDS) or at + length > len(data):
+            told = f"delta {len(found)} of kind {kind} and {length} bytes"
+            raise PeerError("malformed-blob", f"pack of deltas: {told}")
+        found.append((_KINDS[kind], data[at : at + length]))
+        at += length
+    if at != len(data):
+        raise PeerError("malformed-blob", f"pack of deltas has {len(data) - at} bytes too many")
+    return from_version, found
 
 
 def pack_canary(inputs: Floats, outputs: Floats) -> bytes:

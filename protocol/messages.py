@@ -24,6 +24,7 @@ __all__ = [
     "Message",
     "Metrics",
     "ModelPointer",
+    "PackRef",
     "Plan",
     "Receipt",
     "Release",
@@ -75,6 +76,14 @@ class DeltaRef(Message):
     from_version: Number
     to_version: Number
     kind: Literal["add", "set"]
+    blob: BlobRef
+
+
+class PackRef(Message):
+    """A blob with the deltas from one published version to a later one, for who holds any version between."""
+
+    from_version: Number
+    to_version: Number
     blob: BlobRef
 
 
@@ -130,6 +139,11 @@ class Plan(Message):
     codec: CodecPlan
     training: Annotated[Mapping[Annotated[str, Field(max_length=40)], Setting], Field(max_length=40)]
 
+    @property
+    def coordinates_seed(self) -> str:
+        """Seed of the draw among ``common`` coordinates: one for all regions of the round."""
+        return f"fedfleet common 1:{self.seed}:{self.round}"
+
 
 class Settlement(Message):
     """The fate of a round of one region, and of every update in it, by update id.
@@ -155,7 +169,9 @@ class ModelPointer(Message):
     """The published model: what vehicles train from. The vector is float32, little-endian, in layout order.
 
     ``graph`` names a zstd frame of ``u32 layout length | layout JSON | ONNX file with weights zeroed``; ``full`` a
-    zstd frame of the vector; each delta a codec payload. ``onnx_sha256`` is that of the patched ONNX file.
+    zstd frame of the vector; each delta a codec payload; ``packs`` hold the deltas before those. ``onnx_sha256`` is
+    that of the patched ONNX file. With ``keep_step`` plans name coordinates from the delta to this version, the last
+    of ``deltas``: vehicles keep it.
     """
 
     task: Id
@@ -168,6 +184,19 @@ class ModelPointer(Message):
     graph: BlobRef
     full: BlobRef
     deltas: Annotated[tuple[DeltaRef, ...], Field(max_length=256)] = ()
+    packs: Annotated[tuple[PackRef, ...], Field(max_length=256)] = ()
+    keep_step: bool = False
+
+    @property
+    def is_regional(self) -> bool:
+        """Whether a part of the model is its region's own."""
+        return len(self.segments) > 1
+
+    @property
+    def step(self) -> DeltaRef | None:
+        """The delta that was added to make this version; None when there is none, or it was set."""
+        last = self.deltas[-1] if self.deltas else None
+        return last if last and last.to_version == self.version and last.kind == "add" else None
 
 
 class Release(Message):

@@ -116,7 +116,7 @@ def cheap(version: int) -> msg.ModelPointer:
 @pytest.mark.parametrize(("have", "deltas"), [(None, None), (1, None), (2, 2), (3, 1), (4, 0), (5, None)])
 def test_the_way_is_the_chain_of_deltas_where_there_is_one(have: int | None, deltas: int | None) -> None:
     way = route(cheap(4), None if have is None else held(have))
-    assert (None if way.deltas is None else len(way.deltas)) == deltas
+    assert (None if way.chain is None else len(way.chain)) == deltas
     assert way.fetch_graph == (have is None)
 
 
@@ -131,8 +131,8 @@ def test_every_way_leads_to_the_same_bytes(have: int | None) -> None:
 
 def test_the_full_vector_is_taken_when_it_is_smaller_or_asked_for() -> None:
     tiny = aw.pointer(4).full.model_copy(update={"size_bytes": 1})
-    assert route(aw.pointer(4, full=tiny), held(3)).deltas is None
-    assert route(cheap(4), held(3), full=True).deltas is None
+    assert route(aw.pointer(4, full=tiny), held(3)).chain is None
+    assert route(cheap(4), held(3), full=True).chain is None
 
 
 @pytest.mark.parametrize(

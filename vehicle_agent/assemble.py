@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,69 +13,96 @@ from fedfleet.codec.parts import Parts
 from fedfleet.models import bundle, layout
 from fedfleet.models.task import Task
 from fedfleet.protocol.errors import PeerError
-from fedfleet.protocol.messages import BlobRef, DeltaRef, ModelPointer
+from fedfleet.protocol.messages import BlobRef, DeltaRef, ModelPointer, PackRef
 from fedfleet.vehicle_agent.entries import Graph
 
-__all__ = ["Held", "Model", "Route", "build", "route"]
+__all__ = ["Held", "Hop", "Model", "Route", "build", "cheapest", "route"]
 
 Floats = NDArray[np.float32]
+Hop: TypeAlias = DeltaRef | PackRef
 
 
 @dataclass(frozen=True)
 class Held:
-    """What the vehicle has already: a verified version's weights float32[M], and a graph."""
+    """What the vehicle has already: a verified version's weights float32[M], and a graph.
+
+    ``step`` is the delta that led to the version, as a payload; empty when there was none, None when it is not held.
+    """
 
     version: int
     vector: Floats
     graph: Graph
+    step: bytes | None = None
 
 
 @dataclass(frozen=True)
 class Route:
-    """The cheapest way to a model: a chain of deltas from the held version, or the full vector (``deltas`` None)."""
+    """The cheapest way to a model: deltas and packs from the held version, or the full vector (``chain`` None).
+
+    ``step`` is fetched besides, when the delta to the version is to be kept and the way does not bring it.
+    """
 
     pointer: ModelPointer
     fetch_graph: bool
-    deltas: tuple[DeltaRef, ...] | None
+    chain: tuple[Hop, ...] | None
+    step: DeltaRef | None = None
 
     @property
     def refs(self) -> tuple[BlobRef, ...]:
         """The blobs to fetch."""
         graph = (self.pointer.graph,) if self.fetch_graph else ()
-        return graph + ((self.pointer.full,) if self.deltas is None else tuple(d.blob for d in self.deltas))
+        step = (self.step.blob,) if self.step else ()
+        return (
+            graph + step + ((self.pointer.full,) if self.chain is None else tuple(h.blob for h in self.chain))
+        )
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is what its signed pointer says: weights and whole file match their digests."""
+    """A model that is what its signed pointer says: weights and whole file match their digests; ``step`` as held."""
 
     version: int
     onnx_sha256: str
     vector: Floats
     graph: Graph
     onnx: bytes
+    step: bytes | None = None
 
 
 def route(pointer: ModelPointer, held: Held | None, *, full: bool = False) -> Route:
     """Return the way with the fewest bytes; with ``full`` the one that needs nothing held but the graph."""
     fetch_graph = held is None or held.graph.sha256 != pointer.graph.sha256
+    wanted = pointer.step if pointer.keep_step else None
     if held is None or fetch_graph or full or held.vector.size != pointer.parameters:
-        return Route(pointer, fetch_graph, None)
-    chain = _chain(pointer, held.version)
-    if chain is None or sum(delta.blob.size_bytes for delta in chain) >= pointer.full.size_bytes:
-        return Route(pointer, fetch_graph, None)
-    return Route(pointer, fetch_graph, chain)
+        return Route(pointer, fetch_graph, None, wanted)
+    chain = cheapest(pointer, held.version)
+    if chain is None or sum(hop.blob.size_bytes for hop in chain) >= pointer.full.size_bytes:
+        return Route(pointer, fetch_graph, None, wanted)
+    return Route(pointer, fetch_graph, chain, None if chain or held.step is not None else wanted)
 
 
-def _chain(pointer: ModelPointer, version: int) -> tuple[DeltaRef, ...] | None:
-    by_start = {
-        delta.from_version: delta for delta in pointer.deltas if delta.to_version > delta.from_version
-    }
-    chain: list[DeltaRef] = []
-    while version < pointer.version and version in by_start:
-        chain.append(by_start[version])
-        version = chain[-1].to_version
-    return tuple(chain) if version == pointer.version else None
+def cheapest(pointer: ModelPointer, version: int) -> tuple[Hop, ...] | None:
+    """Return the deltas and packs with the fewest bytes from a version to the pointer's; None when there is a gap.
+
+    A delta serves who holds exactly the version it leads on from, a pack also who holds one between.
+    """
+    hops: tuple[Hop, ...] = (*pointer.packs, *pointer.deltas)
+    ways: dict[int, tuple[int, tuple[Hop, ...]]] = {pointer.version: (0, ())}
+    for at in sorted({version, *(hop.to_version for hop in hops)} - {pointer.version}, reverse=True):
+        onward = [
+            (hop.blob.size_bytes + ways[hop.to_version][0], (hop, *ways[hop.to_version][1]))
+            for hop in hops
+            if _serves(hop, at) and hop.to_version in ways
+        ]
+        if onward:
+            ways[at] = min(onward, key=lambda way: way[0])
+    return ways[version][1] if version in ways else None
+
+
+def _serves(hop: Hop, version: int) -> bool:
+    if isinstance(hop, PackRef):
+        return hop.from_version <= version < hop.to_version
+    return hop.from_version == version < hop.to_version
 
 
 def build(
@@ -96,7 +124,7 @@ def build(
     if places.size != pointer.parameters:
         told = f"{places.size} parameters, its pointer says {pointer.parameters}"
         raise PeerError("model-mismatch", f"layout of model {pointer.version} has {told}")
-    vector = _vector(way, blobs, held, parts=places.parts)
+    vector, step = _vector(way, blobs, held, parts=places.parts, limit_bytes=limit_bytes)
     found = sha256(vector.astype("<f4", copy=False).tobytes()).hexdigest()
     if found != pointer.vector_sha256:
         told = f"SHA-256 {found[:12]}…, expected {pointer.vector_sha256[:12]}…"
@@ -106,7 +134,7 @@ def build(
     if found != pointer.onnx_sha256:
         told = f"SHA-256 {found[:12]}…, expected {pointer.onnx_sha256[:12]}…"
         raise PeerError("model-mismatch", f"file of model {pointer.version} has {told}")
-    return Model(pointer.version, found, vector, graph, onnx)
+    return Model(pointer.version, found, vector, graph, onnx, step)
 
 
 def _graph(way: Route, blobs: Mapping[str, bytes], held: Held | None, *, limit_bytes: int) -> Graph:
@@ -116,13 +144,32 @@ def _graph(way: Route, blobs: Mapping[str, bytes], held: Held | None, *, limit_b
     return Graph(sha, *bundle.unpack_graph(blobs[sha], limit_bytes=limit_bytes))
 
 
-def _vector(way: Route, blobs: Mapping[str, bytes], held: Held | None, *, parts: Parts) -> Floats:
-    size = way.pointer.parameters
-    if way.deltas is None or held is None:
-        return bundle.unpack_vector(blobs[way.pointer.full.sha256], size=size)
-    vector = held.vector
-    for delta in way.deltas:
-        whole = Parts.whole(size) if delta.kind == "set" else parts  # what is set is set everywhere
-        change = payload.decode(blobs[delta.blob.sha256], size=size, parts=whole).delta.dense()
-        vector = change if delta.kind == "set" else vector + change
-    return vector
+def _vector(
+    way: Route, blobs: Mapping[str, bytes], held: Held | None, *, parts: Parts, limit_bytes: int
+) -> tuple[Floats, bytes | None]:
+    """Return the weights, and the delta that led to them."""
+    step = blobs[way.step.blob.sha256] if way.step else None
+    if way.chain is None or held is None:
+        told = b"" if way.pointer.step is None else step
+        return bundle.unpack_vector(blobs[way.pointer.full.sha256], size=parts.size), told
+    vector, version = held.vector, held.version
+    step = held.step if step is None else step
+    for hop in way.chain:
+        deltas = _deltas(hop, blobs[hop.blob.sha256], limit_bytes=limit_bytes)
+        for kind, data in deltas[version - hop.from_version :]:
+            whole = Parts.whole(parts.size) if kind == "set" else parts  # what is set is set everywhere
+            change = payload.decode(data, size=parts.size, parts=whole).delta.dense()
+            vector, step = (change, b"") if kind == "set" else (vector + change, data)
+        version = hop.to_version
+    return vector, step
+
+
+def _deltas(hop: Hop, blob: bytes, *, limit_bytes: int) -> list[tuple[bundle.DeltaKind, bytes]]:
+    if isinstance(hop, DeltaRef):
+        return [(hop.kind, blob)]
+    start, deltas = bundle.unpack_deltas(blob, limit_bytes=limit_bytes)
+    told = (start, start + len(deltas))
+    if told != (hop.from_version, hop.to_version):
+        wanted = f"{hop.from_version} to {hop.to_version}"
+        raise PeerError("malformed-blob", f"pack of deltas {told[0]} to {told[1]}, expected {wanted}")
+    return deltas

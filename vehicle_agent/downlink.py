@@ -139,7 +139,7 @@ class Downlink:
         if self._under is not None:
             self._under.fetch.cancel()
             self._under = None
-        held = self._held()
+        held = self._held(pointer)
         way = route(pointer, held, full=full)
         refs = way.refs if release is None else (*way.refs, release.canary)
         number = pointer.version if release is None else release.number
@@ -153,11 +153,13 @@ class Downlink:
         fetch.start(now_s)
         return self._advance(self._under, now_s)
 
-    def _held(self) -> Held | None:
+    def _held(self, pointer: ModelPointer) -> Held | None:
         base, vector, graph = self._journal.base, self._journal.base_vector, self._journal.graph
         if base is None or vector is None or graph is None:
             return None
-        return Held(base.version, vector, graph)
+        if base.region not in {"", pointer.region} and pointer.is_regional:
+            return Held(-1, vector, graph)  # another region's chain leads on from other weights
+        return Held(base.version, vector, graph, self._journal.base_step)
 
     def _advance(self, under: _Under, now_s: float) -> list[ev.Event]:
         try:
@@ -168,20 +170,21 @@ class Downlink:
             model = build(under.way, blobs, under.held, task=self._task, limit_bytes=limit)
             self._under = None
             if under.release is None:
-                return self._keep_base(model)
+                return self._keep_base(model, under.pointer.region)
             canary = bundle.unpack_canary(blobs[under.release.canary.sha256], limit_bytes=limit)
         except PeerError as error:
             self._under = None
-            if error.reason in CHAIN_FAILED and under.way.deltas is not None:
+            if error.reason in CHAIN_FAILED and under.way.chain is not None:
                 return self._begin(under.pointer, under.release, now_s, full=True)
             lasting = error.reason not in PASSING
             return [ev.FetchFailed(under.purpose, under.number, error.reason, lasting=lasting)]
         self._fetched = (under.release, model, canary)
         return [ev.ReleaseFetched(under.release.number)]
 
-    def _keep_base(self, model: Model) -> list[ev.Event]:
+    def _keep_base(self, model: Model, region: str) -> list[ev.Event]:
+        base = Base(model.version, model.onnx_sha256, region, step=model.step is not None)
         try:
-            self._journal.set_base(Base(model.version, model.onnx_sha256), model.vector, model.graph)
+            self._journal.set_base(base, model.vector, model.graph, step=model.step)
         except JournalError as error:
             return [ev.FetchFailed("base", model.version, error.reason, lasting=False)]
-        return [ev.BaseReady(model.version, model.onnx_sha256)]
+        return [ev.BaseReady(base.version, base.onnx_sha256, region, base.step)]

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from hashlib import sha256
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedfleet.protocol.ids import UpdateId
 
 __all__ = ["Graph", "OutboxEntry", "Released"]
@@ -27,14 +30,15 @@ class Released:
     model: bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OutboxEntry:
-    """An update ready to be sent."""
+    """An update ready to be sent; with the coordinates int64[k] that its plan named, when the payload has none."""
 
     id: UpdateId
     sealed: bytes
     round: int
     region: str
+    coordinates: NDArray[np.int64] | None = None
 
     @property
     def sealed_sha256(self) -> str:

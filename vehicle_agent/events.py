@@ -118,10 +118,12 @@ class ReceiptCame:
 
 @dataclass(frozen=True)
 class BaseReady:
-    """The published model is on disk, verified: trainings may start from it."""
+    """The published model is on disk, verified: trainings may start from it; ``step`` as in ``Base``."""
 
     version: int
     onnx_sha256: str
+    region: str = ""
+    step: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.vehicle_agent.entries import Graph, OutboxEntry, Released
 from fedfleet.vehicle_agent.keys import load_or_create, lock
-from fedfleet.vehicle_agent.schema import TABLES, VERSION
+from fedfleet.vehicle_agent.schema import STEPS, TABLES, VERSION
 from fedfleet.vehicle_agent.state import Active, Base, Pending
 from fedfleet.vehicle_agent.trusted import Seen
 
@@ -67,7 +67,10 @@ class Journal:
             self._db.executescript(
                 f"BEGIN IMMEDIATE; {TABLES} INSERT INTO meta VALUES {values}; PRAGMA user_version={VERSION}; COMMIT;"  # noqa: S608
             )
-        elif version != VERSION:
+        elif version < VERSION:
+            steps = "".join(STEPS[version - 1 :])
+            self._db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={VERSION}; COMMIT;")
+        elif version > VERSION:
             raise UsageError(f"journal {self._folder} has version {version}, this program writes {VERSION}")
         if self._meta("vehicle") != self._vehicle:
             raise UsageError(
@@ -130,7 +133,7 @@ class Journal:
                 raise ValueError(f"update {entry.id}: expected {self.next_id}")
             self._set("sequence", str(entry.id.sequence))
             self._db.execute(
-                "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, 'waiting', 0)",
+                "INSERT INTO outbox VALUES (?, ?, ?, ?, ?, ?, ?, 'waiting', 0, ?)",
                 (
                     entry.id.sequence,
                     entry.sealed,
@@ -139,6 +142,7 @@ class Journal:
                     entry.round,
                     entry.region,
                     self._task,
+                    None if entry.coordinates is None else entry.coordinates.astype("<u4").tobytes(),
                 ),
             )
             self._set_residual(residual)
@@ -151,9 +155,12 @@ class Journal:
     def sealed(self, sequence: int) -> OutboxEntry | None:
         """Return an update of the outbox, None when it is settled."""
         row = self._db.execute(
-            "SELECT sealed, update_id, round, region FROM outbox WHERE sequence = ?", (sequence,)
+            "SELECT sealed, update_id, round, region, coordinates FROM outbox WHERE sequence = ?", (sequence,)
         ).fetchone()
-        return OutboxEntry(UpdateId.parse(row[1]), row[0], row[2], row[3]) if row else None
+        if row is None:
+            return None
+        named = None if row[4] is None else np.frombuffer(row[4], dtype="<u4").astype(np.int64)
+        return OutboxEntry(UpdateId.parse(row[1]), row[0], row[2], row[3], named)
 
     def mark(self, sequence: int, *, stored: bool, attempts: int) -> None:
         """Note how often an update was sent, and that the server has it."""
@@ -221,15 +228,21 @@ class Journal:
     def base(self) -> Base | None:
         """The published model that trainings start from."""
         row = self._db.execute(
-            "SELECT version, onnx_sha256 FROM base WHERE task = ?", (self._task,)
+            "SELECT version, onnx_sha256, region, step IS NOT NULL FROM base WHERE task = ?", (self._task,)
         ).fetchone()
-        return Base(row[0], row[1]) if row else None
+        return Base(row[0], row[1], row[2], step=bool(row[3])) if row else None
 
     @property
     def base_vector(self) -> Floats | None:
         """The base's weights, float32[M]."""
         row = self._db.execute("SELECT vector FROM base WHERE task = ?", (self._task,)).fetchone()
         return np.frombuffer(row[0], dtype="<f4").astype(np.float32) if row else None
+
+    @property
+    def base_step(self) -> bytes | None:
+        """The delta that led to the base, as a payload; empty when there was none, None when it is not held."""
+        row = self._db.execute("SELECT step FROM base WHERE task = ?", (self._task,)).fetchone()
+        return row[0] if row else None
 
     @property
     def graph(self) -> Graph | None:
@@ -239,12 +252,12 @@ class Journal:
         ).fetchone()
         return Graph(*row) if row else None
 
-    def set_base(self, base: Base, vector: Floats, graph: Graph) -> None:
-        """Replace the base and its graph."""
+    def set_base(self, base: Base, vector: Floats, graph: Graph, *, step: bytes | None = None) -> None:
+        """Replace the base, its graph and the delta that led to it."""
         data = vector.astype("<f4", copy=False).tobytes()
         with self._change():
-            row = (self._task, base.version, base.onnx_sha256, data, graph.sha256)
-            self._db.execute("INSERT OR REPLACE INTO base VALUES (?, ?, ?, ?, ?)", row)
+            row = (self._task, base.version, base.onnx_sha256, data, graph.sha256, base.region, step)
+            self._db.execute("INSERT OR REPLACE INTO base VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             held = self._db.execute("SELECT sha256 FROM graph WHERE task = ?", (self._task,)).fetchone()
             if held != (graph.sha256,):
                 row_graph = (self._task, graph.sha256, graph.layout, graph.onnx)

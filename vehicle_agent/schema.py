@@ -1,15 +1,25 @@
 """The journal's tables (SQLite). One file for each vehicle."""
 
-__all__ = ["TABLES", "VERSION"]
+__all__ = ["STEPS", "TABLES", "VERSION"]
 
-VERSION = 1
+STEPS = (
+    """
+ALTER TABLE outbox ADD COLUMN coordinates BLOB;
+ALTER TABLE base ADD COLUMN region TEXT NOT NULL DEFAULT '';
+ALTER TABLE base ADD COLUMN step BLOB;
+""",
+)
+"""Step i brings the tables of version i + 1, as an older program made them, to i + 2."""
+
+VERSION = 1 + len(STEPS)
 
 TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE outbox (
   sequence INTEGER PRIMARY KEY, sealed BLOB NOT NULL, sent_sha256 TEXT NOT NULL, update_id TEXT NOT NULL,
   round INTEGER NOT NULL, region TEXT NOT NULL, task TEXT NOT NULL,
-  state TEXT NOT NULL CHECK (state IN ('waiting', 'stored')), attempts INTEGER NOT NULL DEFAULT 0);
+  state TEXT NOT NULL CHECK (state IN ('waiting', 'stored')), attempts INTEGER NOT NULL DEFAULT 0,
+  coordinates BLOB);
 CREATE TABLE residual (task TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE answered (task TEXT NOT NULL, round INTEGER NOT NULL, PRIMARY KEY (task, round)) WITHOUT ROWID;
 CREATE TABLE seen (
@@ -18,7 +28,7 @@ CREATE TABLE seen (
   PRIMARY KEY (task, region)) WITHOUT ROWID;
 CREATE TABLE base (
   task TEXT PRIMARY KEY, version INTEGER NOT NULL, onnx_sha256 TEXT NOT NULL, vector BLOB NOT NULL,
-  graph_sha256 TEXT NOT NULL);
+  graph_sha256 TEXT NOT NULL, region TEXT NOT NULL DEFAULT '', step BLOB);
 CREATE TABLE graph (task TEXT PRIMARY KEY, sha256 TEXT NOT NULL, layout BLOB NOT NULL, onnx BLOB NOT NULL);
 CREATE TABLE release (
   task TEXT NOT NULL, slot TEXT NOT NULL CHECK (slot IN ('active', 'previous')), number INTEGER NOT NULL,

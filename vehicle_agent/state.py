@@ -29,10 +29,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Base:
-    """The published model on disk."""
+    """The published model on disk, and the region it was published for (empty: an older program wrote it).
+
+    ``step``: the delta that led to it is held too, or there was none.
+    """
 
     version: int
     onnx_sha256: str
+    region: str = ""
+    step: bool = False
 
 
 @dataclass(frozen=True)

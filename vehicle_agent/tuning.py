@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.codec import payload
+from fedfleet.codec.common import common
 from fedfleet.codec.delta import Delta
 from fedfleet.codec.parts import Parts
 from fedfleet.codec.residual import encode_with_feedback
@@ -18,6 +19,7 @@ from fedfleet.protocol.errors import PeerError, UsageError
 from fedfleet.protocol.messages import Plan
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
+from fedfleet.vehicle_agent.agent import training_seed
 from fedfleet.vehicle_agent.budget import Encoded, best, budget_for, settings_for
 from fedfleet.vehicle_agent.entries import OutboxEntry
 from fedfleet.vehicle_agent.jobs import Job, Told
@@ -25,6 +27,8 @@ from fedfleet.vehicle_agent.journal import Journal, JournalError
 from fedfleet.vehicle_agent.trainer_port import Trainers
 
 __all__ = ["Tuning"]
+
+Indices = NDArray[np.int64]
 
 
 class Tuning:
@@ -48,6 +52,7 @@ class Tuning:
         self._job: Job | None = None
         self._round = -1
         self._jobs = 0
+        self._named: Indices | None = None
         self.max_update_bytes = 4_000_000
         self.link_class = ""
         self.budget_bytes: int | None = None
@@ -62,6 +67,11 @@ class Tuning:
         base, vector = self._journal.base, self._journal.base_vector
         if base is None or vector is None or base.version != plan.base_version:
             return [ev.TrainingFailed(plan.round, "base-missing")]
+        try:
+            self._named = self._coordinates(plan)
+        except PeerError as error:
+            self.trouble = str(error)
+            return [ev.TrainingFailed(plan.round, error.reason)]
         self._jobs += 1
         name = f"{plan.round}-{self._jobs}"
         files = {kind: self._folder / f"{kind}-{name}.npy" for kind in ("base", "delta")}
@@ -122,30 +132,36 @@ class Tuning:
         return [ev.UpdateJournaled(entry.id.sequence, str(entry.id), entry.sealed_sha256, plan.round)]
 
     def _commit(self, plan: Plan, job: Job, action: act.SubmitUpdate) -> OutboxEntry:
-        if plan.codec.coordinates == "common":
-            raise PeerError("unsupported-codec", f"round {plan.round} asks for common coordinates")
         id_ = self._journal.next_id
         manifest = update.Manifest(id_, plan.task, plan.region, plan.round, plan.base_version)
-        encoded = self._encode(plan, np.load(job.out, allow_pickle=False), action, len(self._seal(manifest)))
+        delta = np.load(job.out, allow_pickle=False)
+        encoded = self._encode(plan, delta, action, frame_bytes=len(self._seal(manifest)))
         sealed = self._seal(manifest, encoded.data)
         if len(sealed) > self.max_update_bytes:
             told = f"round {plan.round}: update is {len(sealed)} bytes, limit {self.max_update_bytes}"
             raise PeerError("update-too-large", told)
-        entry = OutboxEntry(id_, sealed, plan.round, plan.region)
+        entry = OutboxEntry(id_, sealed, plan.round, plan.region, self._named)
         self._journal.commit_update(entry, encoded.residual)
         used = encoded.settings
         self.update_bytes, self.update_codec = len(sealed), f"{used.index} {used.value} {used.density:.3g}"
         return entry
 
     def _encode(
-        self, plan: Plan, delta: NDArray[np.float32], action: act.SubmitUpdate, frame_bytes: int
+        self,
+        plan: Plan,
+        delta: NDArray[np.float32],
+        action: act.SubmitUpdate,
+        *,
+        frame_bytes: int,
     ) -> Encoded:
         """Return the best payload that the budget allows; ``frame_bytes`` is what sealing adds to it."""
         residual, parts = self._journal.residual(delta.size), self._parts()
+        seed = training_seed(plan.task, plan.round, self._vehicle)
+        told = {"steps": action.steps, "examples": action.examples, "seed": seed}
 
         def encode(settings: Settings) -> Encoded:
             data, left = encode_with_feedback(
-                delta, residual, settings, steps=action.steps, examples=action.examples, parts=parts
+                delta, residual, settings, parts=parts, common=self._named, **told
             )
             return Encoded(data, left, settings)
 
@@ -157,6 +173,18 @@ class Tuning:
     def _seal(self, manifest: update.Manifest, payload_: bytes = b"") -> bytes:
         packed = update.pack(manifest, payload_)
         return seal(packed, self._journal.key, kind=Kind.UPDATE, sender=self._vehicle, fleet=self._fleet)
+
+    def _coordinates(self, plan: Plan) -> Indices | None:
+        """Return the coordinates int64[k] that the plan names by its rule; None when it names none."""
+        codec, parts, step = plan.codec, self._parts(), self._journal.base_step
+        if codec.coordinates != "common":
+            return None
+        if step is None or parts is None:
+            told = f"round {plan.round}: the step to version {plan.base_version} is not held"
+            raise PeerError("step-missing", told)
+        moved = payload.decode(step, size=parts.size, parts=parts).delta if step else None
+        seed = plan.coordinates_seed
+        return common(moved, parts, density=codec.density, seeded=codec.seeded, seed=seed)
 
     def _parts(self) -> Parts | None:
         """Return how the base's layout divides an update."""
@@ -177,7 +205,8 @@ class Tuning:
         header = peek(entry.sealed, limit_bytes=len(entry.sealed))
         _, body = update.unpack(entry.sealed[header.body_start :], sender=self._vehicle)
         try:
-            return payload.decode(body, size=vector.size, parts=self._parts()).delta
+            named = entry.coordinates
+            return payload.decode(body, size=vector.size, parts=self._parts(), common=named).delta
         except PeerError:  # made for another model: there is no residual that it could enter
             return None
 

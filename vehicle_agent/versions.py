@@ -26,7 +26,11 @@ def pointer(state: State, event: ev.PointerCame, now_s: float) -> Result:
     """Want the published model, unless it is held."""
     del now_s
     new, held = event.pointer, state.base
-    if held is not None and (new.version, new.onnx_sha256) == (held.version, held.onnx_sha256):
+    if (
+        held is not None
+        and (new.version, new.onnx_sha256) == (held.version, held.onnx_sha256)
+        and (held.step or not new.keep_step)
+    ):
         return replace(state, pointer=None), []
     return replace(state, pointer=new, fetch_failures=0, fetch_at_s=0.0), []
 
@@ -43,7 +47,7 @@ def base_ready(state: State, event: ev.BaseReady, now_s: float) -> Result:
     """Note the new base."""
     del now_s
     pointer = None if state.pointer and state.pointer.version == event.version else state.pointer
-    base = Base(event.version, event.onnx_sha256)
+    base = Base(event.version, event.onnx_sha256, event.region, event.step)
     return replace(state, base=base, pointer=pointer, fetching=False, fetch_failures=0), []
 
 

@@ -1,0 +1,67 @@
+"""Rows of the chain: which deltas and packs of deltas are live, by the version that they lead to."""
+
+from sqlalchemy import Connection, select
+
+from fedfleet.fleet_server import schema, store_models
+from fedfleet.fleet_server.chain import Chain, live, pack_due
+from fedfleet.fleet_server.upsert import insert
+from fedfleet.models import bundle
+from fedfleet.protocol.chunks import CHUNK_BYTES
+from fedfleet.protocol.messages import BlobRef
+
+__all__ = ["SHARED", "chain", "pack", "step_sha256"]
+
+SHARED = ""
+"""The chain of a model that is the same in all regions."""
+
+
+def chain(connection: Connection, *, version: int, full_bytes: int, region: str = SHARED) -> Chain:
+    """Return the live chain to a published version."""
+    deltas = _deltas(connection, version)
+    return live(deltas, _packs(connection, region, version), version=version, full_bytes=full_bytes)
+
+
+def pack(connection: Connection, version: int, *, region: str = SHARED) -> None:
+    """Pack the deltas that are due now that this version is published, when all of them are still live."""
+    due = pack_due(version)
+    deltas = _deltas(connection, version) if due else {}
+    if due is None or any(one not in deltas for one in due):
+        return
+    found: list[tuple[bundle.DeltaKind, bytes]] = [
+        ("add", store_models.blob_bytes(connection, deltas[one].sha256)) for one in due
+    ]
+    start = due[0] - 1
+    digest = store_models.put_blob(connection, "pack", bundle.pack_deltas(start, found))
+    row = {"region": region, "to_version": due[-1], "from_version": start, "sha256": digest}
+    connection.execute(insert(connection, schema.pack).values(row).on_conflict_do_nothing())
+
+
+def step_sha256(connection: Connection, version: int) -> str | None:
+    """Return the digest of the delta that led to a version; None when there was none."""
+    query = select(schema.model.c.delta_sha256).where(schema.model.c.version == version)
+    digest: str | None = connection.execute(query).scalar_one_or_none()
+    return digest
+
+
+def _deltas(connection: Connection, version: int) -> dict[int, BlobRef]:
+    table = schema.model
+    query = (
+        select(table.c.version, schema.blob.c.sha256, schema.blob.c.size_bytes)
+        .join(schema.blob, schema.blob.c.sha256 == table.c.delta_sha256)
+        .where(table.c.version <= version, schema.blob.c.retired_round.is_(None))
+    )
+    return {row.version: _ref(row.sha256, row.size_bytes) for row in connection.execute(query)}
+
+
+def _packs(connection: Connection, region: str, version: int) -> dict[int, BlobRef]:
+    table = schema.pack
+    query = (
+        select(table.c.to_version, schema.blob.c.sha256, schema.blob.c.size_bytes)
+        .join(schema.blob, schema.blob.c.sha256 == table.c.sha256)
+        .where(table.c.region == region, table.c.to_version <= version, schema.blob.c.retired_round.is_(None))
+    )
+    return {row.to_version: _ref(row.sha256, row.size_bytes) for row in connection.execute(query)}
+
+
+def _ref(sha256: str, size_bytes: int) -> BlobRef:
+    return BlobRef(sha256=sha256, size_bytes=size_bytes, chunks=max(1, -(-size_bytes // CHUNK_BYTES)))
