@@ -17,7 +17,7 @@ from fedfleet.codec import entropy
 from fedfleet.codec.wire import Reader, check_padding
 from fedfleet.protocol.errors import PeerError
 
-__all__ = ["BLOCK", "LEVELS", "pack", "unpack"]
+__all__ = ["BLOCK", "LEVELS", "pack", "unpack", "unpack_set"]
 
 LEVELS = 7
 BLOCK = 4096  # coordinates that share a step
@@ -58,7 +58,7 @@ def pack(values: Floats, *, density: float, seed: tuple[int, ...]) -> bytes:
 
 def unpack(reader: Reader, *, size: int) -> tuple[Indices, Floats]:
     """Return the rising coordinates int64[k] that are not zero, and their values float32[k]. Raises PeerError."""
-    indices = _unpack_set(reader, size)
+    indices = unpack_set(reader, size)
     count = indices.size
     if not count:
         return indices, np.empty(0, dtype=np.float32)
@@ -84,7 +84,8 @@ def _pack_set(indices: Indices, size: int) -> bytes:
     return bytes((mode,)) + data
 
 
-def _unpack_set(reader: Reader, size: int) -> Indices:
+def unpack_set(reader: Reader, size: int) -> Indices:
+    """Return a set of coordinates among `size`, written as index mode and index part. Raises PeerError."""
     return entropy.unpack_indices(reader, size=size, mode=reader.u8())
 
 
@@ -103,7 +104,7 @@ def _unpack_levels(reader: Reader, count: int) -> npt.NDArray[np.uint8]:
     levels = np.ones(count, dtype=np.uint8)
     inside = np.arange(count)
     for level in range(2, LEVELS + 1):
-        inside = inside[_unpack_set(reader, inside.size)]
+        inside = inside[unpack_set(reader, inside.size)]
         if not inside.size:
             break
         levels[inside] = level
