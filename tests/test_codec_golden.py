@@ -11,11 +11,13 @@ import pytest
 import slow_decoder
 
 from fedfleet.codec import payload
+from fedfleet.codec.parts import SEGMENTS, Part, Parts
 from fedfleet.codec.settings import Settings
 from fedfleet.protocol.errors import PeerError
 
 GOLDEN = Path(__file__).parent / "golden" / "codec"
 ACCEPTED: list[dict[str, Any]] = json.loads((GOLDEN / "accepted.json").read_text())
+DECODED: list[dict[str, Any]] = json.loads((GOLDEN / "decoded.json").read_text())
 REFUSED: list[dict[str, Any]] = json.loads((GOLDEN / "refused.json").read_text())
 DIGESTS: list[dict[str, Any]] = json.loads((GOLDEN / "digests.json").read_text())
 
@@ -50,6 +52,34 @@ def test_decodes_from_the_golden_bytes(vector: dict[str, Any]) -> None:
     assert np.array(slow.values, dtype=np.float32).tobytes() == floats(vector["values"]).tobytes()
 
 
+@pytest.mark.parametrize("vector", named(DECODED))
+def test_decodes_bytes_that_need_not_be_ours(vector: dict[str, Any]) -> None:
+    # given a payload, and what the receiver knows of the model and of the plan
+    data, size, told = bytes.fromhex(vector["payload"]), vector["size"], vector.get("parts")
+    parts = told and Parts(
+        size, tuple(Part(name, tuple(map(tuple, spans)), how) for name, spans, how in told)
+    )
+    common = np.array(vector["common"], dtype=np.int64) if "common" in vector else None
+    # when
+    got = payload.decode(data, size=size, parts=parts, common=common, control="control" in vector)
+    # then
+    assert (got.steps, got.examples) == (3, 5)
+    assert (None if got.delta.indices is None else got.delta.indices.tolist()) == vector["indices"]
+    assert got.delta.values.tobytes() == floats(vector["values"]).tobytes()
+    # and the other decoder agrees
+    plain = told and [(SEGMENTS[name], spans, how) for name, spans, how in told]
+    slow = slow_decoder.decode(data, size, plain, vector.get("common"), control="control" in vector)
+    assert dense(size, slow.coordinates, slow.values) == got.delta.dense().tolist()
+    if got.control is not None and slow.control is not None:
+        assert got.control.dense().tolist() == floats(vector["control"]).tolist()
+        assert dense(size, *slow.control[:2]) == floats(vector["control"]).tolist()
+
+
+def dense(size: int, coordinates: list[int], values: list[float]) -> list[float]:
+    stated = dict(zip(coordinates, values, strict=True))
+    return [stated.get(place, 0.0) for place in range(size)]
+
+
 @pytest.mark.parametrize("vector", named(REFUSED))
 def test_refuses_the_golden_bytes(vector: dict[str, Any]) -> None:
     with pytest.raises(PeerError) as caught:
@@ -75,5 +105,5 @@ def test_long_payloads_keep_their_digest(vector: dict[str, Any]) -> None:
 
 def test_the_readme_says_why_each_vector_is_there() -> None:
     readme = (GOLDEN / "README.md").read_text()
-    for vector in (*ACCEPTED, *REFUSED, *DIGESTS):
+    for vector in (*ACCEPTED, *DECODED, *REFUSED, *DIGESTS):
         assert readme.count(f"- `{vector['name']}`: ") == 1
