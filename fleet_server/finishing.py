@@ -1,20 +1,22 @@
 """The end of a round: what all its regions made becomes the next version, in one transaction."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy import Connection
 
 from fedfleet.codec import payload
-from fedfleet.codec.delta import Delta
 from fedfleet.codec.parts import Parts
-from fedfleet.fleet_server import store_models, store_rounds, store_updates, store_waiting
+from fedfleet.fleet_server import store_chain, store_models, store_rounds, store_updates, store_waiting
 from fedfleet.fleet_server.announcements import blob_topics, live_blobs
 from fedfleet.fleet_server.config import ServerConfig
-from fedfleet.fleet_server.fold import Aggregate, example_weight, fold_key, fold_ordered
+from fedfleet.fleet_server.fold import Aggregate, fold_key
 from fedfleet.fleet_server.model_state import Candidate, Proposal
 from fedfleet.fleet_server.pages import settlement_topics
+from fedfleet.fleet_server.region_fold import Member, Members, fold_members
 from fedfleet.fleet_server.rounds import Event, State, advance
 from fedfleet.fleet_server.settlement import Outcome, fates, membership, too_stale
 from fedfleet.fleet_server.store_models import Model, ReleaseRow
@@ -85,28 +87,39 @@ def close(
 
 
 def fold_region(
-    connection: Connection, one: Round, *, config: ServerConfig, model: Model, parts: Parts
+    connection: Connection,
+    one: Round,
+    *,
+    config: ServerConfig,
+    model: Model,
+    parts: Parts,
+    root: npt.NDArray[np.float32] | None = None,
 ) -> Aggregate:
     """Fold the frozen members of a region's round; the same members give the same bytes, always.
 
     What an update of an older version says is scaled down, by the policy; its weight stays (FedBuff, algorithm 1).
+    `root` is the server's own update, for rule fltrust. Raises VoidError when nothing can be made of the members.
     """
-    number, region, size = one.plan.round, one.plan.region, parts.size
+    number, region, strategy = one.plan.round, one.plan.region, config.strategy
     bases = store_waiting.bases(connection, number=number, region=region)
-    decoded = (
-        (id_, payload.decode(data, size=size, parts=parts), examples)
-        for id_, data, examples in store_updates.members(connection, round_=number, region=region)
-    )
-    cap, scale = config.example_cap, config.rounds.scale
-    weighted = (
-        (id_, _scaled(each.delta, scale(model.version - bases[id_])), example_weight(examples, cap=cap))
-        for id_, each, examples in decoded
-    )
-    return fold_ordered(weighted, size=size)
+    scale = config.rounds.scale
 
+    def read() -> Iterator[Member]:
+        for id_, data, examples in store_updates.members(connection, round_=number, region=region):
+            yield Member(id_, data, examples, scale(model.version - bases[id_]))
 
-def _scaled(delta: Delta, factor: float) -> Delta:
-    return delta if factor == 1.0 else replace(delta, values=delta.values * np.float32(factor))
+    has_control = strategy.name == "scaffold"
+    members = Members(
+        read,
+        partial(payload.decode, size=parts.size, parts=parts, control=has_control),
+        size=parts.size,
+        example_cap=config.example_cap,
+        equal=strategy.strategy().weighting == "equal",
+        has_control=has_control,
+    )
+    momentum = config.training_momentum if strategy.name == "fednova" else None
+    rule = strategy.fold_rule(root)
+    return fold_members(members, rule, momentum=momentum, draw_for=(one.plan.seed, number))
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,8 @@ def _settle(
     stale = too_stale(waiting, version=end.version, max_staleness=rounds.max_staleness)
     if not rounds.goes_on(number):
         stale = {each.id: stale.get(each.id, "no-more-rounds") for each in waiting}
-    decided = fates(members, (), outcome=end.outcome, refused={}, returned=stale)
+    refused, spared = store_waiting.left_out(connection, number=number, region=region)
+    decided = fates(members, (), outcome=end.outcome, refused=refused, returned={**stale, **spared})
     everyone = {**store_updates.settled(connection, round_=number, region=region), **decided}
     message = Settlement(
         task=one.plan.task,
@@ -196,6 +210,7 @@ def publish(connection: Connection, finish: Finish, candidate: Candidate, *, can
         created_at_s=finish.now_s,
     )
     store_models.save_model(connection, model)
+    store_chain.pack(connection, version)
     store_models.save_scores(connection, version, candidate.scores)
     release(
         connection, finish.config, version=version, round_=finish.number, canary=canary, now_s=finish.now_s

@@ -27,7 +27,8 @@ Update: TypeAlias = tuple[UpdateId, Delta, float]
 class Aggregate:
     """The result of a fold: `mean` float64[M] (of what a rule took), the sum of weights, how many updates.
 
-    `dropped` are the updates that were left out, with the reason. `steps` is FedNova's effective number of steps,
+    `dropped` are the updates that a rule left out or nothing could fold, `returned` those that were too many, with the
+    reason. `steps` is FedNova's effective number of steps,
     by which the merged mean is multiplied; `control` float64[M] the sum of SCAFFOLD's control steps.
     """
 
@@ -35,6 +36,7 @@ class Aggregate:
     weight: float
     count: int
     dropped: Mapping[UpdateId, str] = field(default_factory=dict)
+    returned: Mapping[UpdateId, str] = field(default_factory=dict)
     steps: float | None = None
     control: npt.NDArray[np.float64] | None = None
 

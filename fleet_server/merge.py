@@ -1,4 +1,7 @@
-"""One pseudo-gradient from the regions' aggregates: weighted by examples, no region above a cap."""
+"""One pseudo-gradient from the regions' aggregates: by examples with no region above a cap, or trimmed by coordinate.
+
+Works on aggregates of any size, so a segment of the model merges the slices of those regions that have it.
+"""
 
 from collections.abc import Mapping
 
@@ -7,26 +10,60 @@ import numpy.typing as npt
 
 from fedfleet.fleet_server.fold import Aggregate
 
-__all__ = ["capped", "merge"]
+__all__ = ["capped", "merge", "merge_controls"]
 
 
 def merge(
-    regions: Mapping[str, Aggregate], *, cap: float
+    regions: Mapping[str, Aggregate], *, cap: float, trim: float = 0.0
 ) -> tuple[npt.NDArray[np.float64], Mapping[str, float]]:
     """Return the weighted mean float64[M] of the regions' means, and each region's weight (they sum to 1).
 
-    Weights are those of `capped`. Regions are added in the order of their names, so the bytes do not depend on
-    the order of the mapping. Regions without an aggregate are simply not given.
-    Raises ValueError for no region, sizes that differ, or what `capped` refuses.
+    Weights are those of `capped`. With `trim` above 0 the merge is the trimmed mean over regions instead (Yin et al.
+    2018): of every coordinate floor(trim · n) largest and as many smallest are left out, all regions weigh the same.
+    FedNova's effective steps, where aggregates have them, are merged with the same weights and multiply the mean.
+    Regions are added in the order of their names (trimmed: of their values), so the bytes do not depend on the order
+    of the mapping. Regions without an aggregate are simply not given.
+    Raises ValueError for no region, sizes that differ, a trim outside [0, 0.5), or what `capped` refuses.
     """
+    if not 0 <= trim < 0.5:
+        raise ValueError(f"merge: expected 0 ≤ trim < 0.5, got {trim}")
     weights = capped({name: aggregate.weight for name, aggregate in regions.items()}, cap=cap)
+    if trim:
+        weights = dict.fromkeys(weights, 1 / len(weights))
     sizes = {name: regions[name].mean.size for name in weights}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"merge: expected regions of one size, got {sizes}")
-    total = np.zeros(next(iter(sizes.values())))
-    for name, weight in weights.items():
-        total += weight * regions[name].mean
+    if trim:
+        total = _trimmed([regions[name].mean for name in weights], int(trim * len(weights)))
+    else:
+        total = np.zeros(next(iter(sizes.values())))
+        for name, weight in weights.items():
+            total += weight * regions[name].mean
+    steps = {name: regions[name].steps for name in weights}
+    if any(each is not None for each in steps.values()):
+        total *= sum(weights[name] * (1.0 if each is None else each) for name, each in steps.items())
     return total, weights
+
+
+def merge_controls(regions: Mapping[str, Aggregate], *, vehicles: int) -> npt.NDArray[np.float64] | None:
+    """Return SCAFFOLD's step of the server's control variate, Σ (c_k⁺ − c_k) / N over all regions; None without any.
+
+    `vehicles` N is how many are enrolled; where fewer are than have sent something, these count.
+    """
+    moved = [regions[name] for name in sorted(regions) if regions[name].control is not None]
+    if not moved:
+        return None
+    total = np.zeros(moved[0].mean.size)
+    for one in moved:
+        if one.control is not None:
+            total += one.control
+    return total / max(vehicles, sum(one.count for one in moved))
+
+
+def _trimmed(means: list[npt.NDArray[np.float64]], trim: int) -> npt.NDArray[np.float64]:
+    ordered = np.sort(np.stack(means), axis=0)
+    kept: npt.NDArray[np.float64] = ordered[trim : len(means) - trim].mean(axis=0)
+    return kept
 
 
 def capped(amounts: Mapping[str, float], *, cap: float) -> dict[str, float]:

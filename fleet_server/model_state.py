@@ -15,7 +15,7 @@ from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.downlink import DivergedError, Step, step
 from fedfleet.fleet_server.fold import Aggregate
 from fedfleet.fleet_server.gate import Scores, Verdict
-from fedfleet.fleet_server.merge import merge
+from fedfleet.fleet_server.merge import merge, merge_controls
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.validation import Validation
 from fedfleet.models import bundle, layout
@@ -74,16 +74,19 @@ def propose(
     config: ServerConfig,
     graph: Graph,
     validation: Validation,
+    vehicles: int = 0,
 ) -> Proposal:
     """Return what the aggregates of a round make of the published model. Equal arguments give equal bytes.
 
-    Nothing is changed: who refuses the proposal keeps model, residual and strategy state as they were.
+    `vehicles` is how many are enrolled (SCAFFOLD). Nothing is changed: who refuses the proposal keeps model, residual
+    and strategy state as they were.
     """
-    merged, _weights = merge(aggregates, cap=config.merge_cap)
+    merged, _weights = merge(aggregates, cap=config.merge_cap, trim=config.merge_trim)
     if not np.isfinite(merged).all():
         return Proposal(Verdict(accepted=False, reason="aggregate: a value is NaN or infinite"))
     strategy = config.strategy.strategy()
-    optimizer, update = strategy.apply(model.optimizer or strategy.init(merged.size), merged)
+    control = merge_controls(aggregates, vehicles=vehicles)
+    optimizer, update = strategy.apply(model.optimizer or strategy.init(merged.size), merged, control)
     try:
         settings, parts = config.downlink.settings(), graph.layout.parts
         found = step(model.vector, model.error, update, settings, parts=parts)

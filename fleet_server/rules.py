@@ -5,10 +5,12 @@ rule leaves out stands in the aggregate's `dropped`, with the reason. Rules that
 `robust_columns.py` and `robust_pairwise.py`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import sqrt
 from statistics import median
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -19,14 +21,28 @@ from fedfleet.fleet_server.fold import Aggregate, Update, fold_ordered
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
 
-__all__ = ["Fold", "Rule", "VoidError", "fltrust", "hostile", "mean", "norm_clip", "vote_weight"]
+__all__ = ["Fold", "Rule", "VoidError", "fltrust", "hostile", "mean", "nonempty", "norm_clip", "vote_weight"]
 
 Fold: TypeAlias = Callable[[Iterable[Update], int], Aggregate]
 """(updates, size M) -> aggregate."""
 
 
 class VoidError(Exception):
-    """A rule can make nothing of what came: the region's round is void, its updates are returned."""
+    """A fold can make nothing of what came: the region's round is void, its updates are returned.
+
+    `dropped` and `returned` are those whose fate is decided all the same, with the reason.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        dropped: Mapping[UpdateId, str] = MappingProxyType({}),
+        returned: Mapping[UpdateId, str] = MappingProxyType({}),
+    ) -> None:
+        """Keep the text, and the fates."""
+        super().__init__(text)
+        self.dropped, self.returned = dropped, returned
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,11 @@ def vote_weight(weights: Sequence[float]) -> float:
 
 def mean() -> Rule:
     """Return the weighted mean Σ w_k δ_k / Σ w_k: one update can move it anywhere."""
-    return Rule("mean", "sum", lambda updates, size: fold_ordered(updates, size=size))
+
+    def fold(updates: Iterable[Update], size: int) -> Aggregate:
+        return fold_ordered(nonempty(updates), size=size)
+
+    return Rule("mean", "sum", fold)
 
 
 def norm_clip(bound: float | None = None) -> Rule:
@@ -125,6 +145,15 @@ def fltrust(root: npt.NDArray[np.float32] | None) -> Rule:
         return Aggregate(found.mean, vote_weight(weights), found.count, dropped)
 
     return Rule("fltrust", "sum", fold)
+
+
+def nonempty(updates: Iterable[Update]) -> Iterator[Update]:
+    """Return the same updates; VoidError when there is none."""
+    rest = iter(updates)
+    first = next(rest, None)
+    if first is None:
+        raise VoidError("no update can be folded")
+    return chain([first], rest)
 
 
 def _enough(name: str, count: int, smallest: int) -> None:

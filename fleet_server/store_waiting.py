@@ -11,7 +11,7 @@ from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate
 from fedfleet.protocol.update import Manifest
 
-__all__ = ["Late", "bases", "claimed", "waiting"]
+__all__ = ["Late", "bases", "claimed", "left_out", "waiting"]
 
 _FOLD_ORDER = (update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence)
 
@@ -38,6 +38,22 @@ def bases(connection: Connection, *, number: int, region: str) -> dict[UpdateId,
     query = select(update.c.id, update.c.base_version).join(member, member.c.update_id == update.c.id)
     rows = connection.execute(query.where(mine).order_by(*_FOLD_ORDER))
     return {UpdateId.parse(row.id): row.base_version for row in rows}
+
+
+def left_out(
+    connection: Connection, *, number: int, region: str
+) -> tuple[dict[UpdateId, str], dict[UpdateId, str]]:
+    """Return the frozen members of a closed round that its fold has dropped, and those it returned, with the reason."""
+    mine = (member.c.round == number) & (member.c.region == region)
+    query = select(update.c.id, update.c.fate, update.c.reason).join(
+        member, member.c.update_id == update.c.id
+    )
+    rows = connection.execute(query.where(mine, update.c.fate.in_(("dropped", "returned")))).all()
+    found = {
+        fate: {UpdateId.parse(row.id): row.reason for row in rows if row.fate == fate}
+        for fate in ("dropped", "returned")
+    }
+    return found["dropped"], found["returned"]
 
 
 class Late:
