@@ -84,6 +84,12 @@ class ServerSettings(Config):
         le=1,
         description="largest weight of a region in the merge, where their number allows it",
     )
+    merge_trim: float = Field(
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="above 0, regions merge by trimmed mean: share that is left out at both ends of each coordinate",
+    )
     example_cap: int = Field(
         default=10_000, ge=1, le=2**32 - 1, description="most examples that count as one update's weight"
     )
@@ -118,6 +124,11 @@ class ServerSettings(Config):
             settings = TrainSettings.model_validate({**told, "schedule": "cosine"})
             told["learning_rate"] = settings.learning_rate_at((round_ - 1) / self.rounds.total)
         return told
+
+    @property
+    def training_momentum(self) -> float:
+        """Momentum of the vehicles' sgd."""
+        return TrainSettings.model_validate(dict(self.training)).momentum
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:

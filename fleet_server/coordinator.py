@@ -28,6 +28,7 @@ from fedfleet.fleet_server.rounds import (
     may_open,
     ready_to_merge,
 )
+from fedfleet.fleet_server.rules import VoidError
 from fedfleet.fleet_server.selection import selected, share
 from fedfleet.fleet_server.settlement import too_stale
 from fedfleet.fleet_server.store import Store
@@ -35,7 +36,8 @@ from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.fleet_server.store_vehicles import Presence
 from fedfleet.fleet_server.validation import Validation
-from fedfleet.protocol.messages import Plan
+from fedfleet.protocol.ids import UpdateId
+from fedfleet.protocol.messages import Fate, Plan
 
 __all__ = ["Coordinator", "is_over"]
 
@@ -264,9 +266,14 @@ class Coordinator:
                 )
                 return
             parts = self.graph.layout.parts
-            aggregate = finishing.fold_region(
-                connection, one, config=self.config, model=self.model, parts=parts
-            )
+            try:
+                aggregate = finishing.fold_region(
+                    connection, one, config=self.config, model=self.model, parts=parts
+                )
+            except VoidError as error:
+                self._void(connection, one, error, now_s)
+                return
+            self._set_aside(connection, aggregate)
             self._aggregates[number, region] = aggregate
             if one.state == "closing":
                 store_rounds.set_state(connection, number, region, advance(one.state, "aggregate"))
@@ -274,11 +281,31 @@ class Coordinator:
             "region folded", round=number, region=region, updates=aggregate.count, examples=aggregate.weight
         )
 
+    def _void(self, connection: Connection, one: Round, error: VoidError, now_s: float) -> None:
+        self._set_aside(connection, error)
+        version, why = self.model.version, str(error)
+        finishing.abandon(connection, one, config=self.config, version=version, reason=why, now_s=now_s)
+        log.warning("round abandoned", round=one.plan.round, region=one.plan.region, reason=why)
+
+    @staticmethod
+    def _set_aside(connection: Connection, found: Aggregate | VoidError) -> None:
+        """Record the fate of members that the fold left out."""
+        apart: dict[Fate, Mapping[UpdateId, str]] = {"dropped": found.dropped, "returned": found.returned}
+        for fate, reasons in apart.items():
+            store_updates.set_fates(connection, {id_: (fate, why) for id_, why in reasons.items()})
+
     def _finish(self, rounds: Mapping[str, Round], others: tuple[Round, ...], now_s: float) -> None:
         finish = Finish(rounds, self.model, self.config, now_s, others)
         aggregates = {region: self._aggregates[one.plan.round, region] for region, one in rounds.items()}
+        with self.store.read() as connection:
+            vehicles = sum(store_vehicles.enrolled(connection).values())
         proposal = propose(
-            self.model, aggregates, config=self.config, graph=self.graph, validation=self.validation
+            self.model,
+            aggregates,
+            config=self.config,
+            graph=self.graph,
+            validation=self.validation,
+            vehicles=vehicles,
         )
         candidate = proposal.candidate
         if candidate is None or not proposal.verdict.accepted:
