@@ -18,6 +18,7 @@ from fedfleet.fleet_server.publisher import Publisher
 from fedfleet.fleet_server.rate import Limiter
 from fedfleet.fleet_server.requests import Code, Party
 from fedfleet.fleet_server.server import Server
+from fedfleet.fleet_server.stopwatch import Watch, unwatched
 from fedfleet.fleet_server.store import Store, open_store, save_start
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.validation import Validation, open_validation
@@ -47,7 +48,9 @@ class Parts:
         self.store.close()
 
 
-def prepare(config: ServerConfig, *, now_s: float, draw: Callable[[int], bytes]) -> Parts:
+def prepare(
+    config: ServerConfig, *, now_s: float, draw: Callable[[int], bytes], watch: Watch = unwatched
+) -> Parts:
     """Open or make everything in ``config.data_dir``; ``draw`` gives random bytes for a first key.
 
     Raises UsageError, the store closed again, when something does not fit; StoreFailed for a full disk.
@@ -56,6 +59,7 @@ def prepare(config: ServerConfig, *, now_s: float, draw: Callable[[int], bytes])
     validation = open_validation(config.validation_dir, task, regions=config.regions, batch=config.gate.batch)
     address = config.store.address()
     store = open_store(config.data_dir, fleet=config.fleet, task=config.task, address=address)
+    store.watch = watch
     try:
         codes = {one.vehicle: Code(one.code.get_secret_value(), one.region) for one in config.enrolment}
         key = load_key(config.data_dir, draw)
@@ -65,7 +69,7 @@ def prepare(config: ServerConfig, *, now_s: float, draw: Callable[[int], bytes])
     except BaseException:
         store.close()
         raise
-    coordinator = Coordinator(store, config, party.task, graph, validation, model)
+    coordinator = Coordinator(store, config, party.task, graph, validation, model, watch)
     limits = Limits(
         config.update_limit_bytes,
         model.vector.size,

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from fedfleet.fleet_server.config_base import Config
 from fedfleet.fleet_server.config_codec import CodecConfig, DownlinkConfig, LinkConfig
+from fedfleet.fleet_server.config_observe import LogsConfig, MetricsConfig
 from fedfleet.fleet_server.config_rounds import GateConfig, RoundsConfig
 from fedfleet.fleet_server.config_store import RateConfig, RetentionConfig, StoreConfig
 from fedfleet.fleet_server.config_strategy import StrategyConfig
@@ -27,6 +28,8 @@ __all__ = [
     "GateConfig",
     "GroupCommitConfig",
     "LinkConfig",
+    "LogsConfig",
+    "MetricsConfig",
     "RateConfig",
     "RetentionConfig",
     "RoundsConfig",
@@ -114,6 +117,8 @@ class ServerSettings(Config):
         default_factory=RetentionConfig, description="how long the store keeps what is settled"
     )
     rate: RateConfig = Field(default_factory=RateConfig, description="what one vehicle may send")
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="Prometheus endpoint")
+    logs: LogsConfig = Field(default_factory=LogsConfig, description="the server's log")
 
     def training_of(self, round_: int) -> dict[str, Setting]:
         """Return the training settings of the plan of a round, from 1 on: the same for the same number."""

@@ -31,6 +31,7 @@ from fedfleet.fleet_server.rounds import (
 from fedfleet.fleet_server.rules import VoidError
 from fedfleet.fleet_server.selection import selected, share
 from fedfleet.fleet_server.settlement import too_stale
+from fedfleet.fleet_server.stopwatch import Watch, unwatched
 from fedfleet.fleet_server.store import Store
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.store_rounds import Round
@@ -77,6 +78,7 @@ class Coordinator:
     graph: Graph
     validation: Validation
     model: Model
+    watch: Watch = unwatched
     _aggregates: dict[Key, Aggregate] = field(default_factory=dict)
     _waiting_since_s: dict[tuple[str, ...], float] = field(default_factory=dict)
     _shifts: Shifts = field(default_factory=Shifts)
@@ -267,9 +269,10 @@ class Coordinator:
                 return
             parts = self.graph.layout.parts
             try:
-                aggregate = finishing.fold_region(
-                    connection, one, config=self.config, model=self.model, parts=parts
-                )
+                with self.watch("fold"):
+                    aggregate = finishing.fold_region(
+                        connection, one, config=self.config, model=self.model, parts=parts
+                    )
             except VoidError as error:
                 self._void(connection, one, error, now_s)
                 return
@@ -299,14 +302,15 @@ class Coordinator:
         aggregates = {region: self._aggregates[one.plan.round, region] for region, one in rounds.items()}
         with self.store.read() as connection:
             vehicles = sum(store_vehicles.enrolled(connection).values())
-        proposal = propose(
-            self.model,
-            aggregates,
-            config=self.config,
-            graph=self.graph,
-            validation=self.validation,
-            vehicles=vehicles,
-        )
+        with self.watch("gate"):
+            proposal = propose(
+                self.model,
+                aggregates,
+                config=self.config,
+                graph=self.graph,
+                validation=self.validation,
+                vehicles=vehicles,
+            )
         candidate = proposal.candidate
         if candidate is None or not proposal.verdict.accepted:
             with self.store.write() as connection:

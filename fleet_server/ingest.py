@@ -6,15 +6,17 @@ Only after its commit may the broker be told to forget them, and the vehicles he
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 
 import structlog
 from sqlalchemy import Connection
 
+from fedfleet.codec.parts import Parts
 from fedfleet.fleet_server import requests, store_quarantine, store_rounds, store_updates, store_vehicles
 from fedfleet.fleet_server.admission import Accepted, Candidate, Limits, View, expect, judge, open_update
 from fedfleet.fleet_server.config_rounds import RoundsConfig
+from fedfleet.fleet_server.coordinates import Coordinates
 from fedfleet.fleet_server.rate import Limiter, Rate
 from fedfleet.fleet_server.requests import Outgoing, Party
 from fedfleet.fleet_server.store import Store
@@ -53,6 +55,10 @@ class Ingest:
     _stamp: int = -1
     _waiting: dict[str, Delivery] = field(default_factory=dict)
     _dropped: int = 0
+
+    def __post_init__(self) -> None:
+        """Name coordinates as the model is divided."""
+        self._coordinates = Coordinates(self.limits.parts or Parts.whole(self.limits.parameters))
 
     def receive(self, deliveries: Iterable[Delivery], now_s: float) -> list[Outgoing]:
         """Take a batch in one transaction; return what to publish after the broker was told to forget it.
@@ -102,6 +108,7 @@ class Ingest:
             ),
             newest_round=store_rounds.newest(connection),
             late=Late(connection, self.rounds).fate,
+            coordinates=partial(self._coordinates.of, connection),
         )
 
     def wait_for_enrolment(self, vehicle: str, delivery: Delivery) -> None:
@@ -181,12 +188,26 @@ class _Batch:
         head = (self.now_s, error.reason, error.detail, vehicle, delivery.topic)
         self._refused.append(Quarantined(*head, digest, len(sealed), sealed))
         self.counts[f"refused:{error.reason}"] += 1
-        log.warning("message refused", reason=error.reason, detail=error.detail, topic=delivery.topic[:100])
+        log.warning(
+            "message refused",
+            **self._about(topic),
+            reason=error.reason,
+            detail=error.detail,
+            topic=delivery.topic[:100],
+        )
         if topic is not None and topic.kind == "update":
             told = Receipt(vehicle=vehicle, sealed_sha256=digest, outcome="refused", reason=error.reason)
             self._outgoing.append(party.receipt(told))
         if topic is not None and topic.kind == "request":
             self._outgoing.append(party.refusal(vehicle, error.reason))
+
+    def _about(self, topic: Topic | None) -> dict[str, int | str]:
+        """Return round, region and vehicle for a line of the log, as far as the topic and the store tell them."""
+        if topic is None or not topic.vehicle:
+            return {}
+        round_: dict[str, int | str] = {"round": topic.round} if topic.round >= 0 else {}
+        region = self.view.regions.get(topic.vehicle)
+        return round_ | ({"region": region} if region else {}) | {"vehicle": topic.vehicle}
 
     def _update(self, delivery: Delivery, topic: Topic) -> None:
         if chunks.is_chunk(delivery.payload):
@@ -231,6 +252,9 @@ class _Batch:
                 continue
             if isinstance(verdict, Accepted):
                 accepted.append(verdict)
+                log.debug(
+                    "update stored", **self._about(topic), update=str(one.manifest.id), fate=verdict.fate
+                )
                 found = Known(str(one.manifest.id), one.digest, verdict.fate, verdict.reason)
                 known[one.manifest.id] = found
             else:
@@ -269,6 +293,7 @@ class _Batch:
             return
         status = messages.decode(Status, self._open(delivery, topic, Kind.STATUS), sender=vehicle)
         _check_told(status.vehicle, vehicle)
+        log.debug("vehicle status", **self._about(topic), state=status.state, reason=status.reason)
         if not store_vehicles.save_status(self.connection, status):
             self.counts["ignored:stale-status"] += 1
 
@@ -294,6 +319,7 @@ class _Batch:
         keyring, regions = store_vehicles.keyring(self.connection), store_vehicles.regions(self.connection)
         self.view = replace(self.view, keyring=keyring, regions=regions)
         self.enrolled.append(vehicle)
+        log.info("vehicle enrolled", region=regions.get(vehicle), vehicle=vehicle)
         if before := self.ingest.waiting(vehicle):
             self._take(before, topics.parse(before.topic))
 

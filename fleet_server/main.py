@@ -5,20 +5,23 @@ was not acknowledged, so the broker delivers it again), 2 for a mistake in the c
 """
 
 import argparse
-import logging
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import structlog
 from pydantic import ValidationError
 
-from fedfleet.fleet_server.assembly import Parts, assemble, prepare
-from fedfleet.fleet_server.config import ServerConfig
+from fedfleet.fleet_server import logs
+from fedfleet.fleet_server.assembly import assemble, prepare
+from fedfleet.fleet_server.config import GroupCommitConfig, ServerConfig
 from fedfleet.fleet_server.server import Server
+from fedfleet.fleet_server.stopwatch import stopwatch, unwatched
 from fedfleet.fleet_server.store import StoreFailed
 from fedfleet.link.inbox import Inbox
 from fedfleet.link.options import options_for
@@ -26,6 +29,9 @@ from fedfleet.link.paho import Loop
 from fedfleet.link.port import Event
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import SERVER
+
+if TYPE_CHECKING:
+    from fedfleet.fleet_server.telemetry import Telemetry
 
 __all__ = ["main", "run"]
 
@@ -52,22 +58,29 @@ def run(config: ServerConfig) -> int:
     """Serve until a signal asks to end; return the exit code. Raises UsageError for a mistake of the user."""
     stop = _Stop()
     options = options_for(config.broker)
+    inbox: Inbox[Event] = Inbox(INBOX_EVENTS)
+    telemetry = _telemetry(config, inbox)
+    watch = stopwatch(time.perf_counter, telemetry.note) if telemetry else unwatched
     try:
-        parts = prepare(config, now_s=time.time(), draw=os.urandom)
+        parts = prepare(config, now_s=time.time(), draw=os.urandom, watch=watch)
     except StoreFailed as error:
         return _failed(error)
-    inbox: Inbox[Event] = Inbox(INBOX_EVENTS)
     loop = Loop().start()
     try:
+        if telemetry is not None:
+            telemetry.serve(config.metrics)
         link = loop.connect(
             config.broker.host, config.broker.port, client_id=SERVER, sink=inbox.put, options=options
         )
         log.info("serving", fleet=config.fleet, task=config.task, pid=os.getpid())
-        _serve(assemble(parts, link), parts, inbox, stop)
+        received = telemetry.received if telemetry else _ignore
+        _serve(assemble(parts, link), inbox, stop, commit=config.group_commit, received=received)
     except (StoreFailed, OSError) as error:
         return _failed(error)
     finally:
         loop.stop()
+        if telemetry is not None:
+            telemetry.close()
         parts.close()
     log.info("stopped", version=parts.coordinator.model.version)
     return 0
@@ -79,19 +92,41 @@ def _failed(error: Exception) -> int:
     return 1
 
 
-def _serve(server: Server, parts: Parts, inbox: Inbox[Event], stop: _Stop) -> None:
+def _telemetry(config: ServerConfig, inbox: Inbox[Event]) -> "Telemetry | None":
+    """Return what the configuration wants measured; the exporter is only loaded when it is wanted."""
+    if not config.metrics.port:
+        return None
+    from fedfleet.fleet_server.telemetry import Telemetry
+
+    return Telemetry(
+        config.data_dir, config.regions, waiting=lambda: len(inbox), overflows=lambda: inbox.overflows
+    )
+
+
+def _ignore(_events: Sequence[Event]) -> None:
+    """Take no notice."""
+
+
+def _serve(
+    server: Server,
+    inbox: Inbox[Event],
+    stop: _Stop,
+    *,
+    commit: GroupCommitConfig,
+    received: Callable[[Sequence[Event]], None],
+) -> None:
     due = time.monotonic()
     while not stop.asked:
-        events = _collect(inbox, parts.config, until=due)
+        events = _collect(inbox, commit, until=due)
+        received(events)
         server.handle(events, time.time())
         if time.monotonic() >= due:
             server.tick(time.time(), time.monotonic())
             due = time.monotonic() + TICK_S
 
 
-def _collect(inbox: Inbox[Event], config: ServerConfig, *, until: float) -> list[Event]:
+def _collect(inbox: Inbox[Event], commit: GroupCommitConfig, *, until: float) -> list[Event]:
     """Return the events of one transaction: after the first, those that follow within the wait of a group commit."""
-    commit = config.group_commit
     events = inbox.drain(commit.updates, max(0.0, until - time.monotonic()))
     last = time.monotonic() + commit.wait_ms / 1000
     while 0 < len(events) < commit.updates and (left := last - time.monotonic()) > 0:
@@ -115,17 +150,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fedfleet.fleet_server", description=main.__doc__)
     parser.add_argument("--config-json", type=Path, required=True, help="the whole configuration, JSON")
     told = parser.parse_args(arguments)
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
     try:
-        return run(_read(told.config_json))
+        config = _read(told.config_json)
+        logs.configure(config.logs, sys.stderr)
+        return run(config)
     except UsageError as error:
         sys.stderr.write(f"fedfleet server: {error}\n")
         return 2

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from fedfleet.fleet_server import migrations, schema, store_postgres, store_sqlite
 from fedfleet.fleet_server.files import write_file
+from fedfleet.fleet_server.stopwatch import Watch, unwatched
 from fedfleet.fleet_server.store_postgres import Address, ConnectionLost
 from fedfleet.fleet_server.store_sqlite import FILE
 from fedfleet.fleet_server.upsert import insert
@@ -51,11 +52,12 @@ class StoreLost(StoreFailed):
 class Store:
     """An open store. ``write`` and ``read`` are transactions; close it to let another server in.
 
-    ``folder`` is the server's, ``name`` says in messages which store it is.
+    ``folder`` is the server's, ``name`` says in messages which store it is, ``watch`` measures commits.
     """
 
     def __init__(self, engine: Engine, folder: Path, *, name: str, lock_file: int | None = None) -> None:
         self.folder, self.name = folder, name
+        self.watch: Watch = unwatched
         self._engine = engine
         self._lock_file = lock_file
 
@@ -66,8 +68,10 @@ class Store:
         Raises StoreFailed, nothing applied, when the disk is full or fails; StoreLost when the database is gone.
         """
         try:
-            with self._engine.begin() as connection:
+            with self._engine.connect() as connection, connection.begin() as transaction:
                 yield connection
+                with self.watch("commit"):
+                    transaction.commit()
         except ConnectionLost as error:
             raise StoreLost(str(error)) from error
         except DBAPIError as error:
