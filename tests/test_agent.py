@@ -317,12 +317,95 @@ def test_a_settlement_settles_once_and_carried_stays(fate: msg.Fate) -> None:
     assert run(state, told)[1] == []
 
 
-def test_after_many_rounds_without_word_it_counts_as_folded() -> None:
-    state, actions = run(sent(due_s=9e9), plan(26))
+def test_after_many_rounds_without_word_it_counts_as_folded_but_is_sent_again_first() -> None:
+    # given a stored update of round 7
+    state, actions = run(sent(stored=True), plan(10))
+    assert state.outbox[0].stored
+    # when its settlement may be retained no longer
+    state, actions = run(state, plan(11))
+    # then it is sent again, for the answer tells its fate
+    assert not state.outbox[0].stored
+    for number in range(3):
+        state, actions = run(state, ev.Tick(), now_s=1100.0 + 100 * number)
+        assert of(actions, act.Send) == [act.Send(1, number + 1)]
+    # and silence for so long counts as folded
+    state, actions = run(state, plan(26))
     assert of(actions, act.Settle) == []
     state, actions = run(state, plan(27))
     assert of(actions, act.Settle) == [act.Settle(1, "folded", "no-word")]
     assert act.Count("no-word") in actions
+
+
+def test_a_vehicle_that_was_away_for_long_asks_before_it_forgets() -> None:
+    # given an update that was stored fifty rounds ago
+    state, actions = run(sent(stored=True), plan(57))
+    assert of(actions, act.Settle) == []
+    # when the server says that it waits to be folded
+    state, _ = run(state, receipt(fate="carried", reason="late"))
+    # then that is word of it, and it is not sent again before the next rounds have passed
+    assert (state.outbox[0].stored, state.outbox[0].heard) == (True, 57)
+    assert of(run(state, ev.Tick(), now_s=9e9)[1], act.Send) == []
+    # and its fate settles it
+    state, actions = run(state, plan(61), receipt(fate="returned", reason="too-stale"))
+    assert of(actions, act.Settle) == [act.Settle(1, "returned", "too-stale")]
+
+
+# --- rounds that follow each other fast ---
+
+
+def test_a_buffered_plan_lets_the_training_of_the_older_one_end() -> None:
+    state, _ = run(ready(), plan(7, mode="buffered"), plan(8, mode="buffered"))
+    assert state.training is not None
+    assert state.training.plan.round == 7
+    state, actions = run(state, ev.TrainingDone(7, 10, 64))
+    assert actions == [act.SubmitUpdate(aw.plan(7, 3, mode="buffered"), 10, 64)]
+    # and the newest plan follows it
+    state, actions = run(state, JOURNALED)
+    assert kinds(actions)[:2] == ["Send", "StartTraining"]
+    assert of(actions, act.StartTraining)[0].plan.round == 8
+
+
+def answered(**changes: Any) -> State:
+    """One that has answered round 7, opened at 1000 s, whose vehicles are to come back at 1600 s."""
+    told = {"mode": "buffered", "next_round_at_s": 1600.0} | changes
+    return run(ready(), plan(7, **told), ev.TrainingDone(7, 10, 64), JOURNALED)[0]
+
+
+def test_it_comes_back_when_the_plan_told_it_to() -> None:
+    state, actions = run(answered(), plan(8, mode="buffered", opened_at_s=1100.0), now_s=1100.0)
+    assert of(actions, act.StartTraining) == []
+    assert of(run(state, ev.Tick(), now_s=1599.0)[1], act.StartTraining) == []
+    assert len(of(run(state, ev.Tick(), now_s=1600.0)[1], act.StartTraining)) == 1
+
+
+@pytest.mark.parametrize("now_s", [900.0, 1700.0])
+def test_a_clock_outside_the_rest_ends_it(now_s: float) -> None:
+    _, actions = run(answered(), plan(8, mode="buffered", opened_at_s=1100.0), now_s=now_s)
+    assert len(of(actions, act.StartTraining)) == 1
+
+
+def test_a_plan_of_that_time_ends_the_rest_by_the_server_s_clock() -> None:
+    _, actions = run(answered(mode="sync"), plan(8, opened_at_s=1600.0), now_s=1590.0)
+    assert len(of(actions, act.StartTraining)) == 1
+
+
+# --- a clock that is set anew ---
+
+
+@pytest.mark.parametrize("jump_s", [-900.0, 86_400.0])
+def test_timers_move_with_a_clock_that_jumps(jump_s: float) -> None:
+    # given a training under way and an update that waits for its receipt
+    state, _ = run(sent(due_s=1004.0), ev.Tick())
+    state, _ = run(state, plan(8))
+    # when the clock is set
+    state, actions = run(state, ev.Tick(), now_s=1001.0 + jump_s)
+    # then neither is the training given up, nor does the update wait for a day
+    assert kinds(actions) == ["PublishStatus"], "the lease moved too"
+    state, actions = run(state, ev.Tick(), now_s=1006.0 + jump_s)
+    assert of(actions, act.Send) == [act.Send(1, 1)]
+    assert of(actions, act.StopTraining) == []
+    _, actions = run(state, ev.Tick(), now_s=1602.0 + jump_s)
+    assert of(actions, act.StopTraining) == [act.StopTraining(8)]
 
 
 # --- the rest ---

@@ -21,6 +21,8 @@ __all__ = ["step", "training_seed"]
 
 Result: TypeAlias = tuple[State, list[act.Action]]
 KEEP_ANSWERED = 64
+MOST_TICK_S = 600.0
+"""Seconds between two ticks from which on the clock was set, or the whole machine slept."""
 
 
 def step(state: State, event: ev.Event, now_s: float) -> tuple[State, tuple[act.Action, ...]]:
@@ -112,15 +114,15 @@ def _ask(state: State, now_s: float) -> Result:
 
 
 def _plan(state: State, event: ev.PlanCame, now_s: float) -> Result:
-    del now_s
     plan, known = event.plan, state.plan
     if known and (plan.round, plan.revision) <= (known.round, known.revision):
         return state, []
     if known is None or plan.round > known.round:
         state = replace(state, failures=0)
-    state, actions = outbox.forget(replace(state, plan=plan), plan.round)
-    if state.training and state.training.plan.round < plan.round and not state.training.submitting:
-        actions.append(act.StopTraining(state.training.plan.round))
+    state, actions = outbox.forget(replace(state, plan=plan), plan.round, now_s)
+    training = state.training
+    if training and training.plan.round < plan.round and not training.submitting and plan.mode == "sync":
+        actions.append(act.StopTraining(training.plan.round))
         state = replace(state, training=None)
     return state, actions
 
@@ -160,6 +162,9 @@ def _training_progress(state: State, event: ev.TrainingProgress, now_s: float) -
 
 def _update_journaled(state: State, event: ev.UpdateJournaled, now_s: float) -> Result:
     answered = frozenset(sorted({*state.answered, event.round})[-KEEP_ANSWERED:])
+    if state.training is not None:
+        plan = state.training.plan
+        state = replace(state, rests=(plan.opened_at_s, plan.next_round_at_s))
     return outbox.add(replace(state, training=None, answered=answered), event, now_s)
 
 
@@ -190,6 +195,9 @@ def _train(state: State, now_s: float) -> Result:
         refusal = (plan.round, state.verdict.reasons)
         counts = [] if state.refused_for == refusal else [act.Count(f"ineligible-{r}") for r in refusal[1]]
         return replace(state, refused_for=refusal), [*counts]
+    from_s, until_s = state.rests
+    if from_s <= now_s < until_s and plan.opened_at_s < until_s:
+        return state, []  # it comes back when the plan that it answered told it to
     training = Training(plan, now_s, now_s + plan.lease_s)
     seed = training_seed(settings.task, plan.round, settings.vehicle)
     return replace(state, training=training), [act.StartTraining(plan, seed)]
@@ -211,8 +219,19 @@ def _watch_training(state: State, now_s: float) -> Result:
 
 
 def _tick(state: State, event: ev.Tick, now_s: float) -> Result:
-    del event, now_s
-    return state, []
+    """Move the timers with a clock that was set anew: back at all, or ahead by more than a tick can take."""
+    del event
+    before_s, state = state.ticked_s, replace(state, ticked_s=now_s)
+    if before_s is None or 0 <= now_s - before_s <= MOST_TICK_S:
+        return state, []
+    by_s, training = now_s - before_s, state.training
+    if training is not None:
+        started_s, until_s = training.started_s + by_s, training.lease_until_s + by_s
+        training = replace(training, started_s=started_s, lease_until_s=until_s)
+    ask_at_s = None if state.ask_at_s is None else state.ask_at_s + by_s
+    pending = tuple(replace(each, due_s=each.due_s + by_s) for each in state.outbox)
+    fetch_at_s = state.fetch_at_s + by_s
+    return replace(state, training=training, ask_at_s=ask_at_s, outbox=pending, fetch_at_s=fetch_at_s), []
 
 
 def _say(state: State, now_s: float) -> Result:

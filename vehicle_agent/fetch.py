@@ -20,6 +20,7 @@ __all__ = ["PARALLEL", "Fetch"]
 PARALLEL = 4
 """Chunks asked for at a time."""
 ATTEMPTS = 6
+MOST_TIMES = 8.0
 BLOB_ATTEMPTS = 3
 
 
@@ -92,7 +93,8 @@ class Fetch:
     def tick(self, now_s: float) -> None:
         """Ask again for what has not come."""
         for key, asked in list(self._asked.items()):
-            if now_s < asked.due_s or self._error is not None:
+            waits = now_s < asked.due_s <= now_s + self._timeout_s * MOST_TIMES  # else the clock was set back
+            if waits or self._error is not None:
                 continue
             if asked.attempts >= ATTEMPTS:
                 waited = f"chunk {key[1]} of blob {key[0][:12]}… did not come, asked {ATTEMPTS} times"
@@ -121,7 +123,7 @@ class Fetch:
         self._waiting.clear()
 
     def _due(self, now_s: float, attempts: int) -> float:
-        reach_s = self._timeout_s * 2.0 ** min(attempts, 3)
+        reach_s = self._timeout_s * min(2.0**attempts, MOST_TIMES)
         return now_s + self._timeout_s / 2 + self._jitter() * (reach_s - self._timeout_s / 2)
 
     def _check(self, blob: _Blob) -> None:

@@ -16,7 +16,11 @@ from fedfleet.vehicle_agent.state import Pending, State
 __all__ = ["RETURNED_REASONS", "add", "forget", "receipt", "resend", "settlement", "spread", "wait"]
 
 Result: TypeAlias = tuple[State, list[Action]]
-RETURNED_REASONS = frozenset({"late", "round-unknown"})
+ASK_AFTER_ROUNDS = 3
+"""Rounds without word after which a stored update is sent again: its settlement may be retained no longer."""
+ASKED_TIMES = 3
+"""So often at least it is sent again before silence counts as an answer."""
+RETURNED_REASONS = frozenset({"late", "round-unknown", "from-the-future", "wrong-base", "wrong-region"})
 """Refusals that say nothing against the update itself: it re-enters the residual."""
 _MOST_DOUBLINGS = 20
 
@@ -79,7 +83,7 @@ def receipt(state: State, event: ReceiptCame, now_s: float) -> Result:
     if told.fate is not None:
         return _settle(state, pending, told.fate, told.reason)
     if told.outcome == "stored":
-        return _keep(state, replace(pending, stored=True)), []
+        return _keep(state, _heard(state, pending)), []
     fate: Fate = "returned" if told.reason.partition(":")[0] in RETURNED_REASONS else "dropped"
     return _settle(state, pending, fate, told.reason)
 
@@ -97,24 +101,34 @@ def settlement(state: State, event: SettlementCame, now_s: float) -> Result:
     return state, actions
 
 
-def forget(state: State, round_: int) -> Result:
-    """Take as folded what has had no word for too many rounds before ``round_``."""
+def forget(state: State, round_: int, now_s: float) -> Result:
+    """Ask again about what has had no word for some rounds before ``round_``; after many more take it as folded."""
     actions: list[Action] = []
     for pending in state.outbox:
-        if pending.round + state.settings.forget_after_rounds <= round_:
+        silent = round_ - pending.heard
+        if silent >= state.settings.forget_after_rounds and pending.asked and pending.attempts >= ASKED_TIMES:
             state, more = _settle(state, pending, "folded", "no-word")
             actions += [*more, Count("no-word")]
+        elif silent > ASK_AFTER_ROUNDS and not pending.asked:
+            state, wait_s = wait(state, 1)
+            again = replace(pending, asked=True, stored=False, attempts=0, due_s=now_s + wait_s)
+            state = _keep(state, again)
     return state, actions
 
 
 def _settle(state: State, pending: Pending, fate: Fate, reason: str) -> Result:
     if fate == "carried":
-        return _keep(state, replace(pending, stored=True)), []
+        return _keep(state, _heard(state, pending)), []
     rest = tuple(each for each in state.outbox if each.sequence != pending.sequence)
     actions: list[Action] = [Settle(pending.sequence, fate, reason)]
     if fate in {"dropped", "returned"}:
         actions.append(Count(f"update-{fate}-{reason.partition(':')[0]}"[:80]))
     return replace(state, outbox=rest), actions
+
+
+def _heard(state: State, pending: Pending) -> Pending:
+    word = state.plan.round if state.plan else pending.word
+    return replace(pending, stored=True, asked=False, word=max(word, pending.word))
 
 
 def _keep(state: State, changed: Pending) -> State:

@@ -61,7 +61,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Pending:
-    """An update of the outbox. ``stored``: the server has it, only its fate is open."""
+    """An update of the outbox. ``stored``: the server has it, only its fate is open.
+
+    ``word`` is the newest round at which the server said something of it, ``asked`` that it was sent again since, so
+    that the answer tells its fate.
+    """
 
     sequence: int
     update: str
@@ -70,11 +74,21 @@ class Pending:
     stored: bool = False
     attempts: int = 0
     due_s: float = 0.0
+    word: int = -1
+    asked: bool = False
+
+    @property
+    def heard(self) -> int:
+        """The newest round at which there was word of it, at least its own."""
+        return max(self.round, self.word)
 
 
 @dataclass(frozen=True)
 class State:
-    """All that ``agent.step`` decides upon. ``draws`` numbers the jitter draws, so that none is used twice."""
+    """All that ``agent.step`` decides upon. ``draws`` numbers the jitter draws, so that none is used twice.
+
+    ``rests`` is from when until when the last answered plan lets this vehicle rest; ``ticked_s`` is the last tick.
+    """
 
     settings: Settings
     session: int
@@ -100,6 +114,8 @@ class State:
     answered: frozenset[int] = frozenset()
     training: Training | None = None
     outbox: tuple[Pending, ...] = ()
+    rests: tuple[float, float] = (0.0, 0.0)
+    ticked_s: float | None = None
     draws: int = 0
     said: PublishStatus | None = None
 

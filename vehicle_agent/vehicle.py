@@ -140,7 +140,8 @@ class Vehicle:
             self.handle(event, now_s)
         self.handle(ev.Tick(), now_s)
         self._uplink.retry()
-        if self.state.connected and self.state.region and now_s >= self._metrics_at_s:
+        waits = now_s < self._metrics_at_s <= now_s + metrics_interval_s  # else the clock was set back
+        if self.state.connected and self.state.region and not waits:
             self._metrics_at_s = now_s + metrics_interval_s
             self._uplink.metrics(self._figures(now_s))
 
