@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from fedfleet.codec import payload
 from fedfleet.codec.parts import Parts
 from fedfleet.fleet_server.fold import check_update, example_weight
@@ -11,7 +14,7 @@ from fedfleet.fleet_server.store_updates import Known, StoredUpdate
 from fedfleet.protocol import envelope, update
 from fedfleet.protocol.envelope import Kind
 from fedfleet.protocol.errors import PeerError
-from fedfleet.protocol.messages import Fate
+from fedfleet.protocol.messages import Fate, Plan
 from fedfleet.protocol.signing import Keyring
 from fedfleet.protocol.topics import Topic
 
@@ -35,7 +38,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class View:
-    """What `judge` may know: the keys, each vehicle's region, and what the store says of rounds and updates."""
+    """What `judge` may know: the keys, each vehicle's region, and what the store says of rounds and updates.
+
+    ``coordinates`` are those that a plan names by its rule, None when it names none.
+    """
 
     fleet: str
     task: str
@@ -45,6 +51,7 @@ class View:
     find_round: Callable[[int, str], Round | None]
     newest_round: int
     late: Callable[[update.Manifest], tuple[Fate, str]] = lambda _: ("returned", "late")
+    coordinates: Callable[[Plan], npt.NDArray[np.int64] | None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -99,14 +106,15 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
         if known.sealed_sha256 != one.digest:
             raise PeerError("replayed-id", f"update {manifest.id} is stored with other content")
         return Duplicate(known)
-    state = _check_fresh(manifest, view)
-    decoded = payload.decode(one.payload, size=view.limits.parameters, parts=view.limits.parts)
+    found = _check_fresh(manifest, view)
+    limits, named = view.limits, view.coordinates(found.plan)
+    decoded = payload.decode(one.payload, size=limits.parameters, parts=limits.parts, common=named)
     weight = example_weight(decoded.examples, cap=view.limits.example_cap)
     check_update(manifest.id, decoded.delta, weight, size=view.limits.parameters)
     stored = StoredUpdate(
         manifest, one.payload, decoded.steps, decoded.examples, one.digest, one.sealed_bytes
     )
-    return Accepted(stored) if state == "open" else Accepted(stored, *view.late(manifest))
+    return Accepted(stored) if found.state == "open" else Accepted(stored, *view.late(manifest))
 
 
 def expect(opened: envelope.Opened, kind: Kind, topic: Topic) -> None:
@@ -126,7 +134,7 @@ def _check_place(manifest: update.Manifest, topic: Topic, view: View) -> None:
         raise PeerError("wrong-region", f"update {manifest.id} is for {manifest.region}, expected {expected}")
 
 
-def _check_fresh(manifest: update.Manifest, view: View) -> str:
+def _check_fresh(manifest: update.Manifest, view: View) -> Round:
     if manifest.round > view.newest_round:
         told = f"round {manifest.round}: update {manifest.id} came before it, newest is {view.newest_round}"
         raise PeerError("from-the-future", told)
@@ -136,4 +144,4 @@ def _check_fresh(manifest: update.Manifest, view: View) -> str:
     if manifest.base_version != found.plan.base_version:
         told = f"update {manifest.id} trained from version {manifest.base_version}"
         raise PeerError("wrong-base", f"round {manifest.round}: {told}, expected {found.plan.base_version}")
-    return found.state
+    return found

@@ -152,10 +152,10 @@ class StrategyConfig(Config):
                 f"rule {rule.name} compares vehicles coordinate by coordinate and needs codec.index common or "
                 "dense, got rice: each vehicle would send its own coordinates"
             )
-        if rule.aligned and coordinates == "common" and (rounds.carries_late or rounds.carries_region):
+        if coordinates == "common" and (rounds.carries_late or rounds.carries_region or rounds.apart):
             raise ValueError(
-                f"rule {rule.name} with codec.index common needs rounds.mode sync, late return, below_quorum "
-                "skip: coordinates change from round to round"
+                "codec.index common needs rounds.mode sync, regions together, late return, below_quorum skip: "
+                "coordinates change from round to round"
             )
         if rounds.quorum < rule.smallest:
             raise ValueError(

@@ -13,6 +13,7 @@ from fedfleet.codec.parts import Parts
 from fedfleet.fleet_server import store_chain, store_models, store_rounds, store_updates, store_waiting
 from fedfleet.fleet_server.announcements import blob_topics, live_blobs
 from fedfleet.fleet_server.config import ServerConfig
+from fedfleet.fleet_server.coordinates import Coordinates
 from fedfleet.fleet_server.fold import Aggregate, fold_key
 from fedfleet.fleet_server.model_state import Candidate, Proposal
 from fedfleet.fleet_server.pages import settlement_topics
@@ -102,7 +103,7 @@ def fold_region(
     """
     number, region, strategy = one.plan.round, one.plan.region, config.strategy
     bases = store_waiting.bases(connection, number=number, region=region)
-    scale = config.rounds.scale
+    scale, named = config.rounds.scale, Coordinates(parts).of(connection, one.plan)
 
     def read() -> Iterator[Member]:
         for id_, data, examples in store_updates.members(connection, round_=number, region=region):
@@ -111,7 +112,7 @@ def fold_region(
     has_control = strategy.name == "scaffold"
     members = Members(
         read,
-        partial(payload.decode, size=parts.size, parts=parts, control=has_control),
+        partial(payload.decode, size=parts.size, parts=parts, common=named, control=has_control),
         size=parts.size,
         example_cap=config.example_cap,
         equal=strategy.strategy().weighting == "equal",

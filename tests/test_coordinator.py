@@ -123,8 +123,9 @@ def test_three_rounds_are_published_and_the_error_falls(world: World) -> None:
     assert history == sorted(history, reverse=True)
 
 
-def test_what_is_published_is_what_a_vehicle_computes(world: World) -> None:
-    # given three published versions
+def test_what_is_published_is_what_a_vehicle_computes(tmp_path: Path) -> None:
+    # given three published versions, whose deltas are together smaller than the full vector
+    world = World(configuration(tmp_path, downlink={"value": "sign", "density": 0.1}))
     world.drive(*ALL)
     world.turn(30)
     # when a vehicle takes the graph and the full vector, or goes along the chain of deltas from version 0
@@ -132,6 +133,7 @@ def test_what_is_published_is_what_a_vehicle_computes(world: World) -> None:
     layout_json, onnx = bundle.unpack_graph(world.blob(pointer.graph), limit_bytes=10**6)
     full = bundle.unpack_vector(world.blob(pointer.full), size=pointer.parameters)
     chained = np.zeros(pointer.parameters, np.float32)
+    assert [delta.to_version for delta in pointer.deltas] == [1, 2, 3]
     for delta in pointer.deltas:
         chained = chained + payload.decode(world.blob(delta.blob), size=pointer.parameters).delta.dense()
     # then both are the published model, and so is the file that the server wrote
@@ -237,12 +239,13 @@ def test_old_blobs_and_settlements_are_cleared_also_by_the_next_server(tmp_path:
     world = World(configuration(tmp_path, rounds=_contributors(8)))
     world.drive(*ALL)
     world.turn(60)
-    # then the broker retains: graph, canaries and vectors of the last versions within the grace, four deltas
+    # then the broker retains: graph, canaries and vectors of the last versions within the grace, and the deltas, of
+    # which two are smaller than the full vector
     with world.parts.store.read() as connection:
         live = connection.exec_driver_sql("select kind, count(*) from blob group by kind").all()
         waiting = store_models.to_clear(connection)
     kinds = {row[0]: row[1] for row in live}
-    assert kinds == {"graph": 1, "full": 3, "canary": 3, "delta": 6}
+    assert kinds == {"graph": 1, "full": 3, "canary": 3, "delta": 4}
     assert waiting == []
     blobs = [topic for topic in world.broker.retained if "/blob/" in topic]
     assert len(blobs) == sum(kinds.values())
