@@ -75,7 +75,12 @@ class Members:
 
 
 def fold_members(
-    members: Members, rule: Rule, *, momentum: float | None = None, draw_for: tuple[int, int] = (0, 0)
+    members: Members,
+    rule: Rule,
+    *,
+    momentum: float | None = None,
+    draw_for: tuple[int, int] = (0, 0),
+    hold_bytes: int = HOLD_BYTES,
 ) -> Aggregate:
     """Fold a region's members by its rule; the same members give the same bytes.
 
@@ -90,7 +95,7 @@ def fold_members(
         if momentum is not None:
             found = _normalised(members, momentum)
         else:
-            found = rule.fold(_held(members) if rule.needs == "each" else members, members.size)
+            found = rule.fold(_held(members, hold_bytes) if rule.needs == "each" else members, members.size)
         control = _control(members)
     except VoidError as error:
         raise VoidError(str(error), dropped=members.refused, returned=members.spared) from error
@@ -128,14 +133,14 @@ def _normalised(members: Members, momentum: float) -> Aggregate:
     return replace(found, mean=found.mean * (found.weight / total), weight=total, steps=effective / total)
 
 
-def _held(members: Members) -> Iterable[Update]:
+def _held(members: Members, hold_bytes: int) -> Iterable[Update]:
     """Return the updates in memory, or the members themselves when they are too much to hold."""
     held: list[Update] = []
     taken = 0
     for update in members:
         delta = update[1]
         taken += delta.values.nbytes + (0 if delta.indices is None else delta.indices.nbytes)
-        if taken > HOLD_BYTES:
+        if taken > hold_bytes:
             return members
         held.append(update)
     return held
