@@ -16,8 +16,19 @@ from fedfleet.codec.settings import Settings
 from fedfleet.codec.wire import Reader, varint
 from fedfleet.protocol.errors import PeerError, UsageError
 
-__all__ = ["BY_PLAN", "DENSE", "DENSE_FLOAT32_LIMIT", "VALUE_CODES", "VALUE_NAMES", "Block", "pack", "unpack"]
+__all__ = [
+    "BY_PLAN",
+    "DENSE",
+    "DENSE_FLOAT32_LIMIT",
+    "MAX_SIZE",
+    "VALUE_CODES",
+    "VALUE_NAMES",
+    "Block",
+    "pack",
+    "unpack",
+]
 
+MAX_SIZE = (1 << 31) - 1
 DENSE = 0
 BY_PLAN = 5
 VALUE_CODES = {"sign": 0, "int8": 1, "float32": 2, "int2": 3, "int3": 4, "int4": 5, "stochastic4": 6}
@@ -88,10 +99,12 @@ def pack(
     return head + coordinates + pack_values(values[indices], settings.value)
 
 
-def unpack(reader: Reader, *, part: Part | None, named: Indices | None = None) -> Block:
+def unpack(
+    reader: Reader, *, part: Part | None, named: Indices | None = None, largest: int = MAX_SIZE
+) -> Block:
     """Return the block that `reader` stands before, after every check.
 
-    With `part` None any size and any known mode is accepted, to look at. Raises PeerError.
+    With `part` None any size up to `largest` and any known mode is accepted, to look at. Raises PeerError.
     """
     left = reader.left
     mode = reader.u8()
@@ -102,8 +115,8 @@ def unpack(reader: Reader, *, part: Part | None, named: Indices | None = None) -
     size = reader.varint()
     if part is not None and size != part.size:
         raise PeerError("size-mismatch", f"delta of {size} parameters, the model has {part.size}")
-    if not 1 <= size <= MAX_SIZE:
-        raise PeerError("size-mismatch", f"delta of {size} parameters, expected 1 to {MAX_SIZE}")
+    if not 1 <= size <= largest:
+        raise PeerError("size-mismatch", f"delta of {size} parameters, expected 1 to {largest}")
     head, indices = left - reader.left, None
     count = size
     if index == BY_PLAN:
@@ -111,18 +124,17 @@ def unpack(reader: Reader, *, part: Part | None, named: Indices | None = None) -
     elif index != DENSE:
         indices = entropy.unpack_indices(reader, size=size, mode=index)
         count = indices.size
-    before_values = reader.left
-    if value == _STOCHASTIC:
-        indices, values = stochastic.unpack(reader, size=size)
+    elif value == _STOCHASTIC:
+        indices = stochastic.unpack_set(reader, size)
         count = indices.size
+    before_values = reader.left
+    if value == _STOCHASTIC and indices is not None:
+        values = stochastic.unpack(reader, indices, size=size)
     else:
         sparse = index not in (DENSE, BY_PLAN)
         values = unpack_values(reader, mode=VALUE_NAMES[value], count=count, sparse=sparse)
     lengths = (head, left - head - before_values, before_values - reader.left)
     return Block(index, value, size, count, indices, values, lengths)
-
-
-MAX_SIZE = (1 << 31) - 1
 
 
 def _dense_value(part: Part, settings: Settings) -> str:

@@ -56,12 +56,11 @@ def pack(values: Floats, *, density: float, seed: tuple[int, ...]) -> bytes:
     return head + signs + _pack_levels(sent)
 
 
-def unpack(reader: Reader, *, size: int) -> tuple[Indices, Floats]:
-    """Return the rising coordinates int64[k] that are not zero, and their values float32[k]. Raises PeerError."""
-    indices = unpack_set(reader, size)
+def unpack(reader: Reader, indices: Indices, *, size: int) -> Floats:
+    """Return the values float32[k] of the rising coordinates int64[k] that are not zero. Raises PeerError."""
     count = indices.size
     if not count:
-        return indices, np.empty(0, dtype=np.float32)
+        return np.empty(0, dtype=np.float32)
     step = reader.f32()
     if not (math.isfinite(step) and step > 0):
         raise PeerError("bad-scale", f"stochastic4: step {step}")
@@ -76,7 +75,7 @@ def unpack(reader: Reader, *, size: int) -> tuple[Indices, Floats]:
     np.negative(
         values, out=values, where=np.unpackbits(np.frombuffer(signs, np.uint8), count=count).view(bool)
     )
-    return indices, values
+    return values
 
 
 def _pack_set(indices: Indices, size: int) -> bytes:
@@ -84,9 +83,12 @@ def _pack_set(indices: Indices, size: int) -> bytes:
     return bytes((mode,)) + data
 
 
-def unpack_set(reader: Reader, size: int) -> Indices:
-    """Return a set of coordinates among `size`, written as index mode and index part. Raises PeerError."""
-    return entropy.unpack_indices(reader, size=size, mode=reader.u8())
+def unpack_set(reader: Reader, size: int, *, valued: bool = True) -> Indices:
+    """Return a set of coordinates among `size`, written as index mode and index part. Raises PeerError.
+
+    `valued`: at least one bit for each follows.
+    """
+    return entropy.unpack_indices(reader, size=size, mode=reader.u8(), valued=valued)
 
 
 def _pack_levels(levels: npt.NDArray[np.uint8]) -> bytes:
@@ -104,7 +106,7 @@ def _unpack_levels(reader: Reader, count: int) -> npt.NDArray[np.uint8]:
     levels = np.ones(count, dtype=np.uint8)
     inside = np.arange(count)
     for level in range(2, LEVELS + 1):
-        inside = inside[unpack_set(reader, inside.size)]
+        inside = inside[unpack_set(reader, inside.size, valued=False)]
         if not inside.size:
             break
         levels[inside] = level
