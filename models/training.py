@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedfleet.models.correction import Control, Correction, check_control
 from fedfleet.models.settings import Augment, TrainSettings
 from fedfleet.models.task import Floats, Samples, Task, resolve
 from fedfleet.protocol.errors import UsageError
@@ -46,13 +47,17 @@ class TrainingError(Exception):
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out: delta f32[M] = trained - base, finite; `examples` = samples seen at least once in `steps`."""
+    """What came out: delta f32[M] = trained - base, finite; `examples` = samples seen at least once in `steps`.
+
+    `control` f32[M] is the step c_k⁺ - c_k of the vehicle's control variate, where one was given.
+    """
 
     delta: Floats
     steps: int
     examples: int
     loss_before: float
     loss_after: float
+    control: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -67,15 +72,28 @@ class Progress:
 class FineTuning:
     """One fine-tuning, batch by batch: call `advance` until it returns None, or stop early; then take `result`.
 
+    With `proximal_mu` μ above 0 it minimises loss + (μ / 2) ‖w - base‖² (FedProx, Li et al. 2020, equation 2): the
+    gradient has μ (w - base) added before it is clipped. With `control` (SCAFFOLD, Karimireddy et al. 2020, algorithm
+    1, option II) each step goes along g - c_k + c, g clipped, and c_k⁺ = c_k - c + (base - w) / Σ_j η_j, which is
+    the mean of the g; settings.correction must be "scaffold", the optimizer sgd without momentum.
+
     Raises UsageError when base or samples do not fit the task or it offers no augmentation and one is asked for,
     TrainingError for no samples and for a loss or a weight that is not finite; then there is no result.
     """
 
     def __init__(
-        self, task: Task, base: Floats, samples: Samples, settings: TrainSettings, *, seed: int
+        self,
+        task: Task,
+        base: Floats,
+        samples: Samples,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        control: Control | None = None,
     ) -> None:
         torch.set_num_threads(1)
         _check(task, samples)
+        check_control(settings, control, base)
         self._base, self._settings, self._size = base, settings, len(samples)
         self._model = network(task, seed=seed)
         load_vector(self._model, base)
@@ -83,6 +101,7 @@ class FineTuning:
         self._inputs, self._targets = (
             torch.from_numpy(np.array(a)) for a in (samples.inputs, samples.targets)
         )
+        self._correction = Correction(self._model, settings, control)
         self._optimizer = _optimizer(self._model, settings)
         self._chance = torch.Generator().manual_seed(seed)
         self._vary = _augmentation(task, settings.augment, seed=seed)
@@ -98,8 +117,9 @@ class FineTuning:
         """Train on the next batch; None when all are done."""
         if self._done == self.steps:
             return None
+        rate = self._settings.learning_rate_at(self._done / self.steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.learning_rate_at(self._done / self.steps)
+            group["lr"] = rate
         at = self._done % self._per_epoch
         if at == 0:
             self._order = torch.randperm(self._size, generator=self._chance)
@@ -109,8 +129,7 @@ class FineTuning:
         loss = self._loss(self._model(inputs), targets)
         value = _finite(loss.item(), f"the loss of step {self._done + 1}")
         loss.backward()  # type: ignore[no-untyped-call]
-        if self._settings.clip_norm:
-            nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip_norm)
+        self._correction.apply(rate)
         self._optimizer.step()
         self._done += 1
         return Progress(self._done, self.steps, value)
@@ -126,7 +145,8 @@ class FineTuning:
         if not np.isfinite(delta).all():
             raise TrainingError(f"weights are not finite after {self._done} steps")
         examples = min(self._size, self._done * self._settings.batch_size)
-        return Trained(delta, self._done, examples, self._loss_before, self._measure())
+        control = self._correction.control_step(delta)
+        return Trained(delta, self._done, examples, self._loss_before, self._measure(), control)
 
     def _measure(self) -> float:
         rows = slice(None, None, max(1, math.ceil(self._size / LOSS_SAMPLES)))
@@ -137,20 +157,21 @@ class FineTuning:
         return _finite(value, f"the loss after {self._done} steps")
 
 
-def fine_tune(
+def fine_tune(  # noqa: PLR0913 (what a training needs)
     task: Task,
     base: Floats,
     samples: Samples,
     settings: TrainSettings,
     *,
     seed: int,
+    control: Control | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Fine-tune from `base` f32[M]; the same arguments give the same bytes.
 
     `should_stop` is asked between batches; when it says yes the work so far counts. Raises as `FineTuning` does.
     """
-    tuning = FineTuning(task, base, samples, settings, seed=seed)
+    tuning = FineTuning(task, base, samples, settings, seed=seed, control=control)
     while not should_stop() and tuning.advance() is not None:
         pass
     return tuning.result()

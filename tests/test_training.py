@@ -116,7 +116,6 @@ def test_samples_of_another_task_are_refused(base: Floats) -> None:
         {"epochs": 0},
         {"learning_rate": float("nan")},
         {"optimizer": "lion"},
-        {"proximal_mu": 0.1},
         {"epoch": 1},
     ],
 )
