@@ -1,130 +1,132 @@
-"""Index sets as bytes: Rice coding of the gaps between rising indices (Rice and Plaunt 1971; Golomb 1966).
-
-Quotients stand in one unary stream and remainders in bit planes: both decode without a loop over elements.
-"""
+"""Index sets as bytes, in the mode that takes the fewest: docs/codec-format.md, "Index modes"."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from fedfleet.codec.wire import Reader, check_padding, varint
+from fedfleet.codec import entropy_rows
+from fedfleet.codec.entropy_rice import (
+    BLOCK,
+    gaps_of,
+    pack_adaptive,
+    pack_rice,
+    unpack_adaptive,
+    unpack_rice,
+)
+from fedfleet.codec.entropy_rows import Run, pack_rows, unpack_rows
+from fedfleet.codec.entropy_zstd import pack_bitmap, pack_unary_zstd, unpack_bitmap, unpack_unary_zstd
+from fedfleet.codec.wire import Reader, varint
 from fedfleet.protocol.errors import PeerError
 
-__all__ = ["ALL", "MAX_PARAMETER", "RICE", "pack_indices", "rice_parameter", "unpack_indices"]
+__all__ = [
+    "ADAPTIVE",
+    "ALL",
+    "BITMAP",
+    "NAMES",
+    "RICE",
+    "ROWS",
+    "UNARY_ZSTD",
+    "pack_indices",
+    "unpack_indices",
+]
 
-RICE = 1
-ALL = (RICE,)  # codes of the index modes that name coordinates, in the order in which equals are preferred
-MAX_PARAMETER = 31
-_PLANES_PER_BYTE = 8
+Ints = npt.NDArray[np.int64]
 
+RICE, ADAPTIVE, UNARY_ZSTD, BITMAP, ROWS = 1, 2, 3, 4, 6
+ALL = (RICE, ADAPTIVE, UNARY_ZSTD, BITMAP, ROWS)  # in the order in which equals are preferred
+NAMES = {
+    RICE: "rice",
+    ADAPTIVE: "adaptive rice",
+    UNARY_ZSTD: "rice zstd",
+    BITMAP: "bitmap",
+    ROWS: "rows",
+}
 
-def rice_parameter(gaps: npt.NDArray[np.int64]) -> int:
-    """Return the parameter b with the fewest bits for gaps int64[k ≥ 1], each ≥ 0; the lowest of equals.
+_COMPRESSED = frozenset({UNARY_ZSTD, BITMAP, ROWS})
+_WORTH_BITS = 3.0  # bits per block of nonzeros that must be in reach before anything but Rice is tried
+_DENSE = 8  # from one coordinate in so many on, a bitmap is tried
+_BITMAP_FACTOR = 32  # a bitmap longer than that many times the Rice bytes is not tried
+_ROWS_SIZE = 1 << 20  # the largest part that is coded row by row: the choice looks at every coordinate
 
-    The cost k (b + 1) + sum(gap >> b) is never below k (b + 1), so the search ends, with the true optimum.
-    """
-    best, best_bits = 0, gaps.size + int(gaps.sum())
-    parameter = 1
-    while gaps.size * (parameter + 1) < best_bits:
-        bits = gaps.size * (parameter + 1) + int((gaps >> parameter).sum())
-        if bits < best_bits:
-            best, best_bits = parameter, bits
-        parameter += 1
-    return best
+_UNPACK: dict[int, Callable[..., Ints]] = {
+    RICE: unpack_rice,
+    ADAPTIVE: unpack_adaptive,
+    UNARY_ZSTD: unpack_unary_zstd,
+    BITMAP: unpack_bitmap,
+    ROWS: unpack_rows,
+}
 
 
 def pack_indices(
-    indices: npt.NDArray[np.int64], *, size: int, modes: tuple[int, ...] = ALL, columns: tuple[int, ...] = ()
+    indices: Ints, *, size: int, modes: tuple[int, ...] = ALL, rows: tuple[Run, ...] = ()
 ) -> tuple[int, bytes]:
-    """Return the code of the index mode, of `modes`, with the fewest bytes for these indices, and the bytes.
+    """Return the code of the index mode with the fewest bytes for these indices, and the bytes; Rice among equals.
 
-    Indices are int64[k], strictly rising, each in 0 … size - 1. `columns` are hints: lengths of rows that may be
-    alike inside (a layer's inputs).
+    Indices are int64[k], strictly rising, each in 0 … size - 1. `modes` are those that may be chosen, Rice always.
+    `rows` are hints, (rows, columns) of each tensor in turn, together `size`: what is alike along rows and columns
+    is used. Modes without a prospect are not tried: a uniform set costs the time of Rice alone.
     """
-    del size, modes, columns
-    return RICE, _pack_rice(indices)
+    if indices.size == 0:
+        return RICE, varint(0)
+    gaps = gaps_of(indices)
+    found = [(RICE, pack_rice(gaps))]
+    found += _others(indices, gaps, size=size, modes=modes, rice_bytes=len(found[0][1]))
+    if ROWS in modes and rows and size <= _ROWS_SIZE and indices.size <= entropy_rows.MAX_COUNT:
+        packed = pack_rows(indices, rows, size=size)
+        found += [(ROWS, packed)] if packed is not None else []
+    return min(found, key=lambda one: (len(one[1]), one[0]))
 
 
-def unpack_indices(reader: Reader, *, size: int, mode: int) -> npt.NDArray[np.int64]:
+def unpack_indices(reader: Reader, *, size: int, mode: int, valued: bool = True) -> Ints:
     """Return the strictly rising indices int64[k], each in 0 … size - 1, that `reader` stands before.
 
-    Every length is checked against k and `size` before an array is made. Raises PeerError, for a mode not in `ALL` too.
+    Every length is checked against k and `size` before an array is made. In the modes where a coordinate may take
+    less than a bit, k is checked against the bytes that are left when at least one bit of each follows (`valued`).
+    Raises PeerError, for a mode not in `ALL` too.
     """
     if mode not in ALL:
         raise PeerError("unknown-mode", f"index mode {mode}")
-    return _unpack_rice(reader, size=size)
-
-
-def _pack_rice(indices: npt.NDArray[np.int64]) -> bytes:
-    """Return the counts, the unary stream, the bit planes; docs/codec-format.md, "Rice"."""
-    if indices.size == 0:
-        return varint(0)
-    gaps = np.diff(indices, prepend=np.int64(-1)) - 1
-    parameter = rice_parameter(gaps)
-    ends = np.cumsum(gaps >> parameter) + np.arange(gaps.size)
-    unary = np.zeros(int(ends[-1]) + 1, dtype=np.uint8)
-    unary[ends] = 1
-    quotients = np.packbits(unary).tobytes()
-    planes = [(gaps >> plane).astype(np.uint8) & 1 for plane in range(parameter)]
-    remainders = np.packbits(np.concatenate(planes)).tobytes() if planes else b""
-    return b"".join((varint(gaps.size), bytes((parameter,)), varint(len(quotients)), quotients, remainders))
-
-
-def _unpack_rice(reader: Reader, *, size: int) -> npt.NDArray[np.int64]:
-    """Return the indices: a unary run that leads far past `size` does not fit the longest stream."""
     count = reader.varint()
     if count > size:
-        raise PeerError("count-out-of-range", f"rice: {count} indices of {size} coordinates")
+        raise PeerError("count-out-of-range", f"{NAMES[mode]}: {count} indices of {size} coordinates")
     if count == 0:
+        if mode != RICE:
+            raise PeerError("count-out-of-range", f"{NAMES[mode]}: an empty set is sent as rice")
         return np.empty(0, dtype=np.int64)
-    parameter = reader.u8()
-    if parameter > MAX_PARAMETER:
-        raise PeerError("bad-parameter", f"rice: parameter {parameter}, limit {MAX_PARAMETER}")
-    longest = (count + ((size - count) >> parameter) + 7) // 8
-    length = reader.varint()
-    if not (count + 7) // 8 <= length <= longest:
-        raise PeerError("stream-length", f"rice: unary stream of {length} bytes, at most {longest} possible")
-    quotients = reader.take(length)
-    remainders = reader.take((count * parameter + 7) // 8)
-    indices = _ends(quotients, count)
-    ramp = np.arange(count, dtype=np.int64)
-    indices -= ramp
-    indices <<= parameter
-    indices += ramp
-    if parameter:
-        indices += np.cumsum(_remainders(remainders, count, parameter), dtype=np.int64)
+    if valued and mode in _COMPRESSED and count > 8 * reader.left:
+        raise PeerError("truncated", f"{NAMES[mode]}: {count} indices in {reader.left} bytes")
+    indices = _UNPACK[mode](reader, size=size, count=count)
     if int(indices[-1]) >= size:
-        raise PeerError("index-out-of-range", f"rice: index {int(indices[-1])} of {size} coordinates")
+        raise PeerError(
+            "index-out-of-range", f"{NAMES[mode]}: index {int(indices[-1])} of {size} coordinates"
+        )
     return indices
 
 
-def _ends(stream: memoryview, count: int) -> npt.NDArray[np.int64]:
-    """Return the positions int64[count] of the ones in the unary stream, the last one in its last byte."""
-    if stream[-1] == 0:
-        raise PeerError("stream-length", "rice: the unary stream ends with an empty byte")
-    ends = np.flatnonzero(np.unpackbits(np.frombuffer(stream, dtype=np.uint8)).view(np.bool_))
-    if ends.size != count:
-        raise PeerError("count-mismatch", f"rice: unary stream of {ends.size} indices, expected {count}")
-    return ends
+def _others(
+    indices: Ints, gaps: Ints, *, size: int, modes: tuple[int, ...], rice_bytes: int
+) -> Iterator[tuple[int, bytes]]:
+    """Yield what the modes between Rice and rows make of a set that is far from uniform, or dense."""
+    uneven = _uneven_bits(gaps) > _WORTH_BITS
+    if uneven and ADAPTIVE in modes:
+        packed = pack_adaptive(gaps)
+        if packed is not None:
+            yield ADAPTIVE, packed
+    if uneven and UNARY_ZSTD in modes:
+        yield UNARY_ZSTD, pack_unary_zstd(gaps)
+    dense = indices.size * _DENSE > size
+    if BITMAP in modes and (dense or (uneven and size <= 8 * _BITMAP_FACTOR * rice_bytes)):
+        yield BITMAP, pack_bitmap(indices, size=size)
 
 
-def _remainders(stream: memoryview, count: int, parameter: int) -> npt.NDArray[np.unsignedinteger]:
-    """Return the remainders uint8 or uint32[count] from `parameter` bit planes, the lowest bit's first."""
-    check_padding(stream[-1], count * parameter, "rice remainders")
-    bits = np.unpackbits(np.frombuffer(stream, dtype=np.uint8), count=count * parameter)
-    planes = bits.reshape(parameter, count)
-    out: npt.NDArray[np.unsignedinteger] = _join_planes(planes[:_PLANES_PER_BYTE])
-    for first in range(_PLANES_PER_BYTE, parameter, _PLANES_PER_BYTE):
-        high = _join_planes(planes[first : first + _PLANES_PER_BYTE]).astype(np.uint32)
-        out = out | (high << np.uint32(first))
-    return out
-
-
-def _join_planes(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return uint8[count] from at most eight planes of single bits."""
-    out: npt.NDArray[np.uint8] = planes[-1].copy()
-    for plane in planes[-2::-1]:
-        out += out  # a shift; numpy adds bytes eight times as fast
-        out |= plane
-    return out
+def _uneven_bits(gaps: Ints) -> float:
+    """Return by how many bits per block the best parameter of each block is better than that of all, about."""
+    whole = gaps.size // BLOCK
+    if whole < 2:
+        return 0.0
+    sums = gaps[: whole * BLOCK].reshape(whole, BLOCK).sum(axis=1) + BLOCK
+    return BLOCK * (math.log2(float(sums.mean())) - float(np.log2(sums).mean()))

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import struct
+from collections.abc import Iterator
 
 import zstandard
 
 from fedfleet.protocol.errors import PeerError
 
-__all__ = ["MAX_VARINT", "Reader", "check_padding", "deflate", "inflate", "varint"]
+__all__ = [
+    "BLOCK_BYTES",
+    "MAX_VARINT",
+    "Reader",
+    "check_padding",
+    "deflate",
+    "inflate",
+    "inflated_blocks",
+    "varint",
+]
 
 MAX_VARINT = (1 << 35) - 1
 _MAX_VARINT_BYTES = 5
 _CONTINUED = 0x80
 _FLOAT32 = struct.Struct("<f")
+BLOCK_BYTES = 65_536
+_READ_BYTES = 16_384
 _ZSTD_LEVEL = 19
+_WINDOW_LOG = 17
+_RLE_BLOCK = 1
 _ZSTD_FORMAT = zstandard.FORMAT_ZSTD1_MAGICLESS
 _SMALLEST_WINDOW_BYTES = 1024
 
@@ -43,6 +58,7 @@ def deflate(data: bytes) -> bytes:
     parameters = zstandard.ZstdCompressionParameters.from_level(
         _ZSTD_LEVEL,
         source_size=len(data),
+        window_log=_WINDOW_LOG,
         format=_ZSTD_FORMAT,
         write_content_size=1,
         write_checksum=0,
@@ -52,22 +68,51 @@ def deflate(data: bytes) -> bytes:
 
 
 def inflate(frame: memoryview, *, size: int, what: str) -> bytes:
-    """Return the `size` bytes in one frame of `deflate`; the caller has bounded `size` ≥ 1.
+    """Return the `size` ≥ 1 bytes in one frame of `deflate`; the caller has bounded `size`. Raises as the other."""
+    return b"".join(inflated_blocks(frame, size=size, what=what))
 
-    The frame's own size and window are compared with `size` before memory is taken. Raises PeerError `bad-frame`.
+
+def inflated_blocks(frame: memoryview, *, size: int, what: str) -> Iterator[bytes]:
+    """Yield the `size` ≥ 1 bytes in one frame of `deflate`, at most `BLOCK_BYTES` at a time.
+
+    The size that the frame tells and its window (at most 128 KiB) are checked before memory is taken, and no more
+    than `size` bytes are ever made. Raises PeerError `bad-frame`, at the latest instead of the last block.
     """
+    source, left = io.BytesIO(frame), size
     try:
         told = zstandard.get_frame_parameters(frame, format=_ZSTD_FORMAT)
         if told.content_size != size or told.has_checksum or told.dict_id:
             raise PeerError("bad-frame", f"{what}: zstd frame of {told.content_size} bytes, expected {size}")
-        if told.window_size > max(size, _SMALLEST_WINDOW_BYTES):
+        if told.window_size > max(size, _SMALLEST_WINDOW_BYTES) or told.window_size > 1 << _WINDOW_LOG:
             raise PeerError("bad-frame", f"{what}: zstd window of {told.window_size} bytes for {size}")
-        data = zstandard.ZstdDecompressor(format=_ZSTD_FORMAT).decompress(frame, allow_extra_data=False)
+        if _frame_bytes(frame) != len(frame):
+            raise PeerError("bad-frame", f"{what}: zstd frame does not end with its {len(frame)} bytes")
+        inflater = zstandard.ZstdDecompressor(format=_ZSTD_FORMAT)
+        with inflater.stream_reader(source, read_size=_READ_BYTES) as stream:
+            while left:
+                block = stream.read(min(left, BLOCK_BYTES))
+                if not block:
+                    raise PeerError("bad-frame", f"{what}: zstd frame is {left} of {size} bytes short")
+                left -= len(block)
+                if not left and stream.read(1):
+                    raise PeerError("bad-frame", f"{what}: zstd frame holds more than {size} bytes")
+                yield block
     except zstandard.ZstdError as error:
         raise PeerError("bad-frame", f"{what}: {error}") from None
-    if len(data) != size:
-        raise PeerError("bad-frame", f"{what}: zstd frame held {len(data)} bytes, expected {size}")
-    return data
+
+
+def _frame_bytes(frame: memoryview) -> int:
+    """Return where the frame's last block ends (RFC 8878, 3.1.1), or -1; a frame without checksum and dictionary."""
+    descriptor = frame[0]
+    single = descriptor >> 5 & 1
+    at = 2 - single + (single, 2, 4, 8)[descriptor >> 6]
+    while at + 3 <= len(frame):
+        header = int.from_bytes(frame[at : at + 3], "little")
+        length = header >> 3
+        at += 3 + (1 if header >> 1 & 3 == _RLE_BLOCK else length)
+        if length == 0 or header & 1:
+            return at if length else -1
+    return -1
 
 
 class Reader:

@@ -3,15 +3,15 @@
 import math
 import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
+
+import slow_index
+from slow_bytes import Bytes, Refused, bits_of, bytes_for, require
+
+__all__ = ["Refused", "SlowPayload", "decode"]
 
 Part = tuple[int, list[tuple[int, int]], str]
 """Segment, spans (start, end) of the vector, and "sparse", "dense" or "exclude"."""
-
-
-class Refused(ValueError):  # noqa: N818 (a verdict, as in the format's text)
-    """The bytes are not a payload; the text is the reason of the format's table."""
 
 
 @dataclass(frozen=True)
@@ -22,44 +22,6 @@ class SlowPayload:
     steps: int
     examples: int
     control: tuple[list[int], list[float], bool] | None = None
-
-
-class Bytes:
-    """A list of bytes that is eaten from the front."""
-
-    def __init__(self, data: bytes) -> None:
-        self.rest = list(data)
-
-    def take(self, count: int) -> bytes:
-        require(count <= len(self.rest), "truncated")
-        taken, self.rest = self.rest[:count], self.rest[count:]
-        return bytes(taken)
-
-    def f32(self) -> float:
-        return float(struct.unpack("<f", self.take(4))[0])
-
-    def varint(self) -> int:
-        digits: list[int] = []
-        while not digits or digits[-1] >= 128:
-            require(len(digits) < 5, "varint-not-canonical")
-            digits.append(self.take(1)[0])
-        require(len(digits) == 1 or digits[-1] != 0, "varint-not-canonical")
-        return sum((digit % 128) * 128**place for place, digit in enumerate(digits))
-
-
-def require(condition: bool, reason: str) -> None:
-    if not condition:
-        raise Refused(reason)
-
-
-def bits_of(stream: bytes) -> Iterator[int]:
-    for byte in stream:
-        for place in (128, 64, 32, 16, 8, 4, 2, 1):
-            yield byte // place % 2
-
-
-def bytes_for(bits: int) -> int:
-    return -(-bits // 8)
 
 
 def decode(
@@ -153,7 +115,7 @@ def read_block(
     elif index == 5:
         coordinates = read_by_plan(body, size, named or [])
     else:
-        coordinates = INDEX_MODES[index](body, size)
+        coordinates = INDEX_MODES[index](body, size, True)
     values = read_values(body, value, len(coordinates), index in {0, 5}) if coordinates else []
     return coordinates, values, index == 0
 
@@ -167,10 +129,10 @@ def read_by_plan(body: Bytes, size: int, named: list[int]) -> list[int]:
     return named
 
 
-def read_set(body: Bytes, size: int) -> list[int]:
+def read_set(body: Bytes, size: int, *, valued: bool = True) -> list[int]:
     mode = body.take(1)[0]
     require(mode in INDEX_MODES, "unknown-mode")
-    return INDEX_MODES[mode](body, size)
+    return INDEX_MODES[mode](body, size, valued)
 
 
 def read_stochastic(body: Bytes, size: int) -> tuple[list[int], list[float]]:
@@ -185,43 +147,13 @@ def read_stochastic(body: Bytes, size: int) -> tuple[list[int], list[float]]:
     levels = dict.fromkeys(coordinates, 1)
     inside = coordinates
     for level in range(2, 8):
-        inside = [inside[j] for j in read_set(body, len(inside))]
+        inside = [inside[j] for j in read_set(body, len(inside), valued=False)]
         levels |= dict.fromkeys(inside, level)
         if not inside:
             break
     exact = [levels[i] * step * 2 ** exponents[i // 4096] for i in coordinates]
     require(max(exact) <= LARGEST, "bad-scale")
     return coordinates, [rounded(-x if sign else x) for x, sign in zip(exact, signs, strict=False)]
-
-
-def read_rice(body: Bytes, size: int) -> list[int]:
-    count = body.varint()
-    require(count <= size, "count-out-of-range")
-    if count == 0:
-        return []
-    b = body.take(1)[0]
-    require(b <= 31, "bad-parameter")
-    length = body.varint()
-    require(bytes_for(count) <= length <= bytes_for(count + (size - count) // 2**b), "stream-length")
-    unary = body.take(length)
-    planes = body.take(bytes_for(count * b))
-    require(unary[-1] != 0, "stream-length")
-    quotients = [0]
-    for bit in bits_of(unary):
-        if bit == 1:
-            quotients.append(0)
-        else:
-            quotients[-1] += 1
-    require(len(quotients) == count + 1, "count-mismatch")  # the last counts the padding
-    bits = list(bits_of(planes))
-    require(not any(bits[count * b :]), "padding-not-zero")
-    at, coordinates = -1, []
-    for j in range(count):
-        remainder = sum(bits[plane * count + j] * 2**plane for plane in range(b))
-        at += quotients[j] * 2**b + remainder + 1
-        coordinates.append(at)
-    require(coordinates[-1] < size, "index-out-of-range")
-    return coordinates
 
 
 def read_values(body: Bytes, mode: int, count: int, dense: bool) -> list[float]:
@@ -260,4 +192,4 @@ def rounded(value: float) -> float:
 
 
 LARGEST = float(struct.unpack(">f", bytes.fromhex("7f7fffff"))[0])
-INDEX_MODES = {1: read_rice}
+INDEX_MODES = slow_index.MODES

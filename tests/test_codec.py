@@ -10,7 +10,8 @@ from hypothesis.extra import numpy as hnp
 
 from fedfleet.codec import payload
 from fedfleet.codec.delta import Delta
-from fedfleet.codec.entropy import RICE, pack_indices, rice_parameter, unpack_indices
+from fedfleet.codec.entropy import RICE, pack_indices, unpack_indices
+from fedfleet.codec.entropy_rice import rice_parameter
 from fedfleet.codec.settings import Settings
 from fedfleet.codec.wire import MAX_VARINT, Reader, varint
 from fedfleet.protocol.errors import PeerError, UsageError

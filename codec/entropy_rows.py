@@ -1,0 +1,318 @@
+"""Index sets row by row: a layer's rows (its outputs) differ in how much they learn, and so do its columns.
+
+Each row's number of indices is coded by what earlier rows had, then where they stand by the columns that earlier rows
+chose: adaptive arithmetic coding, nothing about rows or columns is sent. docs/codec-format.md, "Row by row". Sender
+and receiver compute the same: whole numbers, and binary64 divisions, products and differences in a fixed order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from fedfleet.codec.entropy_range import TOTAL_LIMIT, RangeDecoder, RangeEncoder
+from fedfleet.codec.wire import Reader, varint
+from fedfleet.protocol.errors import PeerError
+
+__all__ = ["MAX_COLUMNS", "MAX_COUNT", "MAX_ROWS", "MAX_RUNS", "Run", "pack_rows", "unpack_rows"]
+
+Ints = npt.NDArray[np.int64]
+Run = tuple[int, int]  # rows, columns
+
+MAX_RUNS = 64
+MAX_ROWS = 16_384
+MAX_COLUMNS = 4_096
+MAX_COUNT = 16_384
+
+STRENGTHS = (
+    1,
+    4,
+    16,
+    64,
+)  # what a column's past weighs against the run's mean, by the two bits of the header
+_SYMBOLS = 16  # counts 0 … 14, and 15 for all above, told apart by equal shares
+_PRIOR = 4096
+_SEEN = 512
+_SEEN_LIMIT = 1 << 15
+_SURE = 1.0 - 2.0**-10
+
+
+@dataclass
+class _Counts:
+    """How many rows of this run had 0, 1, 2, … indices, beside a geometric guess of the mean from what is left."""
+
+    left: int  # indices
+    room: int  # coordinates
+    columns: int
+    shares: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        mean = (self.left * self.columns << 16) // self.room
+        more = (mean << 16) // (mean + (1 << 16))
+        rest = _PRIOR
+        for _ in range(_SYMBOLS - 1):
+            here = rest * ((1 << 16) - more) >> 16
+            self.shares.append(here + 1)
+            rest -= here
+        self.shares.append(rest + 1)
+        self.total = sum(self.shares)
+
+    def seen(self, symbol: int) -> None:
+        self.shares[symbol] += _SEEN
+        self.total += _SEEN
+        if self.total > _SEEN_LIMIT:
+            self.shares = [(share >> 1) + 1 for share in self.shares]
+            self.total = sum(self.shares)
+
+
+class _Columns:
+    """How often each column of this run was chosen, lately more than long ago."""
+
+    def __init__(self, columns: int) -> None:
+        self.past = np.zeros(columns, dtype=np.int64)
+        self._columns = columns
+        self._rows = self._found = 0
+
+    @property
+    def base(self) -> int:
+        """The share of coordinates that were chosen, ≥ 1, in 1 / 65536."""
+        return max(1, ((self._found + 1) << 16) // ((self._rows + 1) * self._columns))
+
+    def weights(self, strength: int) -> Ints:
+        """Return int64[columns], each ≥ 4."""
+        return self.past * strength + 4 * self.base
+
+    def seen(self, places: Ints) -> None:
+        self._rows += 1
+        self._found += places.size
+        self.past -= self.past >> 6
+        self.past[places] += 1024
+
+
+def _bounds(weights: Ints, rest: npt.NDArray[np.float64], at: int, left: int) -> Ints:
+    """Return falling bounds int64[L - 1] for where the next of `left` indices stands, of L places from `at` on.
+
+    It is the i-th when the stream's number is below bounds[i - 1] (or `TOTAL_LIMIT`) and not below bounds[i] (or 0).
+    """
+    places = weights.size - left - at + 1
+    stay = np.minimum(weights[at : at + places - 1] * float(left) / rest[at : at + places - 1], _SURE)
+    np.subtract(1.0, stay, out=stay)
+    np.multiply.accumulate(stay, out=stay)
+    stay *= float(TOTAL_LIMIT - places)
+    bounds = stay.astype(np.int64)
+    bounds += np.arange(places - 1, 0, -1)
+    return bounds
+
+
+def _rows(runs: tuple[Run, ...], size: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield each row's start, width, and whether a run begins with it; the last run goes on to `size`."""
+    at = 0
+    for number, (rows, columns) in enumerate(runs):
+        end = size if number == len(runs) - 1 else at + rows * columns
+        for start in range(at, end, columns):
+            yield start, min(columns, end - start), start == at
+        at = end
+
+
+def pack_rows(indices: Ints, rows: tuple[Run, ...], *, size: int) -> bytes | None:
+    """Return rising indices int64[k ≥ 1] below `size` as bytes: k, the runs of rows, and the coded stream.
+
+    `rows` are (rows, columns) of each tensor in turn. None when there are more rows or longer ones than the format has.
+    """
+    runs = _merged(rows)
+    count = sum(each for each, _ in runs[:-1]) - (sum(map(math.prod, runs[:-1])) - size) // runs[-1][1]
+    if len(runs) > MAX_RUNS or count > MAX_ROWS or max(columns for _, columns in runs) > MAX_COLUMNS:
+        return None
+    strength = _best_strength(indices, runs, size=size)
+    coder = RangeEncoder()
+    ends = np.searchsorted(indices, [start + width for start, width, _ in _rows(runs, size)]).tolist()
+    first, left = 0, indices.size
+    columns_of = iter(columns for _, columns in runs)
+    for last, (start, width, begins) in zip(ends, _rows(runs, size), strict=True):
+        if begins:
+            run = next(columns_of)
+            counts, columns = _Counts(left, size - start, run), _Columns(run)
+        places = indices[first:last] - start
+        if start + width < size:
+            _put_count(coder, counts, last - first, width)
+        if places.size:
+            _put_places(coder, columns.weights(STRENGTHS[strength])[:width], places.tolist())
+        columns.seen(places)
+        left -= last - first
+        first = last
+        if not left:
+            break
+    stream = coder.finish()
+    return b"".join((varint(indices.size), _pack_runs(runs, strength), varint(len(stream)), stream))
+
+
+def _merged(rows: tuple[Run, ...]) -> tuple[Run, ...]:
+    """Return fewer runs: rows of one length together, vectors with the rows before them where no row is cut."""
+    runs: list[Run] = []
+    for number, (count, columns) in enumerate(rows):
+        if runs and columns == runs[-1][1]:
+            runs[-1] = (runs[-1][0] + count, columns)
+        elif runs and count == 1 and (columns % runs[-1][1] == 0 or number == len(rows) - 1):
+            runs[-1] = (runs[-1][0] + -(-columns // runs[-1][1]), runs[-1][1])
+        else:
+            runs.append((count, columns))
+    return tuple(runs)
+
+
+def _best_strength(indices: Ints, runs: tuple[Run, ...], *, size: int) -> int:
+    """Return which of `STRENGTHS` takes the fewest bits to say where in their rows the indices stand, about."""
+    costs = np.zeros(len(STRENGTHS))
+    at = 0
+    for number, (count, columns) in enumerate(runs):
+        end = size if number == len(runs) - 1 else at + count * columns
+        inside = indices[slice(*np.searchsorted(indices, (at, end)))] - at
+        costs += _costs(inside, columns)
+        at = end
+    return int(costs.argmin())
+
+
+def _costs(indices: Ints, columns: int) -> npt.NDArray[np.float64]:
+    """Return for each strength the bits of the places in rows of one run, by the chance that each row gives them."""
+    past = _Columns(columns)
+    number, place = indices // columns, indices % columns
+    used, first = np.unique(number, return_index=True)
+    pasts, bases, row = np.empty((used.size, columns), dtype=np.int64), [], 0
+    for turn, (each, places) in enumerate(zip(used.tolist(), np.split(place, first[1:]), strict=True)):
+        for _ in range(row, each):
+            past.seen(_NONE)
+        pasts[turn] = past.past
+        bases.append(past.base)
+        past.seen(places)
+        row = each + 1
+    chosen = np.zeros(pasts.shape, dtype=np.bool_)
+    chosen[np.searchsorted(used, number), place] = True
+    left = (chosen.sum(axis=1)[:, None] - chosen.cumsum(axis=1) + chosen).astype(np.float64)
+    costs = np.zeros(len(STRENGTHS))
+    for turn, strength in enumerate(STRENGTHS):
+        weights = pasts * float(strength) + np.array(bases, dtype=np.float64)[:, None] * 4
+        rest = weights[:, ::-1].cumsum(axis=1)[:, ::-1]
+        chance = np.minimum(left * weights / rest, _SURE)
+        costs[turn] = -np.log2(np.where(chosen, chance, 1.0 - chance)).sum()
+    return costs
+
+
+def _put_count(coder: RangeEncoder, counts: _Counts, count: int, width: int) -> None:
+    symbol = min(count, _SYMBOLS - 1)
+    coder.put(sum(counts.shares[:symbol]), counts.shares[symbol], counts.total)
+    if symbol == _SYMBOLS - 1:
+        coder.put(count - symbol, 1, width - symbol + 1)
+    counts.seen(symbol)
+
+
+def _put_places(coder: RangeEncoder, weights: Ints, places: list[int]) -> None:
+    rest = weights[::-1].cumsum()[::-1].astype(np.float64)
+    at = 0
+    for turn, place in enumerate(places):
+        left = len(places) - turn
+        if at == weights.size - left:
+            return
+        bounds = _bounds(weights, rest, at, left)
+        i = place - at
+        low = int(bounds[i]) if i < bounds.size else 0
+        high = int(bounds[i - 1]) if i else TOTAL_LIMIT
+        coder.put(low, high - low, TOTAL_LIMIT)
+        at = place + 1
+
+
+def _pack_runs(runs: tuple[Run, ...], strength: int) -> bytes:
+    told = [varint(columns) + varint(rows) for rows, columns in runs[:-1]]
+    return b"".join((bytes((strength << 6 | len(runs) - 1,)), *told, varint(runs[-1][1])))
+
+
+def unpack_rows(reader: Reader, *, size: int, count: int) -> Ints:
+    """Return `count` ≥ 1 indices; time and memory are bounded by the limits of this module. Raises PeerError."""
+    if count > MAX_COUNT:
+        raise PeerError("count-out-of-range", f"rows: {count} indices, limit {MAX_COUNT}")
+    runs, strength = _unpack_runs(reader, size)
+    coder = RangeDecoder(reader.take(reader.varint()))
+    indices = np.empty(count, dtype=np.int64)
+    found = 0
+    columns_of = iter(columns for _, columns in runs)
+    for start, width, begins in _rows(runs, size):
+        if begins:
+            run = next(columns_of)
+            counts, columns = _Counts(count - found, size - start, run), _Columns(run)
+        number = _take_count(coder, counts, width) if start + width < size else count - found
+        if number > min(count - found, width):
+            raise PeerError(
+                "count-mismatch", f"rows: {number} indices in a row of {width}, {count - found} left"
+            )
+        places = (
+            _take_places(coder, columns.weights(STRENGTHS[strength])[:width], number) if number else _NONE
+        )
+        columns.seen(places)
+        indices[found : found + number] = places
+        indices[found : found + number] += start
+        found += number
+        if found == count:
+            break
+    coder.end()
+    return indices
+
+
+_NONE = np.empty(0, dtype=np.int64)
+
+
+def _take_count(coder: RangeDecoder, counts: _Counts, width: int) -> int:
+    at, symbol, low = coder.peek(counts.total), 0, 0
+    while at >= low + counts.shares[symbol]:
+        low += counts.shares[symbol]
+        symbol += 1
+    coder.take(low, counts.shares[symbol])
+    counts.seen(symbol)
+    if symbol < _SYMBOLS - 1:
+        return symbol
+    if width < symbol:
+        raise PeerError("count-mismatch", f"rows: at least {symbol} indices in a row of {width}")
+    more = coder.peek(width - symbol + 1)
+    coder.take(more, 1)
+    return symbol + more
+
+
+def _take_places(coder: RangeDecoder, weights: Ints, number: int) -> Ints:
+    rest = weights[::-1].cumsum()[::-1].astype(np.float64)
+    places = np.empty(number, dtype=np.int64)
+    at = 0
+    for turn in range(number):
+        left = number - turn
+        if at == weights.size - left:
+            places[turn:] = np.arange(at, weights.size)
+            break
+        bounds = _bounds(weights, rest, at, left)
+        x = coder.peek(TOTAL_LIMIT)
+        i = int(np.count_nonzero(bounds > x))
+        low = int(bounds[i]) if i < bounds.size else 0
+        high = int(bounds[i - 1]) if i else TOTAL_LIMIT
+        coder.take(low, high - low)
+        places[turn] = at + i
+        at += i + 1
+    return places
+
+
+def _unpack_runs(reader: Reader, size: int) -> tuple[tuple[Run, ...], int]:
+    head = reader.u8()
+    runs: list[Run] = []
+    rows = at = 0
+    for _ in range(head & 63):
+        columns = reader.varint()
+        runs.append((reader.varint(), columns))
+        rows += runs[-1][0]
+        at += runs[-1][0] * columns
+    columns = reader.varint()
+    if not 1 <= columns <= MAX_COLUMNS or at >= size:
+        raise PeerError("bad-rows", f"rows: {at} coordinates and rows of {columns}, the model has {size}")
+    runs.append((-((at - size) // columns), columns))
+    if any(each[0] < 1 or not 1 <= each[1] <= MAX_COLUMNS for each in runs) or rows + runs[-1][0] > MAX_ROWS:
+        raise PeerError(
+            "bad-rows", f"rows: {rows + runs[-1][0]} rows, limit {MAX_ROWS}, of 1 to {MAX_COLUMNS} columns"
+        )
+    return tuple(runs), head >> 6
