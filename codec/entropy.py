@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from fedfleet.codec import entropy_rows
 from fedfleet.codec.entropy_rice import (
     BLOCK,
     gaps_of,
@@ -51,6 +50,7 @@ _WORTH_BITS = 3.0  # bits per block of nonzeros that must be in reach before any
 _DENSE = 8  # from one coordinate in so many on, a bitmap is tried
 _BITMAP_FACTOR = 32  # a bitmap longer than that many times the Rice bytes is not tried
 _ROWS_SIZE = 1 << 20  # the largest part that is coded row by row: the choice looks at every coordinate
+_ROWS_COUNT = 4096  # and the most coordinates: each takes about 10 µs to read
 
 _UNPACK: dict[int, Callable[..., Ints]] = {
     RICE: unpack_rice,
@@ -75,7 +75,7 @@ def pack_indices(
     gaps = gaps_of(indices)
     found = [(RICE, pack_rice(gaps))]
     found += _others(indices, gaps, size=size, modes=modes, rice_bytes=len(found[0][1]))
-    if ROWS in modes and rows and size <= _ROWS_SIZE and indices.size <= entropy_rows.MAX_COUNT:
+    if ROWS in modes and rows and size <= _ROWS_SIZE and indices.size <= _ROWS_COUNT:
         packed = pack_rows(indices, rows, size=size)
         found += [(ROWS, packed)] if packed is not None else []
     return min(found, key=lambda one: (len(one[1]), one[0]))

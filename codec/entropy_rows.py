@@ -18,7 +18,16 @@ from fedfleet.codec.entropy_range import TOTAL_LIMIT, RangeDecoder, RangeEncoder
 from fedfleet.codec.wire import Reader, varint
 from fedfleet.protocol.errors import PeerError
 
-__all__ = ["MAX_COLUMNS", "MAX_COUNT", "MAX_ROWS", "MAX_RUNS", "Run", "pack_rows", "unpack_rows"]
+__all__ = [
+    "MAX_COLUMNS",
+    "MAX_COUNT",
+    "MAX_ROWS",
+    "MAX_RUNS",
+    "Run",
+    "pack_rows",
+    "row_length",
+    "unpack_rows",
+]
 
 Ints = npt.NDArray[np.int64]
 Run = tuple[int, int]  # rows, columns
@@ -148,6 +157,16 @@ def pack_rows(indices: Ints, rows: tuple[Run, ...], *, size: int) -> bytes | Non
             break
     stream = coder.finish()
     return b"".join((varint(indices.size), _pack_runs(runs, strength), varint(len(stream)), stream))
+
+
+def row_length(shape: tuple[int, ...]) -> int:
+    """Return how many coordinates of a tensor of this shape make a row: one output's inputs, at most `MAX_COLUMNS`."""
+    whole = math.prod(shape[1:]) if len(shape) > 1 else math.prod(shape)
+    return next(
+        whole // parts
+        for parts in range(1, whole + 1)
+        if whole % parts == 0 and whole // parts <= MAX_COLUMNS
+    )
 
 
 def _merged(rows: tuple[Run, ...]) -> tuple[Run, ...]:

@@ -5,7 +5,7 @@ A part is a set of whole tensors of one segment. Its own coordinates are 0 … s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -31,6 +31,8 @@ Indices = npt.NDArray[np.int64]
 class Part:
     """Coordinates of one segment with one rule: `spans` (start, end) of the vector, rising, one per tensor.
 
+    `columns`, where known, is the length of each tensor's rows (a layer's inputs): what rows and columns have in common
+    is used to name fewer bits; the receiver need not know.
     "sparse": coded as the settings say. "dense": every value is sent, in eight bits or float32. "exclude": nothing
     is sent; the receiver's change is zero. Raises UsageError for an unknown name or spans that are not as told.
     """
@@ -38,6 +40,7 @@ class Part:
     segment: SegmentName
     spans: tuple[tuple[int, int], ...]
     coding: Coding = "sparse"
+    columns: tuple[int, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.segment not in SEGMENTS or self.coding not in _CODINGS:
@@ -51,6 +54,12 @@ class Part:
             or edges != sorted(edges)
         ):
             raise UsageError(f"part: expected rising spans (start, end), got {list(self.spans)[:4]}")
+        lengths = [end - start for start, end in self.spans]
+        if self.columns and (
+            len(self.columns) != len(lengths)
+            or any(each < 1 or n % each for n, each in zip(lengths, self.columns, strict=True))
+        ):
+            raise UsageError("part: expected a length of rows that divides each tensor")
 
     @cached_property
     def size(self) -> int:
@@ -61,6 +70,12 @@ class Part:
     def tensors(self) -> tuple[tuple[int, int], ...]:
         """Each tensor's (start, end) in the part's own coordinates."""
         return tuple(zip(self._starts.tolist(), (self._starts + self._lengths).tolist(), strict=True))
+
+    @cached_property
+    def rows(self) -> tuple[tuple[int, int], ...]:
+        """Each tensor's (rows, columns); empty where they are not known."""
+        pairs = zip(self.spans, self.columns, strict=False)
+        return tuple(((end - start) // each, each) for (start, end), each in pairs)
 
     def take(self, vector: npt.NDArray[np.float32]) -> Floats:
         """Return the part's values float32[size] of vector float32[M]; a view where the part is one stretch."""

@@ -16,6 +16,7 @@ from typing import Annotated, Final, Literal, Self, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedfleet.codec.entropy_rows import row_length
 from fedfleet.codec.parts import Coding, Part, Parts, SegmentName
 from fedfleet.models.task import Floats, Task
 from fedfleet.protocol.errors import PeerError, UsageError
@@ -67,10 +68,13 @@ class Layout(BaseModel):
         """How an update of this model is divided: tensors of one rule together. The same on both sides of the wire."""
         spans = [(start, start + size) for start, size in zip(self.offsets, self.sizes, strict=True)]
         told = self.rules or ("body:sparse",) * len(spans)
+        columns = [row_length(shape) for shape in self.shapes]
         found = []
         for segment, coding in product(get_args(SegmentName), get_args(Coding)):
-            own = tuple(span for span, rule in zip(spans, told, strict=True) if rule == f"{segment}:{coding}")
-            found += [Part(segment, own, coding)] if own else []
+            own = [number for number, rule in enumerate(told) if rule == f"{segment}:{coding}"]
+            if own:
+                places, lengths = tuple(spans[n] for n in own), tuple(columns[n] for n in own)
+                found.append(Part(segment, places, coding, lengths))
         return Parts(self.size, tuple(found))
 
     def to_json(self) -> bytes:
