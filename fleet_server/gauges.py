@@ -154,17 +154,17 @@ def _rounds(connection: Connection, regions: Sequence[str]) -> Iterator[Sample]:
 
 def _vehicles(connection: Connection, regions: Sequence[str]) -> Iterator[Sample]:
     table = schema.vehicle
-    columns = (table.c.region, table.c.denied, table.c.state == "ONLINE")
+    columns = (table.c.region, table.c.denied, table.c.state)
     enrolled: Counter[str] = Counter()
     online: Counter[str] = Counter()
     denied = 0
-    for region, is_denied, is_online, number in connection.execute(
+    for region, is_denied, state, number in connection.execute(
         select(*columns, func.count()).group_by(*columns)
     ):
         place = region if region in regions else OTHER
         denied += number if is_denied else 0
         enrolled[place] += 0 if is_denied else number
-        online[place] += number if is_online and not is_denied else 0
+        online[place] += number if state == "ONLINE" and not is_denied else 0
     for region in (*regions, *([OTHER] if OTHER in enrolled else [])):
         yield Sample("fedfleet_vehicles_enrolled", enrolled[region], (region,))
         yield Sample("fedfleet_vehicles_online", online[region], (region,))

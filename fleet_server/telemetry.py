@@ -15,6 +15,7 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     start_http_server,
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -47,6 +48,7 @@ class Telemetry:
         waiting: Callable[[], int],
         overflows: Callable[[], int],
     ) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more per counter, of no use
         self.registry = CollectorRegistry()
         self._seconds = {step: _histogram(TABLE[name], self.registry) for step, name in STEPS.items()}
         self._messages = _counter(TABLE["fedfleet_received_messages_total"], self.registry)
@@ -149,9 +151,9 @@ def _families(samples: Sequence[Sample]) -> Iterator[Metric]:
 
 
 def _kind(topic: str) -> str:
-    """What a message is, by the sixth level of its topic; cheap, and whatever it says is one of five."""
-    levels = topic.split("/", 6)
-    kind = levels[5] if len(levels) > 5 else OTHER
+    """What a message is, by the seventh level of its topic; cheap, and whatever it says is one of five."""
+    levels = topic.split("/", 7)
+    kind = levels[6] if len(levels) > 6 else OTHER
     return "request" if kind == "req" else kind if kind in KINDS else OTHER
 
 

@@ -102,12 +102,11 @@ def _members(connection: Connection, first: int) -> dict[tuple[int, str], list[s
 def _stored(connection: Connection, first: int) -> dict[tuple[int, str], dict[str, tuple[int, int]]]:
     """Return number and bytes of the stored updates by round, region and fate ("pending" for those without)."""
     table = schema.update
-    fate = func.coalesce(table.c.fate, "pending").label("fate")
-    columns = (table.c.round, table.c.region, fate, func.count().label("n"), func.sum(table.c.size_bytes))
-    query = select(*columns).where(table.c.round >= first).group_by(table.c.round, table.c.region, fate)
+    group = (table.c.round, table.c.region, table.c.fate)
+    query = select(*group, func.count(), func.sum(table.c.size_bytes)).where(table.c.round >= first)
     found: dict[tuple[int, str], dict[str, tuple[int, int]]] = {}
-    for number, region, told, count, size in connection.execute(query):
-        found.setdefault((number, region), {})[told] = (count, int(size))
+    for number, region, fate, count, size in connection.execute(query.group_by(*group)):
+        found.setdefault((number, region), {})[fate or "pending"] = (count, int(size))
     return found
 
 

@@ -41,7 +41,10 @@ LOOK_S = 0.03
 
 
 class Site:
-    """The server and the broker, and the vehicles. ``allowed`` is the newest round that they may answer."""
+    """The server and the broker, and the vehicles. ``allowed`` is the newest round that they may answer.
+
+    ``changes`` are keys of the server's configuration.
+    """
 
     def __init__(
         self,
@@ -51,6 +54,7 @@ class Site:
         rounds: int,
         seed: int = 0,
         kind: Literal["mosquitto", "nats"] = "mosquitto",
+        **changes: object,
     ) -> None:
         self.processes, self.rng, self.rounds, self.allowed = processes, random.Random(seed), rounds, rounds
         self.broker = embedded.start(folder / "broker", kind=kind)
@@ -59,6 +63,7 @@ class Site:
             folder,
             broker={"host": self.broker.host, "port": self.broker.port, "embedded": "none"},
             rounds={"total": rounds, "quorum": 1, "contributors": contributors},
+            **changes,
         )
         self.file = folder / "server.json"
         self.file.write_text(dump(self.config))

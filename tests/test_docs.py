@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from fedfleet.cli.reference import reference
+from fedfleet.fleet_server.gauges import TABLE
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
@@ -29,6 +30,13 @@ def test_the_command_reference_is_fresh() -> None:
 def test_the_picture_of_the_round_is_drawn_from_its_table() -> None:
     page = (ROOT / "docs/protocol.md").read_text(encoding="utf-8")
     assert page == script("make_states").drawn(page), "stale: run `make docs`"
+
+
+def test_the_table_of_metrics_is_that_of_the_server_and_alerts_name_only_what_is_in_it() -> None:
+    page = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
+    assert page == script("make_monitoring").drawn(page), "stale: run `make docs`"
+    named = {name.removesuffix("_bucket") for name in re.findall(r"fedfleet_[a-z_]+", page)}
+    assert named == set(TABLE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
