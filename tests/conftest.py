@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from child_processes import Processes
@@ -67,6 +68,30 @@ def nats_binary() -> Path:
     if not path.is_file():
         absent(f"no nats-server at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A private PostgreSQL (`postgres_cluster.Cluster`); skipped where none is installed."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed (extra scale)")
+    from postgres_cluster import Cluster, binaries
+
+    programs = binaries()
+    if programs is None:
+        pytest.skip("no PostgreSQL installed")
+    cluster = Cluster(programs)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def address(request: pytest.FixtureRequest) -> Any:
+    """Where a store is kept: None for the SQLite file, then a new PostgreSQL database."""
+    if request.param == "sqlite":
+        return None
+    from fedfleet.fleet_server.store_postgres import Address
+
+    return Address(request.getfixturevalue("postgres").database())
 
 
 @pytest.fixture(scope="session")

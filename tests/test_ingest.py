@@ -17,6 +17,7 @@ from fedfleet.fleet_server.admission import Limits
 from fedfleet.fleet_server.ingest import Ingest
 from fedfleet.fleet_server.requests import Code, Outgoing, Party
 from fedfleet.fleet_server.store import Store, open_store
+from fedfleet.fleet_server.store_postgres import Address
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.link.port import Delivery
 from fedfleet.protocol import chunks, enrolment, envelope, messages, topics, update
@@ -50,9 +51,9 @@ def plan_of(number: int, region: str = "north", *, base: int = 4) -> Plan:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path: Path, address: Address | None) -> Iterator[Store]:
     """Vehicles v-1 and v-2 in the north, v-3 in the south; round 4 is over, round 5 open."""
-    made = open_store(tmp_path, fleet=FLEET, task="linear_test")
+    made = open_store(tmp_path, fleet=FLEET, task="linear_test", address=address)
     with made.write() as connection:
         for name, region in (("v-1", "north"), ("v-2", "north"), ("v-3", "south")):
             store_vehicles.enrol(connection, name, region=region, public_key=key_of(name).public, now_s=1.0)
@@ -93,7 +94,7 @@ def commanded(outgoing: list[Outgoing]) -> list[Command]:
 
 def stored(store: Store) -> list[str]:
     with store.read() as connection:
-        found = connection.exec_driver_sql("select id from [update] order by id").scalars().all()
+        found = connection.exec_driver_sql('select id from "update" order by id').scalars().all()
         leaves = connection.exec_driver_sql("select update_id from audit order by update_id").scalars().all()
     assert found == leaves
     return list(found)
