@@ -14,6 +14,7 @@ from fedfleet.codec.describe import BlockView, PayloadView, describe
 from fedfleet.protocol import envelope, update
 from fedfleet.protocol.envelope import Kind, check_digest, peek
 from fedfleet.protocol.errors import PeerError, UsageError
+from fedfleet.protocol.packing import unpack
 from fedfleet.protocol.update import Manifest
 
 __all__ = ["Inspected", "inspect", "look"]
@@ -74,7 +75,7 @@ def _open(sealed: bytes, *, parameters: int) -> Inspected:
     body, kind = sealed[header.body_start :], header.kind.name.lower()
     if header.kind is not Kind.UPDATE:
         try:
-            return Inspected(len(sealed), kind, header.sender, message=json.loads(body))
+            return Inspected(len(sealed), kind, header.sender, message=json.loads(unpack(body)))
         except ValueError as error:
             raise PeerError("malformed-message", f"{kind} message: {error}") from error
     manifest, payload = update.unpack(body, sender=header.sender)

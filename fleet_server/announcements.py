@@ -10,7 +10,7 @@ from fedfleet.fleet_server.pages import pages, settlement_topics
 from fedfleet.fleet_server.requests import Party
 from fedfleet.protocol import topics
 from fedfleet.protocol.envelope import Kind
-from fedfleet.protocol.messages import BlobRef, ModelPointer, Release, Segment
+from fedfleet.protocol.messages import BlobRef, DeltaRef, ModelPointer, PackRef, Release, Segment
 
 __all__ = ["Announcement", "announce", "blob_topics", "live_blobs"]
 
@@ -52,8 +52,13 @@ def pointer(
     )
 
 
+def _alone(model: ModelPointer) -> ModelPointer:
+    """Return the pointer without its chain: a vehicle follows the base, and what drives is mostly the same version."""
+    return model.model_copy(update={"deltas": (), "packs": ()})
+
+
 def _named(model: ModelPointer) -> list[BlobRef]:
-    hops = (*model.deltas, *model.packs)
+    hops: tuple[DeltaRef | PackRef, ...] = (*model.deltas, *model.packs)
     return [model.graph, model.full, *(hop.blob for hop in hops)]
 
 
@@ -64,7 +69,7 @@ def live_blobs(connection: Connection) -> list[BlobRef]:
         return []
     live = _named(pointer(connection, task="t", region="r", version=version))
     if release is not None:
-        live += _named(pointer(connection, task="t", region="r", version=release.version))
+        live += _named(_alone(pointer(connection, task="t", region="r", version=release.version)))
         live.append(store_models.ref(connection, release.canary_sha256))
     return live
 
@@ -100,7 +105,7 @@ def _models(connection: Connection, party: Party, regions: tuple[str, ...]) -> d
             task=task,
             region=region,
             number=released.number,
-            model=pointer(connection, task=task, region=region, version=released.version),
+            model=_alone(pointer(connection, task=task, region=region, version=released.version)),
             canary=canary,
             policy=released.policy,
             released_at_s=released.released_at_s,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.ids import Id
+from fedfleet.protocol.packing import pack, unpack
 
 __all__ = [
     "BlobRef",
@@ -310,14 +311,14 @@ M = TypeVar("M", bound=Message)
 
 
 def encode(message: Message) -> bytes:
-    """Return the JSON of a message."""
-    return message.model_dump_json(exclude_defaults=False).encode()
+    """Return a message as it travels: its JSON, packed where that is shorter."""
+    return pack(message.model_dump_json(exclude_defaults=False).encode())
 
 
 def decode(kind: type[M], body: bytes, *, sender: str) -> M:
-    """Return the message, or raise PeerError ``malformed-message`` naming the sender and the first wrong field."""
+    """Return the message; PeerError ``malformed-message`` names the sender and the first wrong field, ``too-large``."""
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate_json(unpack(body))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"

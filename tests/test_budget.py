@@ -1,6 +1,8 @@
 """Encoding by class of link and within a budget: of what fits, the setting that leaves the least behind."""
 
+import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from fedfleet.codec.residual import encode_with_feedback
 from fedfleet.codec.settings import Settings
 from fedfleet.fleet_server.config_codec import CodecConfig
 from fedfleet.protocol.errors import PeerError
-from fedfleet.protocol.messages import CodecPlan, LinkPlan
+from fedfleet.protocol.messages import CodecPlan, LinkPlan, Plan, decode
 from fedfleet.vehicle_agent.budget import Encoded, best, budget_for, settings_for
 
 SIZE = 5000
@@ -76,6 +78,19 @@ def test_a_class_of_link_has_its_own_settings_and_the_smaller_budget_counts() ->
     assert settings_for(plan, "wifi") == settings_for(plan, "unheard-of") == Settings("rice", "int8", 0.05)
     assert [budget_for(plan, "metered", own) for own in (None, 500, 2000)] == [900, 500, 900]
     assert [budget_for(plan, "wifi", own) for own in (None, 500)] == [None, 500]
+
+
+def test_golden_plans_are_read_with_the_meaning_they_had() -> None:
+    golden = json.loads((Path(__file__).parent / "golden/protocol/plans.json").read_text())
+    old, new = (decode(Plan, json.dumps(golden[name]).encode(), sender="s") for name in ("plan_1", "plan_2"))
+    for link in ("metered", "wifi", "ethernet", ""):
+        assert settings_for(old.codec, link) == Settings("rice", "int8", 0.05)
+        assert budget_for(old.codec, link, None) is None
+    assert old.mode == "sync"
+    assert settings_for(new.codec, "metered") == Settings("common", "sign", 0.02)
+    assert settings_for(new.codec, "ethernet") == Settings("common", "int4", 0.02)
+    assert (budget_for(new.codec, "metered", None), new.codec.seeded) == (2000, 0.25)
+    assert new.coordinates_seed == "fedfleet common 1:1:12"
 
 
 def test_the_servers_configuration_says_it_in_the_plan() -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -53,6 +54,55 @@ def test_what_was_committed_is_there_after_opening_again(tmp_path: Path) -> None
     assert again.base == Base(5, "cd")
     assert again.graph == Graph("ef", b"layout", b"onnx")
     again.close()
+
+
+VERSION_1 = """
+CREATE TABLE outbox (
+  sequence INTEGER PRIMARY KEY, sealed BLOB NOT NULL, sent_sha256 TEXT NOT NULL, update_id TEXT NOT NULL,
+  round INTEGER NOT NULL, region TEXT NOT NULL, task TEXT NOT NULL,
+  state TEXT NOT NULL CHECK (state IN ('waiting', 'stored')), attempts INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE base (
+  task TEXT PRIMARY KEY, version INTEGER NOT NULL, onnx_sha256 TEXT NOT NULL, vector BLOB NOT NULL,
+  graph_sha256 TEXT NOT NULL);
+INSERT INTO outbox VALUES (1, x'ab', 'cd', 'v01:0000000000000007:1', 3, 'north', 't', 'waiting', 1);
+INSERT INTO base VALUES ('t', 4, 'ef', x'0000803f', 'aa');
+UPDATE meta SET value = '1' WHERE name = 'sequence';
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_journal_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
+    # given a journal as the first version of the program made it
+    opened(tmp_path).close()
+    with sqlite3.connect(tmp_path / "journal.sqlite") as db:
+        db.executescript("DROP TABLE outbox; DROP TABLE base;" + VERSION_1)
+    db.close()
+    # then it opens with all it had; how its base was reached is not known
+    journal = opened(tmp_path)
+    assert journal.base == Base(4, "ef", region="", step=False)
+    assert journal.base_step is None
+    found = journal.sealed(1)
+    assert found is not None
+    assert (found.sealed, found.coordinates) == (b"\xab", None)
+    # and it goes on
+    named = np.array([3, 70_000], dtype=np.int64)
+    journal.commit_update(OutboxEntry(journal.next_id, b"s", 4, "north", named), vector(1))
+    again = journal.sealed(2)
+    assert again is not None
+    assert again.coordinates is not None
+    assert again.coordinates.tolist() == named.tolist()
+    journal.set_base(Base(5, "x", "north", step=True), vector(1), Graph("g", b"l", b"o"), step=b"delta")
+    assert (journal.base, journal.base_step) == (Base(5, "x", "north", step=True), b"delta")
+    journal.close()
+
+
+def test_a_journal_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    with sqlite3.connect(tmp_path / "journal.sqlite") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(UsageError, match="has version 99, this program writes"):
+        opened(tmp_path)
 
 
 def test_the_key_is_readable_by_its_owner_only(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent import outbox, versions
 from fedfleet.vehicle_agent.eligibility import judge
-from fedfleet.vehicle_agent.state import State, Training
+from fedfleet.vehicle_agent.state import Base, State, Training
 
 __all__ = ["step", "training_seed"]
 
@@ -182,10 +182,8 @@ def _train(state: State, now_s: float) -> Result:
     plan, base, settings = state.plan, state.base, state.settings
     if plan is None or base is None or state.training or plan.round in state.answered:
         return state, []
-    if (plan.base_version, plan.onnx_sha256) != (base.version, base.onnx_sha256):
+    if not _fits(plan, base):
         return state, []
-    if plan.codec.coordinates == "common" and not base.step:
-        return state, []  # the pointer that comes with such plans lets the step be fetched
     if (
         draw(plan.seed, plan.round, settings.vehicle) >= plan.share
         or state.failures >= settings.training_attempts
@@ -201,6 +199,12 @@ def _train(state: State, now_s: float) -> Result:
     training = Training(plan, now_s, now_s + plan.lease_s)
     seed = training_seed(settings.task, plan.round, settings.vehicle)
     return replace(state, training=training), [act.StartTraining(plan, seed)]
+
+
+def _fits(plan: Plan, base: Base) -> bool:
+    """Tell whether the plan trains from this base; the pointer that comes with common coordinates brings the step."""
+    same = (plan.base_version, plan.onnx_sha256) == (base.version, base.onnx_sha256)
+    return same and (base.step or plan.codec.coordinates != "common")
 
 
 def _watch_training(state: State, now_s: float) -> Result:

@@ -257,7 +257,7 @@ def _check_model(trusted: Trusted, model: msg.ModelPointer) -> None:
             "malformed-message", f"segments of model version {model.version} do not cover its parameters"
         )
     _check_size(trusted, f"model version {model.version}", model.parameters * 4)
-    hops = (*model.deltas, *model.packs)
+    hops: tuple[msg.DeltaRef | msg.PackRef, ...] = (*model.deltas, *model.packs)
     for ref in (model.graph, model.full, *(hop.blob for hop in hops)):
         _check_size(trusted, f"a blob of model version {model.version}", ref.size_bytes)
 
