@@ -7,21 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedfleet.codec import blocks, container
+from fedfleet.codec import blocks, container, entropy
 from fedfleet.codec.blocks import Block
 from fedfleet.codec.wire import Reader
 from fedfleet.protocol.errors import PeerError
 
 __all__ = ["INDEX_NAMES", "BlockView", "PayloadView", "bound_bits", "describe"]
 
-INDEX_NAMES = {
-    0: "dense",
-    1: "Rice",
-    2: "adaptive Rice",
-    3: "Rice, unary in zstd",
-    4: "bitmap in zstd",
-    5: "by plan",
-}
+INDEX_NAMES = {blocks.DENSE: "dense", blocks.BY_PLAN: "by plan", **entropy.NAMES}
 _SECTIONS = {container.DELTA: "delta", container.CONTROL: "control variate"}
 
 
@@ -118,7 +111,7 @@ def _view(block: Block, *, section: str, segment: int) -> BlockView:
     return BlockView(
         section=section,
         segment=segment,
-        index=INDEX_NAMES.get(block.index_mode, f"index mode {block.index_mode}"),
+        index=INDEX_NAMES[block.index_mode],
         value=blocks.VALUE_NAMES[block.value_mode],
         parameters=block.size,
         nonzeros=block.count,
