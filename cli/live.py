@@ -1,11 +1,12 @@
 """The live view of a fleet: a snapshot of the server's store as a table, or in one line where there is no terminal."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
-__all__ = ["gain", "heading", "line", "refusals", "table"]
+__all__ = ["driving", "gain", "heading", "line", "refusals", "table"]
 
 Snapshot = Mapping[str, Any]
 """What ``fleet_server.status.snapshot`` returns."""
@@ -15,7 +16,7 @@ def table(snapshot: Snapshot, *, note: str = "") -> Table:
     """Return the table of a snapshot, one row per region."""
     metric = snapshot["metric"]
     title = f"{snapshot['fleet']} · {snapshot['task']} · {heading(snapshot)}"
-    caption = "\n".join(filter(None, (refusals(snapshot), note)))
+    caption = "\n".join(filter(None, (driving(snapshot), refusals(snapshot), note)))
     view = Table(title=title, caption=caption or None, expand=False)
     for column in ("region", "state"):
         view.add_column(column)
@@ -74,6 +75,13 @@ def heading(snapshot: Snapshot) -> str:
         f"round {snapshot['round']}{total} · version {snapshot['version']} (drives: {snapshot['released']}) · "
         f"{online}/{enrolled} online · {snapshot['updates_per_s']:.2g} updates/s"
     )
+
+
+def driving(snapshot: Snapshot) -> str:
+    """Return which versions the vehicles that are online drive with, the newest first; empty when none is."""
+    online = [each["active_version"] for each in snapshot["vehicles"].values() if each["state"] == "ONLINE"]
+    counted = sorted(Counter(online).items(), reverse=True)
+    return ", ".join(f"{number} drive with version {version}" for version, number in counted)
 
 
 def refusals(snapshot: Snapshot) -> str:

@@ -113,6 +113,7 @@ def test_status_tells_gains_and_refusals(folder: Path) -> None:
         assert live.gain(region, "lower") == f"{expected:+.1f} %"
         assert live.gain(region, "higher") == f"{-expected:+.1f} %"
     assert live.gain({"score": None, "baseline": 1.0}, "lower") == "–"
+    assert live.driving(shown) == "5 drive with version 0"
     assert live.refusals(shown) == "refused: 1 bad-signature"
     assert live.table(shown).row_count == 2
 
