@@ -6,7 +6,7 @@ A part is a set of whole tensors of one segment. Its own coordinates are 0 … s
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -149,6 +149,7 @@ class Parts:
             raise UsageError("parts: expected a part that is sent, all are excluded")
 
     @classmethod
+    @lru_cache(maxsize=64)
     def whole(cls, size: int) -> Parts:
         """Return the parts of a model of one tensor: all of it sparse, in the body. Raises UsageError for size < 1."""
         return cls(size, (Part("body", ((0, size),)),))
@@ -159,14 +160,11 @@ class Parts:
         sent = (part for part in self.parts if part.coding != "exclude")
         return tuple(sorted(sent, key=lambda part: SEGMENTS[part.segment]))
 
-    def of_segment(self, number: int) -> tuple[Part, ...]:
-        """The parts that are sent in one segment of the wire, in order."""
-        return tuple(part for part in self.coded if SEGMENTS[part.segment] == number)
-
-    @property
-    def segments(self) -> tuple[int, ...]:
-        """Numbers of the segments that have something to send, rising."""
-        return tuple(sorted({SEGMENTS[part.segment] for part in self.coded}))
+    @cached_property
+    def by_segment(self) -> dict[int, tuple[Part, ...]]:
+        """The parts that are sent, in order, by the number of their segment on the wire, rising."""
+        numbers = sorted({SEGMENTS[part.segment] for part in self.coded})
+        return {n: tuple(part for part in self.coded if SEGMENTS[part.segment] == n) for n in numbers}
 
     def without_excluded(self, vector: Floats) -> Floats:
         """Return vector float32[M] with zeros where nothing is ever sent; itself when nothing is excluded."""

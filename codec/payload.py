@@ -89,7 +89,7 @@ def decode(
         raise UsageError(f"parts: expected those of {size} parameters, got {parts.size}")
     kinds = (container.DELTA, container.CONTROL) if control else (container.DELTA,)
     sections = container.split(data, limit=container.limit_bytes(size, vectors=len(kinds)), control=control)
-    expected = parts.segments
+    expected = tuple(parts.by_segment)
     for kind, segment in sections:
         if kind in kinds and segment not in expected:
             raise PeerError(
@@ -137,9 +137,9 @@ def _pack_sections(
     seed: int | None,
 ) -> dict[container.SectionKey, bytes]:
     out: dict[container.SectionKey, bytes] = {}
-    for segment in parts.segments:
+    for segment, own in parts.by_segment.items():
         body = [bytes((segment,))]
-        for number, part in enumerate(parts.of_segment(segment)):
+        for number, part in enumerate(own):
             named = None if common is None else part.within(common)
             seeds = None if seed is None else (seed, kind, segment, number)
             body.append(blocks.pack(part, part.take(vector), settings, named=named, seed=seeds))
@@ -151,12 +151,12 @@ def _unpack_sections(
     kind: int, sections: dict[container.SectionKey, memoryview], parts: Parts, *, common: Indices | None
 ) -> Delta:
     found: list[tuple[Part, Block]] = []
-    for segment in parts.segments:
+    for segment, own in parts.by_segment.items():
         reader = Reader(
             sections[kind, segment], what="delta" if kind == container.DELTA else "control variate"
         )
         reader.u8()  # the segment, which the container has read
-        for part in parts.of_segment(segment):
+        for part in own:
             named = None if common is None or part.coding == "dense" else part.within(common)
             found.append((part, blocks.unpack(reader, part=part, named=named)))
         reader.end()
