@@ -123,6 +123,16 @@ REFUSED = {
     "bad-scale         ": with_delta("000608" + SET + "0000803f" + "80800100"),
     "padding-not-zero  ": with_delta("000608" + SET + "0000803f" + "0081 0100"),
     "count-out-of-range   ": with_delta("000608" + SET + "0000803f" + "0080 0103"),
+    "bad-frame": with_delta("00400802 03ffffff 0000404080"),
+    "bad-frame ": with_delta("00300802 0101 03ffffff 40 0000404080"),
+    "bad-rows": with_delta("00600802 0000 0100 0000404080"),
+    "bad-rows ": with_delta("00600802 01020401 0100 0000404080"),
+    "bad-stream": with_delta("00600802 0002 06ffffffffffff 0000404080"),
+    "stream-length   ": with_delta("00600802 0008 0100 0000404080"),
+    "bad-parameter ": with_delta("00200802 1f0100 0000404080"),
+    "bad-parameter  ": with_delta("00200802 000000 0000404080"),
+    "count-out-of-range    ": with_delta("00200800"),
+    "truncated      ": with_delta("00600808"),
     "bad-centroid": with_delta("0013080201015040 0000c07f 00008040 8080"),
     "bad-centroid ": with_delta("0013080201015040 00008040 0000c07f 8080"),
     "bad-centroid  ": with_delta("0013080201015040 0000803f 0000807f 8080"),
@@ -207,7 +217,7 @@ def test_random_bytes(data: bytes, size: int) -> None:
 @given(
     st.binary(max_size=60),
     st.integers(1, 20),
-    st.sampled_from([0, 1, 2, 3, 4, 5, 6, *range(0x10, 0x16), 0x50]),
+    st.sampled_from([0, 1, 2, 3, 4, 5, 6, *range(0x10, 0x16), 0x20, 0x30, 0x40, 0x50, 0x60]),
 )
 def test_random_delta_bodies(body: bytes, size: int, mode: int) -> None:
     delta = section(0x01, bytes((0, mode)) + varint(size) + body)
