@@ -118,7 +118,7 @@ def _stored(connection: Connection, region: str) -> tuple[int, int]:
     total = func.coalesce(func.sum(schema.update.c.size_bytes), 0)
     query = select(func.count().label("number"), total.label("size")).where(schema.update.c.region == region)
     row = connection.execute(query).one()
-    return row.number, row.size
+    return row.number, int(row.size)  # PostgreSQL sums to a Decimal
 
 
 def _in_round(connection: Connection, one: Round | None, now_s: float) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def members(connection: Connection, *, round_: int, region: str) -> Iterator[tup
         member, member.c.update_id == update.c.id
     )
     query = query.where(member.c.round == round_, member.c.region == region)
-    rows = connection.execution_options(yield_per=16).execute(_in_fold_order(query))
+    rows = connection.execute(_in_fold_order(query), execution_options={"yield_per": 16})
     for text, payload, examples in rows:
         yield UpdateId.parse(text), payload, examples
 

@@ -14,15 +14,18 @@ from typer.testing import CliRunner
 from fedfleet.cli import live
 from fedfleet.cli.main import app
 from fedfleet.fleet_server import schema, store_models, views
+from fedfleet.fleet_server.gauges import TABLE, read
 from fedfleet.protocol import topics
 from fedfleet.protocol.errors import UsageError
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a fleet whose three rounds are done, one message refused; its server still has the store."""
     place = tmp_path_factory.mktemp("fleet")
-    world = World(configuration(place))
+    is_file = request.param == "sqlite"
+    store = {} if is_file else {"store": {"url": request.getfixturevalue("postgres").database()}}
+    world = World(configuration(place, **store))
     world.drive("n-0", "n-1", "n-2", "s-0", "s-1")
     world.turn(30)
     thief = sealed_update("n-0", world.vehicles["n-0"].plans[3], key=key_of("thief"))
@@ -124,6 +127,21 @@ def test_the_rate_of_updates_is_that_of_the_last_minute(folder: Path) -> None:
         last = max(row["stored_at_s"] for row in times)
         assert views.upload_rate(connection, last) == pytest.approx(len(times) / 60)
         assert views.upload_rate(connection, last + 61) == 0.0
+
+
+def test_the_metrics_read_from_the_store_agree_with_the_views(folder: Path) -> None:
+    with views.begun(folder / "server") as (connection, _):
+        told = {(one.name, one.labels): one.value for one in read(connection, ("north", "south"))}
+    assert {name for name, _ in told} <= set(TABLE)
+    assert told["fedfleet_updates_stored_total", ()] == 15
+    assert told["fedfleet_messages_refused_total", ("bad-signature",)] == 1
+    for region, number in (("north", 3), ("south", 2)):
+        assert told["fedfleet_vehicles_online", (region,)] == number
+        assert told["fedfleet_round_updates", (region,)] == number
+        assert told["fedfleet_rounds", (region, "published")] == 3
+    newest = run(folder, "server", "models", "--last", "1")[0]
+    assert told["fedfleet_model_version", ()] == newest["version"]
+    assert told["fedfleet_validation_score", ("north", "distance")] == newest["metrics"]["north"]["distance"]
 
 
 def test_an_unknown_region_is_one_line(folder: Path) -> None:
