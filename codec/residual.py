@@ -28,6 +28,7 @@ def encode_with_feedback(  # noqa: PLR0913 (as `encode`; all but the first three
 
     `decoded` comes from the very bytes that are returned, so sender and receiver agree to the last bit. What is
     excluded by the parts is never sent and stays out of the residual; `parts`, `common` and `seed` as in `encode`.
+    A stateless value mode leaves nothing behind: its error has mean zero, and feeding it back would make it grow.
     Neither input is changed. Raises UsageError as `encode` does, and when the shapes or types differ.
     """
     if residual.shape != delta.shape or residual.dtype != np.float32:
@@ -38,6 +39,8 @@ def encode_with_feedback(  # noqa: PLR0913 (as `encode`; all but the first three
     if parts is not None:
         wanted = parts.without_excluded(wanted)
     data = encode(wanted, settings, steps=steps, examples=examples, parts=parts, common=common, seed=seed)
+    if settings.is_stateless:
+        return data, np.zeros_like(wanted)
     named = common if settings.index == "common" else None
     sent = decode(data, size=wanted.size, parts=parts, common=named).delta
     if sent.indices is None:

@@ -50,6 +50,11 @@ class Settings:
         if self.value == "stochastic4" and self.index != "dense":
             raise UsageError(f'codec value "stochastic4" needs index "dense", got index "{self.index}"')
 
+    @property
+    def is_stateless(self) -> bool:
+        """Whether what an update does not carry is not to be kept: the errors of many updates cancel instead."""
+        return self.value == "stochastic4"
+
     def count(self, size: int) -> int:
         """Return how many of `size` coordinates are sent at most: all, or max(1, round(density * size))."""
         return size if self.index == "dense" else max(1, round(self.density * size))

@@ -34,8 +34,8 @@ SETTINGS = [
     Settings(density=0.1, layer_floor=0.05),
     *(Settings("dense", value) for value in ("sign", "int2", "int3", "int4", "int8", "float32")),
     *(Settings("common", value) for value in ("sign", "int4", "int8", "float32")),
-    Settings("dense", "stochastic4", 0.2),
 ]
+STATELESS = Settings("dense", "stochastic4", 0.2)
 
 
 def noise(size: int, seed: int) -> Vector:
@@ -98,7 +98,22 @@ def test_what_arrives_and_what_is_left_make_the_whole(parts: Parts, settings: Se
     assert same(got.delta, (slow.coordinates, slow.values, slow.dense), parts)
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+@given(divisions(), st.integers(0, 1000))
+def test_a_stateless_mode_sends_what_waited_and_leaves_nothing(parts: Parts, seed: int) -> None:
+    # given a delta and a residual from rounds with another mode
+    delta, residual = noise(parts.size, seed), noise(parts.size, seed + 1)
+    # when
+    told = {"steps": 3, "examples": 4, "parts": parts, "seed": seed}
+    data, left = encode_with_feedback(delta, residual, STATELESS, **told)
+    # then their sum is what is sent, and nothing waits
+    assert data == payload.encode(delta + residual, STATELESS, **told)
+    assert not left.any()
+    slow = slow_decoder.decode(data, parts.size, slow_parts(parts))
+    fast = payload.decode(data, size=parts.size, parts=parts).delta
+    assert same(fast, (slow.coordinates, slow.values, slow.dense), parts)
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, STATELESS])
 def test_a_control_variate_travels_beside_the_delta(settings: Settings) -> None:
     # given
     delta, control = noise(700, 1), noise(700, 2)
@@ -211,7 +226,9 @@ def test_other_coordinates_than_the_plan_s_are_refused() -> None:
     with pytest.raises(PeerError, match=r"^unexpected-mode: index mode 5 with value mode 0 in a sparse part"):
         payload.decode(data, size=50)
     own = payload.encode(delta, Settings(), steps=1, examples=1)
-    with pytest.raises(PeerError, match=r"^unexpected-mode: index mode 1 with value mode 0 in a by plan part"):
+    with pytest.raises(
+        PeerError, match=r"^unexpected-mode: index mode 1 with value mode 0 in a by plan part"
+    ):
         payload.decode(own, size=50, common=common)
 
 
