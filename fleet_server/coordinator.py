@@ -162,7 +162,7 @@ class Coordinator:
             round=number,
             revision=0,
             base_version=self.model.version,
-            onnx_sha256=self.model.onnx_sha256,
+            onnx_sha256=self.model.onnx_of(region),
             opened_at_s=now_s,
             deadline_s=now_s + (rounds.deadline_s if listed is None else NO_DEADLINE_S),
             lease_s=rounds.lease_s,
@@ -317,9 +317,10 @@ class Coordinator:
                 finishing.refuse(connection, finish, proposal)
             log.warning("version refused", round=finish.number, reason=proposal.verdict.reason)
         else:
-            canary = self.validation.canary(candidate.onnx)
+            canaries = self.validation.canaries(candidate.files)
             with self.store.write() as connection:
-                self.model = finishing.publish(connection, finish, candidate, canary=canary)
+                published = finishing.publish(connection, finish, candidate, canaries=canaries)
+            self.model = published  # only now: a commit can fail
             version, reason = self.model.version, proposal.verdict.reason
             log.info("version published", round=finish.number, version=version, gate=reason)
         for region, one in rounds.items():

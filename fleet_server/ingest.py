@@ -3,40 +3,30 @@
 Only after its commit may the broker be told to forget them, and the vehicles hear of it.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache, partial
-from hashlib import sha256
 
-import structlog
 from sqlalchemy import Connection
 
 from fedfleet.codec.parts import Parts
-from fedfleet.fleet_server import requests, store_quarantine, store_rounds, store_updates, store_vehicles
-from fedfleet.fleet_server.admission import Accepted, Candidate, Limits, View, expect, judge, open_update
+from fedfleet.fleet_server import store_rounds, store_vehicles
+from fedfleet.fleet_server.admission import Limits, View
 from fedfleet.fleet_server.config_rounds import RoundsConfig
 from fedfleet.fleet_server.coordinates import Coordinates
+from fedfleet.fleet_server.ingest_batch import Batch
 from fedfleet.fleet_server.rate import Limiter, Rate
 from fedfleet.fleet_server.requests import Outgoing, Party
 from fedfleet.fleet_server.store import Store
-from fedfleet.fleet_server.store_quarantine import Quarantined
-from fedfleet.fleet_server.store_updates import Known
 from fedfleet.fleet_server.store_waiting import Late
 from fedfleet.link.port import Delivery
-from fedfleet.protocol import chunks, envelope, messages, topics
-from fedfleet.protocol.envelope import Kind
+from fedfleet.protocol import topics
 from fedfleet.protocol.errors import PeerError
-from fedfleet.protocol.messages import Metrics, Receipt, Status
 from fedfleet.protocol.signing import Keyring
 from fedfleet.protocol.topics import Topic
 
-__all__ = ["MESSAGE_LIMIT_BYTES", "Ingest"]
+__all__ = ["Ingest"]
 
-log = structlog.get_logger()
-
-MESSAGE_LIMIT_BYTES = 64_000
-"""Largest sealed message of a vehicle that is no update, in bytes."""
 DEFAULT_RATE = Rate(per_s=100.0, burst=1000)
 
 
@@ -52,6 +42,7 @@ class Ingest:
     stored: int = 0
     _keyring: Keyring = field(default_factory=lambda: Keyring({}))
     _regions: Mapping[str, str] = field(default_factory=dict)
+    _moved: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     _stamp: int = -1
     _waiting: dict[str, Delivery] = field(default_factory=dict)
     _dropped: int = 0
@@ -75,7 +66,9 @@ class Ingest:
             return []
         with self.store.write() as connection:
             self._refresh(connection)
-            batch = _Batch(self, connection, now_s)
+            batch = Batch(
+                connection, self.view(connection), party=self.party, waiting=self._waiting, now_s=now_s
+            )
             if dropped:
                 batch.counts["dropped:rate"] = dropped
             outgoing = batch.take_all(admitted)
@@ -83,6 +76,8 @@ class Ingest:
         self.stored += batch.stored
         for vehicle in batch.enrolled:
             self._waiting.pop(vehicle, None)
+        for say in batch.lines:
+            say()
         return outgoing
 
     def _admits(self, topic: Topic | PeerError, now_s: float) -> bool:
@@ -93,6 +88,7 @@ class Ingest:
         if stamp != self._stamp:
             self._keyring = store_vehicles.keyring(connection)
             self._regions = store_vehicles.regions(connection)
+            self._moved = store_vehicles.moved(connection)
             self._stamp = stamp
 
     def view(self, connection: Connection) -> View:
@@ -102,6 +98,7 @@ class Ingest:
             task=self.party.task,
             keyring=self._keyring,
             regions=self._regions,
+            moved=self._moved,
             limits=self.limits,
             find_round=cache(
                 lambda number, region: store_rounds.find(connection, number=number, region=region)
@@ -111,219 +108,9 @@ class Ingest:
             coordinates=partial(self._coordinates.of, connection),
         )
 
-    def wait_for_enrolment(self, vehicle: str, delivery: Delivery) -> None:
-        """Keep the status of a vehicle that is about to enrol; there are at most as many as open codes."""
-        self._waiting[vehicle] = delivery
-
-    def waiting(self, vehicle: str) -> Delivery | None:
-        """Return the status that a vehicle had sent before it enrolled."""
-        return self._waiting.get(vehicle)
-
 
 def _topic(delivery: Delivery) -> Topic | PeerError:
     try:
         return topics.parse(delivery.topic)
     except PeerError as error:
         return error
-
-
-class _Batch:
-    """One transaction of `Ingest`: what the messages in it see of each other.
-
-    Updates that follow each other are opened first, looked up with one query and written with one statement.
-    """
-
-    def __init__(self, ingest: Ingest, connection: Connection, now_s: float) -> None:
-        self.ingest, self.connection, self.now_s = ingest, connection, now_s
-        self.view = ingest.view(connection)
-        self.stored = 0
-        self.counts: Counter[str] = Counter()
-        self.enrolled: list[str] = []
-        self._outgoing: list[Outgoing] = []
-        self._run: list[tuple[Delivery, Topic, Candidate | PeerError]] = []
-        self._refused: list[Quarantined] = []
-
-    def take_all(self, received: Sequence[tuple[Delivery, Topic | PeerError]]) -> list[Outgoing]:
-        """Write what the messages say and return the answers; refused ones go to the quarantine."""
-        for delivery, topic in received:
-            self._take(delivery, topic)
-        self._finish_run()
-        limits = self.ingest.limits
-        store_quarantine.put_aside(
-            self.connection, self._refused, keep=limits.quarantine_keep, keep_bytes=limits.quarantine_bytes
-        )
-        store_updates.count_all(self.connection, self.counts)
-        return self._outgoing
-
-    def _take(self, delivery: Delivery, topic: Topic | PeerError) -> None:
-        if not delivery.payload:
-            return  # a retained topic was cleared
-        if isinstance(topic, PeerError):
-            self._refuse(delivery, topic)
-            return
-        try:
-            self._handle(delivery, topic)
-        except PeerError as error:
-            self._refuse(delivery, error, topic)
-
-    def _handle(self, delivery: Delivery, topic: Topic) -> None:
-        if topic.kind == "update":
-            self._update(delivery, topic)
-            return
-        self._finish_run()
-        match topic.kind:
-            case "status":
-                self._status(delivery, topic)
-            case "metrics":
-                self._metrics(delivery, topic)
-            case "request":
-                self._request(delivery, topic)
-            case _:
-                raise PeerError("wrong-topic", f"{delivery.topic[:80]} is not for the server")
-
-    def _refuse(self, delivery: Delivery, error: PeerError, topic: Topic | None = None) -> None:
-        sealed, party = delivery.payload, self.ingest.party
-        digest = sha256(sealed).hexdigest()
-        vehicle = topic.vehicle if topic is not None else ""
-        head = (self.now_s, error.reason, error.detail, vehicle, delivery.topic)
-        self._refused.append(Quarantined(*head, digest, len(sealed), sealed))
-        self.counts[f"refused:{error.reason}"] += 1
-        log.warning(
-            "message refused",
-            **self._about(topic),
-            reason=error.reason,
-            detail=error.detail,
-            topic=delivery.topic[:100],
-        )
-        if topic is not None and topic.kind == "update":
-            told = Receipt(vehicle=vehicle, sealed_sha256=digest, outcome="refused", reason=error.reason)
-            self._outgoing.append(party.receipt(told))
-        if topic is not None and topic.kind == "request":
-            self._outgoing.append(party.refusal(vehicle, error.reason))
-
-    def _about(self, topic: Topic | None) -> dict[str, int | str]:
-        """Return round, region and vehicle for a line of the log, as far as the topic and the store tell them."""
-        if topic is None or not topic.vehicle:
-            return {}
-        round_: dict[str, int | str] = {"round": topic.round} if topic.round >= 0 else {}
-        region = self.view.regions.get(topic.vehicle)
-        return round_ | ({"region": region} if region else {}) | {"vehicle": topic.vehicle}
-
-    def _update(self, delivery: Delivery, topic: Topic) -> None:
-        if chunks.is_chunk(delivery.payload):
-            sealed = self._join(delivery.payload, topic)
-            if sealed is None:
-                return
-            delivery = replace(delivery, payload=sealed)
-        try:
-            one: Candidate | PeerError = open_update(delivery.payload, topic, self.view)
-        except PeerError as error:
-            one = error
-        self._run.append((delivery, topic, one))
-
-    def _join(self, frame: bytes, topic: Topic) -> bytes | None:
-        """Keep a piece of an update; return the whole sealed message when it was the last one missing."""
-        connection, vehicle = self.connection, topic.vehicle
-        if vehicle not in self.view.keyring.keys:
-            raise PeerError("unknown-sender", f"{vehicle} is not enrolled in fleet {self.view.fleet}")
-        piece = chunks.read_chunk(frame, number=topic.number, limit_bytes=self.view.limits.update_bytes)
-        store_updates.add_chunk(connection, piece, vehicle=vehicle, round_=topic.round, now_s=self.now_s)
-        if store_updates.count_chunks(connection, vehicle=vehicle, digest=piece.digest) < piece.count:
-            return None
-        pieces = store_updates.chunks(connection, vehicle=vehicle, digest=piece.digest)
-        store_updates.drop_chunks(connection, vehicle=vehicle, digest=piece.digest)
-        return chunks.join(pieces)
-
-    def _finish_run(self) -> None:
-        """Judge the opened updates in order of arrival, store the good ones, answer all."""
-        run, self._run = self._run, []
-        if not run:
-            return
-        opened = [one.manifest.id for _, _, one in run if isinstance(one, Candidate)]
-        known = store_updates.known_of(self.connection, opened)
-        accepted: list[Accepted] = []
-        for delivery, topic, one in run:
-            try:
-                if isinstance(one, PeerError):
-                    raise one
-                verdict = judge(one, known.get(one.manifest.id), self.view)
-            except PeerError as error:
-                self._refuse(delivery, error, topic)
-                continue
-            if isinstance(verdict, Accepted):
-                accepted.append(verdict)
-                log.debug(
-                    "update stored", **self._about(topic), update=str(one.manifest.id), fate=verdict.fate
-                )
-                found = Known(str(one.manifest.id), one.digest, verdict.fate, verdict.reason)
-                known[one.manifest.id] = found
-            else:
-                self.counts["duplicates"] += 1
-                found = verdict.known
-            self._outgoing.append(self._receipt(found, topic.vehicle))
-        rows = [(one.update, one.fate, one.reason) for one in accepted]
-        store_updates.add_updates(self.connection, rows, now_s=self.now_s)
-        self.stored += len(rows)
-
-    def _receipt(self, found: Known, vehicle: str) -> Outgoing:
-        receipt = Receipt(
-            vehicle=vehicle,
-            sealed_sha256=found.sealed_sha256,
-            update=found.update_id,
-            outcome="stored",
-            reason=found.reason,
-            fate=found.fate,
-        )
-        return self.ingest.party.receipt(receipt)
-
-    def _open(self, delivery: Delivery, topic: Topic, kind: Kind) -> bytes:
-        view = self.view
-        opened = envelope.open_sealed(
-            delivery.payload, view.keyring, fleet=view.fleet, limit_bytes=MESSAGE_LIMIT_BYTES
-        )
-        expect(opened, kind, topic)
-        return opened.body
-
-    def _status(self, delivery: Delivery, topic: Topic) -> None:
-        vehicle = topic.vehicle
-        if vehicle not in self.view.keyring.keys and requests.has_code(
-            self.connection, self.ingest.party, vehicle
-        ):
-            self.ingest.wait_for_enrolment(vehicle, delivery)
-            return
-        status = messages.decode(Status, self._open(delivery, topic, Kind.STATUS), sender=vehicle)
-        _check_told(status.vehicle, vehicle)
-        log.debug("vehicle status", **self._about(topic), state=status.state, reason=status.reason)
-        if not store_vehicles.save_status(self.connection, status):
-            self.counts["ignored:stale-status"] += 1
-
-    def _metrics(self, delivery: Delivery, topic: Topic) -> None:
-        metrics = messages.decode(Metrics, self._open(delivery, topic, Kind.METRICS), sender=topic.vehicle)
-        _check_told(metrics.vehicle, topic.vehicle)
-        if not store_vehicles.save_metrics(self.connection, metrics):
-            self.counts["ignored:stale-metrics"] += 1
-
-    def _request(self, delivery: Delivery, topic: Topic) -> None:
-        party, vehicle = self.ingest.party, topic.vehicle
-        answer = requests.answer(
-            self.connection,
-            party,
-            delivery.payload,
-            vehicle=vehicle,
-            keyring=self.view.keyring,
-            now_s=self.now_s,
-        )
-        self._outgoing.append(answer)
-        if vehicle in self.view.keyring.keys:
-            return
-        keyring, regions = store_vehicles.keyring(self.connection), store_vehicles.regions(self.connection)
-        self.view = replace(self.view, keyring=keyring, regions=regions)
-        self.enrolled.append(vehicle)
-        log.info("vehicle enrolled", region=regions.get(vehicle), vehicle=vehicle)
-        if before := self.ingest.waiting(vehicle):
-            self._take(before, topics.parse(before.topic))
-
-
-def _check_told(told: str, vehicle: str) -> None:
-    if told != vehicle:
-        raise PeerError("wrong-sender", f"{vehicle} sent a message that names {told}")

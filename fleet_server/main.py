@@ -1,7 +1,8 @@
 """The fleet server's process: the only place of this room that reads the clock, draws random bytes or hears signals.
 
-Exit codes: 0 after SIGTERM or SIGINT, 1 when the store cannot be written (nothing is lost: what was not committed
-was not acknowledged, so the broker delivers it again), 2 for a mistake in the configuration.
+Exit codes: 0 after SIGTERM or SIGINT, 1 when the store is out of reach (nothing is lost: what was not committed was
+not acknowledged, so the broker delivers it again), 2 for a mistake in the configuration. While the store's disk is
+full it waits, acknowledges nothing, and goes on by itself.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from fedfleet.fleet_server.assembly import assemble, prepare
 from fedfleet.fleet_server.config import GroupCommitConfig, ServerConfig
 from fedfleet.fleet_server.server import Server
 from fedfleet.fleet_server.stopwatch import stopwatch, unwatched
-from fedfleet.fleet_server.store import StoreFailed
+from fedfleet.fleet_server.store import StoreFailed, StoreLost
 from fedfleet.link.inbox import Inbox
 from fedfleet.link.options import options_for
 from fedfleet.link.paho import Loop
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 
 INBOX_EVENTS = 4096
 TICK_S = 0.05
+RETRY_S = 0.25
 
 
 class _Stop:
@@ -115,14 +117,27 @@ def _serve(
     commit: GroupCommitConfig,
     received: Callable[[Sequence[Event]], None],
 ) -> None:
-    due = time.monotonic()
+    due, is_failing = time.monotonic(), False
     while not stop.asked:
-        events = _collect(inbox, commit, until=due)
+        events = [] if server.backlog else _collect(inbox, commit, until=due)
         received(events)
-        server.handle(events, time.time())
-        if time.monotonic() >= due:
-            server.tick(time.time(), time.monotonic())
-            due = time.monotonic() + TICK_S
+        try:
+            server.handle(events, time.time())
+            if time.monotonic() >= due:
+                server.tick(time.time(), time.monotonic())
+                due = time.monotonic() + TICK_S
+        except StoreLost:
+            raise
+        except StoreFailed as error:
+            if not is_failing:
+                told = "store cannot be written: nothing is acknowledged until it can"
+                log.error(told, error=str(error))  # noqa: TRY400 - the cause is told, a trace helps nobody
+            is_failing = True
+            time.sleep(RETRY_S)
+        else:
+            if is_failing:
+                log.info("store can be written again")
+            is_failing = False
 
 
 def _collect(inbox: Inbox[Event], commit: GroupCommitConfig, *, until: float) -> list[Event]:

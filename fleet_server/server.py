@@ -1,7 +1,9 @@
 """The server between its link and its store: events in, messages out. No clock, no process, no broker of its own."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import structlog
 
@@ -11,7 +13,7 @@ from fedfleet.fleet_server.coordinator import Coordinator
 from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.ingest import Ingest
 from fedfleet.fleet_server.publisher import Publisher
-from fedfleet.fleet_server.store import Store
+from fedfleet.fleet_server.store import Store, StoreFailed
 from fedfleet.link.port import Connected, Delivery, Disconnected, Event, Link, LinkFull, Published
 from fedfleet.protocol import topics
 
@@ -25,14 +27,20 @@ MODELS_KEPT = 16
 
 @dataclass
 class Server:
-    """A running fleet server. ``handle`` what the link brought, ``tick`` often; both may raise StoreFailed."""
+    """A running fleet server. ``handle`` what the link brought, ``tick`` often.
+
+    Both may raise StoreFailed (a full disk): nothing is lost, what was not stored is not acknowledged and is kept in
+    the ``backlog``. Call ``handle`` again, with nothing new until the backlog is empty.
+    """
 
     store: Store
     link: Link
     ingest: Ingest
     coordinator: Coordinator
     publisher: Publisher
+    backlog: deque[Event] = field(default_factory=deque)
     _connected: bool = False
+    _changed: bool = False
     _written: int = field(default=-1)
 
     def start(self) -> None:
@@ -41,26 +49,28 @@ class Server:
 
     def handle(self, events: Sequence[Event], now_s: float) -> None:
         """Store what came, then acknowledge it, then answer; in the order in which the events came."""
-        waiting: list[Delivery] = []
-        for event in events:
-            match event:
-                case Delivery():
-                    waiting.append(event)
-                case Published(ticket):
-                    self.publisher.published(ticket)
-                case Connected(session_present):
-                    self._store(waiting, now_s)
-                    waiting = []
-                    self._connect(session_present=session_present)
-                case Disconnected(reason):
-                    log.warning("broker lost", reason=reason)
-        self._store(waiting, now_s)
+        self.backlog.extend(events)
+        while self.backlog:
+            part = list(takewhile(lambda event: not isinstance(event, Connected), self.backlog))
+            self._store([event for event in part if isinstance(event, Delivery)], now_s)
+            for event in part:
+                self.backlog.popleft()
+                match event:
+                    case Published(ticket):
+                        self.publisher.published(ticket)
+                    case Disconnected(reason):
+                        log.warning("broker lost", reason=reason)
+            if self.backlog and isinstance(self.backlog[0], Connected):
+                self._connect(session_present=self.backlog[0].session_present)
+                self.backlog.popleft()
         self._note_cleared()
 
     def tick(self, now_s: float, steady_s: float | None = None) -> None:
         """Do what is due in the rounds, and publish what the broker still lacks; see ``Coordinator.tick``."""
-        if self.coordinator.tick(now_s, steady_s):
+        self._changed |= self.coordinator.tick(now_s, steady_s)
+        if self._changed:
             self._announce()
+            self._changed = False
         if self._connected:
             self.publisher.pump()
 
@@ -111,10 +121,15 @@ class Server:
         model = self.coordinator.model
         if model.version == self._written:
             return
-        folder = self.store.folder / "models"
-        folder.mkdir(exist_ok=True)
-        onnx = self.coordinator.graph.file(model.vector)
-        write_file(folder / f"{model.version}.onnx", onnx)
-        write_file(self.store.folder / "model.onnx", onnx)
-        (folder / f"{model.version - MODELS_KEPT}.onnx").unlink(missing_ok=True)
+        vectors = {"": model.vector} | {f"-{region}": one.vector for region, one in model.regions.items()}
+        try:
+            folder = self.store.folder / "models"
+            folder.mkdir(exist_ok=True)
+            for mark, vector in vectors.items():
+                onnx = self.coordinator.graph.file(vector)
+                write_file(folder / f"{model.version}{mark}.onnx", onnx)
+                write_file(self.store.folder / f"model{mark}.onnx", onnx)
+                (folder / f"{model.version - MODELS_KEPT}{mark}.onnx").unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreFailed(f"model file {error.filename}: {error.strerror}") from error
         self._written = model.version

@@ -137,31 +137,6 @@ def test_bad_updates_are_refused_over_the_real_broker(site: Site) -> None:
     assert site.server.poll() is None
 
 
-def test_a_full_disk_ends_it_with_code_1_and_nothing_is_lost(site: Site) -> None:
-    # given a server whose files cannot grow beyond 1 MB
-    site.drive()
-    quiet = site.vehicles.pop()
-    site.run_until(lambda: site.shown()["updates"] == len(ALL) - 1, "all but one are stored")
-    site.server.send_signal(signal.SIGTERM)
-    site.server.wait(10)
-    limited = site.start_server(before=("bash", "-c", 'ulimit -f 1024; exec "$@"', "-"))
-    # when it is sent more than that
-    topic = topics.update(FLEET, quiet.name, TASK_ID, round_=1, number=0)
-    for _ in range(400):
-        quiet.link.publish(topic, b"x" * 4096)
-    site.vehicles.append(quiet)
-    # then it ends with code 1 and says why in one line
-    site.run_until(lambda: limited.poll() is not None, "the server has ended")
-    assert limited.returncode == 1
-    last = site.processes.log(limited).strip().splitlines()[-1]
-    assert last.startswith(f"fedfleet server: store {site.config.data_dir / 'store.sqlite'}: dis")
-    # and the next one, with room, gets again what was not acknowledged
-    site.start_server()
-    site.run_until(lambda: bool(site.shown()["is_done"]), "all rounds are done")
-    assert site.shown()["updates"] == len(ALL) * 2
-    assert site.shown()["counters"]["refused:not-an-envelope"] >= 400
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
