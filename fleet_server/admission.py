@@ -1,7 +1,7 @@
 """What an update has to be before it counts. Pure: a message, its topic and a view of the store in, a verdict out."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ class Limits:
 class View:
     """What `judge` may know: the keys, each vehicle's region, and what the store says of rounds and updates.
 
+    ``moved`` has the region where a vehicle was, and the last round of which its update still counts there;
     ``coordinates`` are those that a plan names by its rule, None when it names none.
     """
 
@@ -52,6 +53,7 @@ class View:
     newest_round: int
     late: Callable[[update.Manifest], tuple[Fate, str]] = lambda _: ("returned", "late")
     coordinates: Callable[[Plan], npt.NDArray[np.int64] | None] = lambda _: None
+    moved: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,9 @@ def _check_place(manifest: update.Manifest, topic: Topic, view: View) -> None:
         told = f"{manifest.task} round {manifest.round} in a topic of {topic.task} round {topic.round}"
         raise PeerError("wrong-topic", f"update {manifest.id}: {told}, this server runs {view.task}")
     expected = view.regions[manifest.id.vehicle]
-    if manifest.region != expected:
+    before, until_round = view.moved.get(manifest.id.vehicle, ("", -1))
+    stayed = manifest.region == before and manifest.round <= until_round
+    if manifest.region != expected and not stayed:
         raise PeerError("wrong-region", f"update {manifest.id} is for {manifest.region}, expected {expected}")
 
 

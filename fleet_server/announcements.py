@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import store_chain, store_models, store_rounds
+from fedfleet.fleet_server import store_chain, store_heads, store_models, store_rounds
+from fedfleet.fleet_server.model_state import open_graph
 from fedfleet.fleet_server.pages import pages, settlement_topics
 from fedfleet.fleet_server.requests import Party
+from fedfleet.fleet_server.store_models import ReleaseRow
 from fedfleet.protocol import topics
 from fedfleet.protocol.envelope import Kind
 from fedfleet.protocol.messages import BlobRef, DeltaRef, ModelPointer, PackRef, Release, Segment
@@ -33,9 +36,13 @@ def pointer(
     connection: Connection, *, task: str, region: str, version: int, keep_step: bool = False
 ) -> ModelPointer:
     """Return the pointer to a published version, as a region's vehicles get it."""
-    onnx_sha256, vector_sha256, digest = store_models.model_row(connection, version)
-    parameters, full = store_models.parameters(connection), store_models.ref(connection, digest)
-    chain = store_chain.chain(connection, version=version, full_bytes=full.size_bytes)
+    own = store_heads.digests(connection, version).get(region)
+    onnx_sha256, vector_sha256, digest = own[:3] if own else store_models.model_row(connection, version)
+    full = store_models.ref(connection, digest)
+    chained = region if own else store_chain.SHARED
+    chain = store_chain.chain(connection, version=version, full_bytes=full.size_bytes, region=chained)
+    segments = _segments(connection, version, region=region, head_version=own[4]) if own else None
+    parameters = store_models.parameters(connection)
     return ModelPointer(
         task=task,
         region=region,
@@ -43,13 +50,28 @@ def pointer(
         parameters=parameters,
         onnx_sha256=onnx_sha256,
         vector_sha256=vector_sha256,
-        segments=(Segment(name="body", offset=0, size=parameters, version=version),),
+        segments=segments or (Segment(name="body", offset=0, size=parameters, version=version),),
         graph=store_models.graph_ref(connection),
         full=full,
         deltas=chain.deltas,
         packs=chain.packs,
         keep_step=keep_step,
     )
+
+
+@lru_cache(maxsize=2)
+def _stretches(graph: bytes) -> tuple[tuple[int, int, str], ...]:
+    return open_graph(graph).layout.stretches
+
+
+def _segments(connection: Connection, version: int, *, region: str, head_version: int) -> tuple[Segment, ...]:
+    """Return the stretches of a region's model in order, each with the version at which it moved last."""
+    blob = store_models.blob_bytes(connection, store_models.graph_ref(connection).sha256)
+    found: list[Segment] = []
+    for start, end, segment in _stretches(blob):
+        name, moved = ("body", version) if segment == "body" else (f"head:{region}", head_version)
+        found.append(Segment(name=name, offset=start, size=end - start, version=moved))
+    return tuple(found)
 
 
 def _alone(model: ModelPointer) -> ModelPointer:
@@ -67,11 +89,20 @@ def live_blobs(connection: Connection) -> list[BlobRef]:
     version, release = store_models.newest_version(connection), store_models.newest_release(connection)
     if version is None:
         return []
-    live = _named(pointer(connection, task="t", region="r", version=version))
-    if release is not None:
-        live += _named(_alone(pointer(connection, task="t", region="r", version=release.version)))
-        live.append(store_models.ref(connection, release.canary_sha256))
+    live: list[BlobRef] = []
+    for region in store_heads.digests(connection, version) or ("",):
+        live += _named(pointer(connection, task="t", region=region or "r", version=version))
+        if release is not None:
+            live += _named(
+                _alone(pointer(connection, task="t", region=region or "r", version=release.version))
+            )
+            live.append(_canary(connection, release, region))
     return live
+
+
+def _canary(connection: Connection, release: ReleaseRow, region: str) -> BlobRef:
+    own = store_heads.digests(connection, release.version).get(region)
+    return store_models.ref(connection, own[3] if own else release.canary_sha256)
 
 
 def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> Announcement:
@@ -95,7 +126,6 @@ def _models(connection: Connection, party: Party, regions: tuple[str, ...]) -> d
     found: dict[str, bytes] = {}
     if version is None or released is None:
         return found
-    canary = store_models.ref(connection, released.canary_sha256)
     plans = [one.plan for one in store_rounds.current(connection).values()]
     keep_step = any(plan.codec.coordinates == "common" for plan in plans)
     for region in regions:
@@ -106,7 +136,7 @@ def _models(connection: Connection, party: Party, regions: tuple[str, ...]) -> d
             region=region,
             number=released.number,
             model=_alone(pointer(connection, task=task, region=region, version=released.version)),
-            canary=canary,
+            canary=_canary(connection, released, region),
             policy=released.policy,
             released_at_s=released.released_at_s,
         )

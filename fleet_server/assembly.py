@@ -8,6 +8,7 @@ import structlog
 
 from fedfleet.fleet_server import finishing, initial, store_models, store_rounds
 from fedfleet.fleet_server.admission import Limits
+from fedfleet.fleet_server.begin_heads import check_heads, with_heads
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.coordinator import Coordinator, is_over
 from fedfleet.fleet_server.ingest import Ingest
@@ -102,12 +103,24 @@ def _model(
         model = store_models.newest_model(connection)
         if model is not None:
             blob = store_models.blob_bytes(connection, store_models.graph_ref(connection).sha256)
-            return _checked(open_graph(blob), validation), model
+    if model is not None:
+        return _resumed(store, config, validation, _checked(open_graph(blob), validation), model)
     command = initial.export_command(
-        config.task, seed=config.rounds.seed, out=config.data_dir / ".export.new"
+        config.task,
+        seed=config.rounds.seed,
+        out=config.data_dir / ".export.new",
+        head=config.regional_heads,
     )
     export = initial.prepare_export(config.data_dir / "export", command, out=config.data_dir / ".export.new")
     return _first(store, config, validation, export, now_s=now_s)
+
+
+def _resumed(
+    store: Store, config: ServerConfig, validation: Validation, graph: Graph, model: Model
+) -> tuple[Graph, Model]:
+    check_heads(config, graph, model)
+    with store.write() as connection:
+        return graph, with_heads(connection, config, model, graph=graph, validation=validation)
 
 
 def _first(
@@ -126,7 +139,9 @@ def _first(
             full_sha256=store_models.put_blob(connection, "full", bundle.pack_vector(export.vector)),
             now_s=now_s,
         )
+        check_heads(config, graph, model)
         store_models.save_model(connection, model)
+        model = with_heads(connection, config, model, graph=graph, validation=validation)
         store_models.save_scores(connection, model.version, scores)
         store_models.save_scores(connection, store_models.BASELINE, baseline)
         finishing.release(connection, config, version=model.version, round_=0, canary=canary, now_s=now_s)

@@ -93,6 +93,11 @@ class ServerSettings(Config):
         lt=0.5,
         description="above 0, regions merge by trimmed mean: share that is left out at both ends of each coordinate",
     )
+    regional_heads: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] = Field(
+        default=(),
+        max_length=100,
+        description="patterns of the tensors that each region learns for its own (as leave*); none: one model for all",
+    )
     example_cap: int = Field(
         default=10_000, ge=1, le=2**32 - 1, description="most examples that count as one update's weight"
     )
@@ -150,6 +155,10 @@ class ServerSettings(Config):
             key = ".".join(str(part) for part in ("training", *first["loc"]))
             raise ValueError(f"{key}: {first['msg']}, got {first['input']!r}") from error
         self.strategy.check_fit(self.codec.plan().coordinates, training, self.rounds)
+        if self.regional_heads and self.strategy.name == "scaffold":
+            raise ValueError(
+                "regional_heads: expected none with strategy scaffold, whose control variate is shared"
+            )
         return self
 
 

@@ -33,7 +33,7 @@ class Coordinates:
         codec = plan.codec
         if codec.coordinates != "common":
             return None
-        digest = store_chain.step_sha256(connection, plan.base_version)
+        digest = store_chain.step_sha256(connection, plan.base_version, plan.region)
         key = (digest, plan.coordinates_seed, codec.density, codec.seeded)
         if key not in self._found:
             step = None if digest is None else self._step(connection, digest, plan)

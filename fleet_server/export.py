@@ -47,11 +47,12 @@ class Exported:
     initial: Floats
 
 
-def export(task: Task, *, seed: int) -> Exported:
+def export(task: Task, *, seed: int, head: Sequence[str] = ()) -> Exported:
     """Export the task's network with the initial weights of `seed`; the same arguments give the same bytes.
 
-    Raises UsageError when the network does not match the task's specification, cannot be exported, or gives
-    other outputs in ONNX Runtime than in torch.
+    `head` are patterns of the tensors that are a region's own, in the place of the task's. Raises UsageError when the
+    network does not match the task's specification, cannot be exported, or gives other outputs in ONNX Runtime than
+    in torch.
     """
     torch.set_num_threads(1)
     model = training.network(task, seed=seed).eval()
@@ -72,7 +73,7 @@ def export(task: Task, *, seed: int) -> Exported:
         offsets=tuple(accumulate(sizes[:-1], initial=0)),
         byte_offsets=tuple(found[name][0] for name in names),
         file_bytes=len(file),
-        rules=rules(task, names),
+        rules=rules(task, names, head=head),
     )
     check_parity(model, task, patch(file, layout, initial), seed=seed)
     _check_moved(model, task, file, layout, seed=seed)
@@ -137,9 +138,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for graph.onnx, layout.json, initial.npy"
     )
+    parser.add_argument(
+        "--head", action="append", default=[], help="pattern of tensors that are a region's own (repeatable)"
+    )
     given = parser.parse_args(arguments)
     try:
-        exported = export(load(given.task), seed=given.seed)
+        exported = export(load(given.task), seed=given.seed, head=given.head)
         write(exported, given.out)
     except (UsageError, PeerError, OSError) as error:
         sys.stderr.write(f"export: {error}\n")

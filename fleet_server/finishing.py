@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,9 @@ from fedfleet.fleet_server import store_chain, store_models, store_rounds, store
 from fedfleet.fleet_server.announcements import blob_topics, live_blobs
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.coordinates import Coordinates
+from fedfleet.fleet_server.downlink import Step
 from fedfleet.fleet_server.fold import Aggregate, fold_key
+from fedfleet.fleet_server.heads import Regional
 from fedfleet.fleet_server.model_state import Candidate, Proposal
 from fedfleet.fleet_server.pages import settlement_topics
 from fedfleet.fleet_server.region_fold import Member, Members, fold_members
@@ -196,29 +199,66 @@ def refuse(connection: Connection, finish: Finish, proposal: Proposal) -> None:
     _retire(connection, finish)
 
 
-def publish(connection: Connection, finish: Finish, candidate: Candidate, *, canary: bytes) -> Model:
-    """Record the next version with all that belongs to it, the settlements and the release; return it."""
-    version = finish.model.version + 1
+def publish(
+    connection: Connection, finish: Finish, candidate: Candidate, *, canaries: Mapping[str, bytes]
+) -> Model:
+    """Record the next version with all that belongs to it, the settlements and the release; return it.
+
+    `canaries` are by region. With regional heads each region has its blobs, and the shared model none.
+    """
+    version, is_shared = finish.model.version + 1, not candidate.heads
+    regions = {
+        region: _regional(connection, finish, candidate, region, canaries[region])
+        for region in candidate.heads
+    }
+    full, delta = (_blobs(connection, candidate.step)) if is_shared else ("", None)
     model = Model(
         version=version,
         vector=candidate.step.x_next,
         error=candidate.step.error_next,
         optimizer=candidate.optimizer,
         onnx_sha256=candidate.onnx_sha256,
-        full_sha256=store_models.put_blob(connection, "full", bundle.pack_vector(candidate.step.x_next)),
-        delta_sha256=store_models.put_blob(connection, "delta", candidate.step.payload),
+        full_sha256=full,
+        delta_sha256=delta,
         round=finish.number,
         created_at_s=finish.now_s,
+        regions=regions,
     )
     store_models.save_model(connection, model)
-    store_chain.pack(connection, version)
+    for region in regions or (store_chain.SHARED,):
+        store_chain.pack(connection, version, region=region)
     store_models.save_scores(connection, version, candidate.scores)
+    canary = next(iter(canaries.values()))
     release(
         connection, finish.config, version=version, round_=finish.number, canary=canary, now_s=finish.now_s
     )
     _judge(connection, finish, event="publish", version=version, reason="")
     _retire(connection, finish)
     return model
+
+
+def _blobs(connection: Connection, made: Step) -> tuple[str, str]:
+    """Keep the full vector and the delta of a step; return their digests."""
+    full = store_models.put_blob(connection, "full", bundle.pack_vector(made.x_next))
+    return full, store_models.put_blob(connection, "delta", made.payload)
+
+
+def _regional(
+    connection: Connection, finish: Finish, candidate: Candidate, region: str, canary: bytes
+) -> Regional:
+    """Keep the blobs of a region's next model, and return it."""
+    moved, version = candidate.heads[region], finish.model.version + 1
+    full, delta = _blobs(connection, moved.step)
+    return Regional(
+        vector=moved.step.x_next,
+        error=moved.step.error_next,
+        optimizer=moved.optimizer,
+        head_version=version if moved.has_moved else finish.model.regions[region].head_version,
+        onnx_sha256=sha256(candidate.files[region]).hexdigest(),
+        full_sha256=full,
+        delta_sha256=delta,
+        canary_sha256=store_models.put_blob(connection, "canary", canary),
+    )
 
 
 def release(

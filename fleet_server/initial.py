@@ -27,10 +27,11 @@ class Export:
     vector: Floats
 
 
-def export_command(task: str, *, seed: int, out: Path) -> list[str]:
-    """Return the command that exports a task's first model into a folder."""
+def export_command(task: str, *, seed: int, out: Path, head: Sequence[str] = ()) -> list[str]:
+    """Return the command that exports a task's first model into a folder; ``head`` as in ``layout.rules``."""
     command = [sys.executable, "-m", "fedfleet.fleet_server.export"]
-    return [*command, "--task", task, "--seed", str(seed), "--out", str(out)]
+    heads = [word for pattern in head for word in ("--head", pattern)]
+    return [*command, "--task", task, "--seed", str(seed), "--out", str(out), *heads]
 
 
 def prepare_export(folder: Path, command: Sequence[str], *, out: Path) -> Export:

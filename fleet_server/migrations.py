@@ -42,7 +42,12 @@ def add_table(table: Table) -> Step:
     return step
 
 
-STEPS: tuple[Step, ...] = (add_table(schema.pack),)
+STEPS: tuple[Step, ...] = (
+    add_table(schema.pack),
+    add_table(schema.regional),
+    add_column(schema.vehicle.c.region_before),
+    add_column(schema.vehicle.c.moved_round),
+)
 """Step i leads from version i + 1 to i + 2. Append only."""
 
 VERSION = 1 + len(STEPS)

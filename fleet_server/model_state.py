@@ -4,7 +4,7 @@ The graph travels once; a version is the same file with other weight bytes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 import numpy as np
@@ -15,6 +15,7 @@ from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.downlink import DivergedError, Step, step
 from fedfleet.fleet_server.fold import Aggregate
 from fedfleet.fleet_server.gate import Scores, Verdict
+from fedfleet.fleet_server.heads import Moved, move
 from fedfleet.fleet_server.merge import merge, merge_controls
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.validation import Validation
@@ -46,12 +47,17 @@ def open_graph(blob: bytes) -> Graph:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """What may be published next: the step, the file of its vector, the strategy's next state, the scores."""
+    """What may be published next: the step, the file of its vector, the strategy's next state, the scores.
+
+    ``files`` has the model file by region; ``heads`` the regions' own steps, when they have heads of their own.
+    """
 
     step: Step
     onnx: bytes
     optimizer: Mapping[str, npt.NDArray[np.float64]]
     scores: Scores
+    files: Mapping[str, bytes]
+    heads: Mapping[str, Moved] = field(default_factory=dict)
 
     @property
     def onnx_sha256(self) -> str:
@@ -82,19 +88,33 @@ def propose(
     and strategy state as they were.
     """
     merged, _weights = merge(aggregates, cap=config.merge_cap, trim=config.merge_trim)
-    if not np.isfinite(merged).all():
+    if not all(np.isfinite(each).all() for each in (merged, *(one.mean for one in aggregates.values()))):
         return Proposal(Verdict(accepted=False, reason="aggregate: a value is NaN or infinite"))
-    strategy = config.strategy.strategy()
+    strategy, settings, parts = config.strategy.strategy(), config.downlink.settings(), graph.layout.parts
     control = merge_controls(aggregates, vehicles=vehicles)
     optimizer, update = strategy.apply(model.optimizer or strategy.init(merged.size), merged, control)
     try:
-        settings, parts = config.downlink.settings(), graph.layout.parts
         found = step(model.vector, model.error, update, settings, parts=parts)
+        heads = {
+            region: move(
+                one, aggregates.get(region), update, strategy=strategy, parts=parts, settings=settings
+            )
+            for region, one in model.regions.items()
+        }
     except DivergedError as error:
         return Proposal(Verdict(accepted=False, reason=str(error)))
     onnx = graph.file(found.x_next)
-    before, after = validation.scores(graph.file(model.vector)), validation.scores(onnx)
+    files = dict.fromkeys(config.regions, onnx)
+    files |= {region: graph.file(one.step.x_next) for region, one in heads.items()}
+    before, after = validation.scores_of(_files(model, config, graph)), validation.scores_of(files)
     verdict = gate.judge(
         before, after, metrics=validation.task.metrics, tolerance=config.gate.tolerance, finite=True
     )
-    return Proposal(verdict, Candidate(found, onnx, optimizer, after))
+    return Proposal(verdict, Candidate(found, onnx, optimizer, after, files, heads))
+
+
+def _files(model: Model, config: ServerConfig, graph: Graph) -> dict[str, bytes]:
+    """Return the model file of each region as published."""
+    if not model.regions:
+        return dict.fromkeys(config.regions, graph.file(model.vector))
+    return {region: graph.file(model.regions[region].vector) for region in config.regions}

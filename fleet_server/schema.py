@@ -28,6 +28,7 @@ __all__ = [
     "pack",
     "property_",
     "quarantine",
+    "regional",
     "release",
     "round_",
     "score",
@@ -51,6 +52,8 @@ vehicle = Table(
     Column("public_key", LargeBinary, nullable=False),
     Column("denied", Boolean, nullable=False, default=False),
     Column("enrolled_at_s", Float, nullable=False),
+    Column("region_before", String),  # where it was until round moved_round
+    Column("moved_round", BigInteger),
     Column("state", String, nullable=False, default="OFFLINE"),
     Column("status_at_s", Float, nullable=False, default=0.0),
     Column("epoch", BigInteger, nullable=False, default=0),
@@ -175,6 +178,22 @@ pack = Table(
     Column("sha256", String, nullable=False),
 )
 """Blobs that hold the deltas from one version to a later one; the blob goes when the chain has become too long."""
+
+regional = Table(
+    "regional",
+    metadata,
+    Column("version", BigInteger, primary_key=True),
+    Column("region", String, primary_key=True),
+    Column("head_version", BigInteger, nullable=False),  # the version at which the region's head moved last
+    Column("onnx_sha256", String, nullable=False),
+    Column("vector_sha256", String, nullable=False),
+    Column("full_sha256", String, nullable=False),
+    Column("delta_sha256", String),  # leads here from version - 1
+    Column("canary_sha256", String, nullable=False),
+    Column("vector", LargeBinary),  # float32, little-endian; only the newest is kept
+    Column("error", LargeBinary),  # the downlink's residual, float32; only the newest is kept
+)
+"""What each region's vehicles get, when regions have heads of their own; then ``model`` has what is shared."""
 
 release = Table(
     "release",

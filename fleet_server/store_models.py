@@ -1,15 +1,16 @@
 """Rows of models: the published vector with what belongs to it, releases, scores, and the blobs that are live."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection, func, select
 
-from fedfleet.fleet_server import schema
+from fedfleet.fleet_server import schema, store_heads
 from fedfleet.fleet_server.gate import Scores
+from fedfleet.fleet_server.heads import Regional
 from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.chunks import CHUNK_BYTES
 from fedfleet.protocol.messages import BlobRef
@@ -33,6 +34,7 @@ __all__ = [
     "parameters",
     "put_blob",
     "ref",
+    "replace_heads",
     "retire_blobs",
     "save_model",
     "save_scores",
@@ -48,7 +50,8 @@ BASELINE = -1
 class Model:
     """A published model: x float32[M], the downlink's residual float32[M], the strategy's state float64[M] by name.
 
-    ``delta_sha256`` names the blob that leads here from the version before; None for version 0.
+    ``delta_sha256`` names the blob that leads here from the version before; None for version 0. When regions have heads
+    of their own, ``regions`` has what each gets, and nobody fetches the shared model: it has no blobs.
     """
 
     version: int
@@ -60,6 +63,11 @@ class Model:
     delta_sha256: str | None
     round: int | None
     created_at_s: float
+    regions: Mapping[str, Regional] = field(default_factory=dict)
+
+    def onnx_of(self, region: str) -> str:
+        """Return the SHA-256 (hex) of the model file that a region's vehicles get."""
+        return self.regions[region].onnx_sha256 if self.regions else self.onnx_sha256
 
     @property
     def vector_sha256(self) -> str:
@@ -116,8 +124,14 @@ def save_model(connection: Connection, model: Model) -> None:
         "created_at_s": model.created_at_s,
     }
     connection.execute(schema.model.insert(), row)
+    replace_heads(connection, model)
+
+
+def replace_heads(connection: Connection, model: Model) -> None:
+    """Make the regional models of the newest version these, and the strategy's states those of the model."""
+    store_heads.save(connection, model.version, model.regions)
     connection.execute(schema.optimizer.delete())
-    for name, array in model.optimizer.items():
+    for name, array in (dict(model.optimizer) | store_heads.states(model.regions)).items():
         data = array.astype("<f8", copy=False).tobytes()
         connection.execute(schema.optimizer.insert(), {"name": name, "data": data})
 
@@ -128,17 +142,18 @@ def newest_model(connection: Connection) -> Model | None:
     row = connection.execute(query).one_or_none()
     if row is None:
         return None
-    optimizer = {each.name: _floats64(each.data) for each in connection.execute(select(schema.optimizer))}
+    states = {each.name: _floats64(each.data) for each in connection.execute(select(schema.optimizer))}
     return Model(
         version=row.version,
         vector=_floats32(row.vector),
         error=_floats32(row.error),
-        optimizer=optimizer,
+        optimizer={name: each for name, each in states.items() if store_heads.is_shared(name)},
         onnx_sha256=row.onnx_sha256,
         full_sha256=row.full_sha256,
         delta_sha256=row.delta_sha256,
         round=row.round,
         created_at_s=row.created_at_s,
+        regions=store_heads.load(connection, row.version, states),
     )
 
 

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 from sqlalchemy import Connection, func, select
 
-from fedfleet.fleet_server.schema import code, property_, vehicle
+from fedfleet.fleet_server.schema import code, property_, round_, vehicle
 from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import SERVER, check_id
@@ -22,6 +22,7 @@ __all__ = [
     "forget_presence",
     "keyring",
     "last_metrics",
+    "moved",
     "presences",
     "regions",
     "save_metrics",
@@ -63,8 +64,17 @@ def enrol(connection: Connection, name: str, *, region: str, public_key: bytes, 
     elif known != public_key:
         raise UsageError(f"vehicle {name} is enrolled with another key {known.hex()[:12]}…")
     else:
-        connection.execute(vehicle.update().where(vehicle.c.id == name).values(region=region))
+        _move(connection, name, region)
     _restamp(connection)
+
+
+def _move(connection: Connection, name: str, region: str) -> None:
+    """Put a vehicle into a region, from the next round on; what it trained for until then counts where it was."""
+    before = connection.execute(select(vehicle.c.region).where(vehicle.c.id == name)).scalar_one()
+    if before != region:
+        newest = connection.execute(select(func.max(round_.c.round))).scalar_one() or 0
+        values = {"region": region, "region_before": before, "moved_round": newest}
+        connection.execute(vehicle.update().where(vehicle.c.id == name).values(**values))
 
 
 def deny(connection: Connection, name: str, *, denied: bool = True) -> None:
@@ -96,6 +106,13 @@ def keyring(connection: Connection) -> Keyring:
 def regions(connection: Connection) -> dict[str, str]:
     """Return the region of every enrolled vehicle."""
     return {row.id: row.region for row in connection.execute(select(vehicle.c.id, vehicle.c.region))}
+
+
+def moved(connection: Connection) -> dict[str, tuple[str, int]]:
+    """Return of every vehicle that has moved: the region before, and the last round of which it still counts there."""
+    columns = (vehicle.c.id, vehicle.c.region_before, vehicle.c.moved_round)
+    rows = connection.execute(select(*columns).where(vehicle.c.region_before.is_not(None)))
+    return {row.id: (row.region_before, row.moved_round) for row in rows}
 
 
 def enrolled(connection: Connection) -> dict[str, int]:

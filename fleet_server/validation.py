@@ -28,9 +28,13 @@ class Validation:
 
         PeerError when the file does not match the task.
         """
-        session = scoring.new_session(onnx)
+        return self.scores_of(dict.fromkeys(self.samples, onnx))
+
+    def scores_of(self, files: Mapping[str, bytes]) -> Scores:
+        """Score each region by its own model file; regions with the same file share one session."""
+        sessions = {onnx: scoring.new_session(onnx) for onnx in set(files.values())}
         return {
-            region: dict(scoring.score(session, self.task, samples, batch=self.batch))
+            region: dict(scoring.score(sessions[files[region]], self.task, samples, batch=self.batch))
             for region, samples in self.samples.items()
         }
 
@@ -40,6 +44,11 @@ class Validation:
             region: dict(self.task.score(self.task.baseline(samples.inputs), samples))
             for region, samples in self.samples.items()
         }
+
+    def canaries(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Return the canary of each region's model file."""
+        found = {onnx: self.canary(onnx) for onnx in set(files.values())}
+        return {region: found[onnx] for region, onnx in files.items()}
 
     def canary(self, onnx: bytes) -> bytes:
         """Return the canary blob: a few inputs of the first region that has some, and the model's outputs."""

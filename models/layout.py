@@ -77,6 +77,25 @@ class Layout(BaseModel):
                 found.append(Part(segment, places, coding, lengths))
         return Parts(self.size, tuple(found))
 
+    @property
+    def stretches(self) -> tuple[tuple[int, int, str], ...]:
+        """Return (start, end, segment) in the order of the vector; neighbours of one segment are one stretch."""
+        spans = sorted((*span, part.segment) for part in self.parts.parts for span in part.spans)
+        found: list[tuple[int, int, str]] = []
+        for start, end, segment in spans:
+            if found and found[-1][2] == segment:
+                found[-1] = (found[-1][0], end, segment)
+            else:
+                found.append((start, end, segment))
+        return tuple(found)
+
+    @property
+    def head_tensors(self) -> tuple[str, ...]:
+        """Names of the tensors of segment "head", in order."""
+        return tuple(
+            name for name, rule in zip(self.names, self.rules, strict=False) if rule.startswith("head:")
+        )
+
     def to_json(self) -> bytes:
         """The same bytes for the same layout; `read` is the way back."""
         return self.model_dump_json(exclude=None if self.rules else {"rules"}).encode()
@@ -102,13 +121,14 @@ class Layout(BaseModel):
         return self
 
 
-def rules(task: Task, names: Sequence[str]) -> tuple[Rule, ...]:
+def rules(task: Task, names: Sequence[str], *, head: Sequence[str] = ()) -> tuple[Rule, ...]:
     """Each tensor's rule, from the task's `tensors` and `head` (first pattern that matches); () for all-sparse bodies.
 
-    Raises UsageError for a coding that there is not, or a pattern that matches no tensor.
+    Other patterns in `head` come in the place of the task's own. Raises UsageError for a coding that there is not, or
+    a pattern that matches no tensor.
     """
     codings: dict[str, Coding] = dict(getattr(task, "tensors", {}))
-    head: Sequence[str] = getattr(task, "head", ())
+    head = head or getattr(task, "head", ())
     known = get_args(Coding)
     for pattern, coding in (*codings.items(), *((pattern, known[0]) for pattern in head)):
         if coding not in known:
