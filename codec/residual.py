@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,7 +13,36 @@ from fedfleet.codec.payload import decode, encode
 from fedfleet.codec.settings import Settings
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["encode_with_feedback"]
+__all__ = ["Feedback", "encode_with_feedback"]
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What of a residual still counts when its vehicle takes part again, by the rounds that have passed since.
+
+    `keep` is the share that enters the next update, from 0 (no error feedback) to 1; after more than `drop_after`
+    rounds nothing does (0: it never grows too old). Raises UsageError for a share or a number out of range.
+    """
+
+    keep: float = 1.0
+    drop_after: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.keep) and 0.0 <= self.keep <= 1.0):
+            raise UsageError(f"feedback keep: expected a share from 0 to 1, got {self.keep}")
+        if self.drop_after < 0:
+            raise UsageError(f"feedback drop_after: expected 0 or more rounds, got {self.drop_after}")
+
+    def entering(self, residual: npt.NDArray[np.float32], *, age: int) -> npt.NDArray[np.float32]:
+        """Return what of the residual float32[M] enters an update `age` rounds after the one that left it.
+
+        A new array, or the residual itself when all of it enters. Raises UsageError for an age below 0.
+        """
+        if age < 0:
+            raise UsageError(f"residual: expected an age of 0 or more rounds, got {age}")
+        if self.keep == 0.0 or (self.drop_after and age > self.drop_after):
+            return np.zeros_like(residual)
+        return residual if self.keep == 1.0 else residual * np.float32(self.keep)
 
 
 def encode_with_feedback(  # noqa: PLR0913 (as `encode`; all but the first three by keyword)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedfleet.codec import payload
-from fedfleet.codec.residual import encode_with_feedback
+from fedfleet.codec.residual import Feedback, encode_with_feedback
 from fedfleet.codec.settings import Settings
 from fedfleet.protocol.errors import UsageError
 
@@ -79,3 +79,45 @@ def test_a_sum_beyond_float32_is_refused() -> None:
     huge = np.full(3, 3e38, dtype=np.float32)
     with pytest.raises(UsageError, match="got inf at index 0 of 3"):
         encode_with_feedback(huge, huge, Settings(), steps=1, examples=1)
+
+
+def test_a_young_residual_enters_whole_and_an_old_one_not_at_all() -> None:
+    # given
+    residual = np.array([1.5, -2.0, 0.0], dtype=np.float32)
+    rule = Feedback(drop_after=5)
+    # when, then at the last round that counts it is the same, one later it is gone, and the input stays as it was
+    np.testing.assert_array_equal(rule.entering(residual, age=5), residual)
+    np.testing.assert_array_equal(rule.entering(residual, age=6), np.zeros(3, dtype=np.float32))
+    np.testing.assert_array_equal(residual, np.array([1.5, -2.0, 0.0], dtype=np.float32))
+
+
+@pytest.mark.parametrize("age", [0, 1, 10**9])
+def test_without_a_rule_a_residual_never_grows_too_old(age: int) -> None:
+    residual = np.ones(4, dtype=np.float32)
+    assert Feedback().entering(residual, age=age) is residual
+
+
+def test_a_share_of_the_residual_enters() -> None:
+    residual = np.array([1.0, -4.0], dtype=np.float32)
+    half = Feedback(keep=0.5).entering(residual, age=1)
+    assert half.dtype == np.float32
+    assert half.tolist() == [0.5, -2.0]
+    assert not Feedback(keep=0.0).entering(residual, age=0).any()
+
+
+@pytest.mark.parametrize(
+    ("keep", "drop_after", "text"),
+    [
+        (1.5, 0, "feedback keep: expected a share from 0 to 1, got 1.5"),
+        (float("nan"), 0, "feedback keep: expected a share from 0 to 1, got nan"),
+        (1.0, -1, "feedback drop_after: expected 0 or more rounds, got -1"),
+    ],
+)
+def test_a_rule_out_of_range_is_refused(keep: float, drop_after: int, text: str) -> None:
+    with pytest.raises(UsageError, match=f"^{text}$"):
+        Feedback(keep, drop_after)
+
+
+def test_an_age_below_zero_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^residual: expected an age of 0 or more rounds, got -1$"):
+        Feedback().entering(np.ones(1, dtype=np.float32), age=-1)
