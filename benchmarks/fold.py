@@ -2,7 +2,7 @@
 
     python benchmarks/fold.py [--updates 500] [--parameters 1000000] [--only NAME,…] [--quick] [--json]
 
-`updates_per_s` counts payloads from bytes to the aggregate (decoded, checked, folded) in seconds of one core; `ms_total`
+`updates_per_s` counts payloads from bytes to the aggregate (decoded, checked, folded) by seconds of a core; `ms_total`
 is the wall time with one step of the optimizer. `rss_mb` is the largest resident memory of the process, interpreter
 and libraries included, of which `base_mb` were there before the first payload. Payloads are top 1 %, sign and mean;
 where a rule needs the same coordinates of all, the plan's (`common`). They come one by one from a file, as the store
