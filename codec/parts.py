@@ -166,6 +166,12 @@ class Parts:
         numbers = sorted({SEGMENTS[part.segment] for part in self.coded})
         return {n: tuple(part for part in self.coded if SEGMENTS[part.segment] == n) for n in numbers}
 
+    def coordinates(self, segment: SegmentName) -> Indices:
+        """Return the rising coordinates int64[n] of a segment's tensors, those excluded too; empty without any."""
+        spans = sorted(span for part in self.parts if part.segment == segment for span in part.spans)
+        found = [np.arange(start, end, dtype=np.int64) for start, end in spans]
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
     def without_excluded(self, vector: Floats) -> Floats:
         """Return vector float32[M] with zeros where nothing is ever sent; itself when nothing is excluded."""
         excluded = [span for part in self.parts if part.coding == "exclude" for span in part.spans]

@@ -17,10 +17,9 @@ from fedfleet.fleet_server.downlink import Step, step
 from fedfleet.fleet_server.fold import Aggregate
 from fedfleet.fleet_server.strategies import Strategy
 
-__all__ = ["Moved", "Regional", "begin", "head_of", "move"]
+__all__ = ["Moved", "Regional", "begin", "move"]
 
 Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +53,6 @@ class Moved:
     has_moved: bool
 
 
-def head_of(parts: Parts) -> Indices:
-    """Return the coordinates int64[h] of segment "head", rising; empty when the model has none."""
-    spans = sorted(span for part in parts.parts if part.segment == "head" for span in part.spans)
-    found = [np.arange(start, end, dtype=np.int64) for start, end in spans]
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
-
-
 def begin(
     regions: Iterable[str],
     *,
@@ -71,7 +63,7 @@ def begin(
     version: int,
 ) -> dict[str, Regional]:
     """Return regions that begin with the shared model, its residual, and what the strategy knows of the head."""
-    head = head_of(parts)
+    head = parts.coordinates("head")
     own = {name: array[head] if array.size == parts.size else array for name, array in optimizer.items()}
     return {region: Regional(vector, error, own, version) for region in sorted(regions)}
 
@@ -90,7 +82,7 @@ def move(
     Without an aggregate the head keeps its values, its residual and its state, while the body moves on. The error of
     the body must be that of the shared model. Raises DivergedError, or ValueError for an aggregate that is not finite.
     """
-    head = head_of(parts)
+    head = parts.coordinates("head")
     update, error, optimizer = shared.copy(), one.error.copy(), one.optimizer
     if aggregate is None:
         update[head] = error[head] = 0

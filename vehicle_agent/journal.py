@@ -107,14 +107,21 @@ class Journal:
         """Whether the server has ever assigned a region."""
         return self._meta("enrolled") == "1"
 
-    def assign(self, region: str, server_key: bytes | None) -> None:
-        """Keep the region, and pin the server's key; a pinned key is never changed (UsageError)."""
+    def assign(
+        self, region: str, server_key: bytes | None, *, forget: NDArray[np.int64] | None = None
+    ) -> None:
+        """Keep the region, and pin the server's key; a pinned key is never changed (UsageError).
+
+        In another region than before the residual is zero at the coordinates to ``forget``.
+        """
         if self.server_key is not None and self.server_key != server_key:
             pinned = self.server_key.hex()[:12]
             raise UsageError(
                 f"journal {self._folder} is pinned to the server key {pinned}…; use a new work_dir"
             )
         with self._change():
+            if forget is not None and self.region not in {"", region}:
+                self._forget(forget)
             self._set("region", region)
             self._set("enrolled", "1")
             self._set("server_key", server_key.hex() if server_key else "")
@@ -294,6 +301,13 @@ class Journal:
 
     def _set(self, name: str, value: str) -> None:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def _forget(self, coordinates: NDArray[np.int64]) -> None:
+        row = self._db.execute("SELECT vector FROM residual WHERE task = ?", (self._task,)).fetchone()
+        if row is not None:
+            vector = np.frombuffer(row[0], dtype="<f4").astype(np.float32)
+            vector[coordinates[coordinates < vector.size]] = 0
+            self._set_residual(vector)
 
     def _set_residual(self, vector: Floats) -> None:
         data = vector.astype("<f4", copy=False).tobytes()

@@ -74,8 +74,10 @@ def resend(state: State, now_s: float) -> Result:
 
 
 def receipt(state: State, event: ReceiptCame, now_s: float) -> Result:
-    """Stop sending what is stored; settle what is refused or whose fate is already recorded."""
-    del now_s
+    """Stop sending what is stored; settle what is refused or whose fate is already recorded.
+
+    Who is not in that region any more asks where it is.
+    """
     told: Receipt = event.receipt
     pending = next((each for each in state.outbox if each.sealed_sha256 == told.sealed_sha256), None)
     if pending is None:
@@ -84,6 +86,8 @@ def receipt(state: State, event: ReceiptCame, now_s: float) -> Result:
         return _settle(state, pending, told.fate, told.reason)
     if told.outcome == "stored":
         return _keep(state, _heard(state, pending)), []
+    if told.reason.partition(":")[0] == "wrong-region":
+        state = replace(state, asked=0, ask_at_s=now_s)
     fate: Fate = "returned" if told.reason.partition(":")[0] in RETURNED_REASONS else "dropped"
     return _settle(state, pending, fate, told.reason)
 

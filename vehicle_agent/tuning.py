@@ -191,6 +191,11 @@ class Tuning:
         graph = self._journal.graph
         return None if graph is None else layout.read(graph.layout).parts
 
+    def head(self) -> Indices | None:
+        """Return the coordinates int64[n] that are a region's own; None when there is no model yet."""
+        parts = self._parts()
+        return None if parts is None else parts.coordinates("head")
+
     def settle(self, action: act.Settle) -> None:
         """Forget an update, or let it re-enter the residual when it came back; JournalError when that fails."""
         entry = self._journal.sealed(action.sequence)
@@ -206,9 +211,15 @@ class Tuning:
         _, body = update.unpack(entry.sealed[header.body_start :], sender=self._vehicle)
         try:
             named = entry.coordinates
-            return payload.decode(body, size=vector.size, parts=self._parts(), common=named).delta
+            found = payload.decode(body, size=vector.size, parts=self._parts(), common=named).delta
         except PeerError:  # made for another model: there is no residual that it could enter
             return None
+        head = self.head()
+        if head is None or not head.size or entry.region == self._journal.region:
+            return found
+        change = found.dense()
+        change[head] = 0  # what was learned for the head of another region
+        return Delta(found.size, None, change)
 
     def _end(self, job: Job) -> None:
         self._job = None

@@ -199,7 +199,8 @@ class Vehicle:
         if isinstance(came, ev.Assigned):
             known = (self.parts.journal.region, self.parts.journal.server_key)
             if known != (trusted.region, trusted.server_key) or not self.parts.journal.enrolled:
-                self.parts.journal.assign(trusted.region, trusted.server_key)
+                head = self.parts.tuning.head()
+                self.parts.journal.assign(trusted.region, trusted.server_key, forget=head)
         newest = trusted.seen.get(trusted.region)
         if newest is not None and newest != self.trusted.seen.get(trusted.region):
             self.parts.journal.note_seen(trusted.region, newest)
