@@ -29,7 +29,7 @@ from fedfleet.link.options import Backoff, Options
 from fedfleet.link.paho import Loop
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["ALL", "TASK_ID", "TESTS", "Plan", "Site", "Told", "shake", "tell"]
+__all__ = ["ALL", "TASK_ID", "TESTS", "Plan", "Site", "Told", "python_path", "shake", "tell"]
 
 TASK_ID = "linear-test"
 TESTS = Path(__file__).parent
@@ -140,7 +140,8 @@ class Site:
             return {"round": 0, "is_done": False, "updates": 0, "server_started_at_s": 0.0}
 
     def look(self) -> "Look":
-        """What the store says of the newest round, without the rest of a snapshot."""
+        """What the store of the running server says of the newest round, without the rest of a snapshot."""
+        assert self.server.poll() is None, self.processes.log(self.server)
         try:
             store = open_reader(self.config.data_dir)
         except UsageError:

@@ -42,6 +42,7 @@ PURE_FILES = {
         "rounds",
         "selection",
         "settlement",
+        "stopwatch",
         "strategies",
     ),
     "vehicle_agent": (
@@ -70,7 +71,7 @@ TOO_HEAVY = {
         "typer",
         "matplotlib",
     },
-    "fedfleet.fleet_server.main": {"torch", "onnx", "onnxscript", "matplotlib"},
+    "fedfleet.fleet_server.main": {"torch", "onnx", "onnxscript", "matplotlib", "prometheus_client"},
 }
 
 

@@ -1,5 +1,8 @@
 """kill -9 of the server and of a real broker at random points: nothing stored is lost, nothing counts twice."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,9 +54,22 @@ def test_twenty_kills_lose_nothing(build: Callable[..., Site], mosquitto_binary:
 
 
 @pytest.mark.nats
-def test_kills_lose_nothing_at_nats(build: Callable[..., Site], nats_binary: Path) -> None:
+def test_the_benchmark_loses_nothing_at_nats_and_says_so(nats_binary: Path) -> None:
     assert nats_binary.exists()
-    check(build, Plan(server=4, broker=2), rounds=4, kind="nats", seed=1)
+    script = Path(__file__).parents[1] / "benchmarks" / "crash.py"
+    done = subprocess.run(
+        [sys.executable, script, "--kills", "4", "--broker", "nats", "--json"],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert (figures["kills"], figures["broker_kills"], figures["broker"]) == (4, 2, "nats")
+    assert (figures["lost"], figures["doubled"], figures["byte_equal"]) == (0, 0, True)
+    assert sum(figures["points"].values()) == 6
+    assert "6 of 6 kills" in done.stderr
 
 
 @pytest.mark.slow

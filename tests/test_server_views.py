@@ -1,12 +1,16 @@
 """Looking at a server's store: rounds, vehicles, models and status, beside a running server and after it."""
 
 import json
+import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from child_processes import Processes
+from crash_site import python_path
 from server_world import configuration, key_of, sealed_update
 from test_coordinator import World
 from typer.testing import CliRunner
@@ -107,6 +111,34 @@ def test_status_is_one_plain_line_without_a_terminal(folder: Path) -> None:
     assert line.startswith("round 3/3 · version 3 (drives: 3) · 5/5 online · ")
     assert "north: published 3/3" in line
     assert line.endswith("refused: 1 bad-signature")
+
+
+def test_on_a_terminal_there_are_tables(folder: Path) -> None:
+    config = ["--config", str(folder / "fedfleet.toml")]
+    terminal = {"FORCE_COLOR": "1", "COLUMNS": "160"}
+    shown = CliRunner().invoke(app, ["status", *config], env=terminal).stdout
+    assert "5/5 online" in shown
+    assert "refused: 1 bad-signature" in shown
+    assert "┃" in CliRunner().invoke(app, ["server", *config, "models"], env=terminal).stdout
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_watching_in_a_pipe_gives_a_line_per_look_until_ctrl_c(
+    folder: Path, *, is_json: bool, processes: Processes, wait_until: Callable[..., None]
+) -> None:
+    # given
+    command = [sys.executable, "-m", "fedfleet.cli.main", "status", "--config", folder / "fedfleet.toml"]
+    extra = ["--json"] if is_json else []
+    watching = processes.start(
+        [*command, "--watch", "--interval", "0.1", *extra], env={"PYTHONPATH": python_path()}
+    )
+    # when it has looked three times and is stopped
+    wait_until(lambda: processes.log(watching).count("\n") >= 3, "three looks")
+    watching.send_signal(signal.SIGINT)
+    # then
+    assert watching.wait(10) == 130
+    first = processes.log(watching).splitlines()[0]
+    assert (json.loads(first)["version"] == 3) if is_json else first.startswith("round 3/3 · version 3")
 
 
 def test_status_tells_gains_and_refusals(folder: Path) -> None:
