@@ -26,6 +26,7 @@ from fedfleet.fleet_server.rounds import (
     advance,
     decide,
     may_open,
+    next_s,
     ready_to_merge,
 )
 from fedfleet.fleet_server.rules import VoidError
@@ -45,6 +46,8 @@ __all__ = ["Coordinator", "is_over"]
 log = structlog.get_logger()
 
 NO_DEADLINE_S = 1e7
+POLL_S = 5.0
+"""Seconds after which a tick looks into the store although this server has written nothing: commands write too."""
 
 Key: TypeAlias = tuple[int, str]
 """Number and region of a round."""
@@ -59,6 +62,10 @@ class Shifts:
     def keep(self, rounds: Iterable[Key], shift_s: float) -> None:
         """Note the shift of rounds that are new, and forget those that are not among them."""
         self._by_round = {key: self._by_round.get(key, shift_s) for key in rounds}
+
+    def add(self, key: Key, shift_s: float) -> None:
+        """Note the shift of a round that opens now."""
+        self._by_round[key] = shift_s
 
     def of(self, key: Key) -> float:
         """Return what to add to the steady clock for this round's time."""
@@ -82,6 +89,8 @@ class Coordinator:
     _aggregates: dict[Key, Aggregate] = field(default_factory=dict)
     _waiting_since_s: dict[tuple[str, ...], float] = field(default_factory=dict)
     _shifts: Shifts = field(default_factory=Shifts)
+    _commits: int = -1
+    _due_s: float = -inf
 
     def tick(self, now_s: float, steady_s: float | None = None) -> bool:
         """Do what is due; tell whether something changed that is to be announced.
@@ -89,10 +98,18 @@ class Coordinator:
         ``steady_s`` is a clock that never jumps (any origin): by it the time of an open round goes on when ``now_s``
         is set anew.
         """
+        steady_s = now_s if steady_s is None else steady_s
+        if self.store.commits == self._commits and steady_s < self._due_s:
+            return False
+        self._due_s = steady_s + POLL_S
+        changed = self._tick(now_s, steady_s)
+        self._commits = -1 if changed else self.store.commits
+        return changed
+
+    def _tick(self, now_s: float, steady_s: float) -> bool:
         with self.store.read() as connection:
             current = store_rounds.current(connection)
             presences = store_vehicles.presences(connection)
-        steady_s = now_s if steady_s is None else steady_s
         self._shifts.keep(_keys(current), now_s - steady_s)
         rounds, regions = self.config.rounds, self.config.regions
         groups = [(region,) for region in regions] if rounds.regions == "apart" else [regions]
@@ -100,14 +117,15 @@ class Coordinator:
         for group in groups:
             mine = {region: current[region] for region in group if region in current}
             if not mine or is_over(mine):
-                changed |= self._open(group, mine, presences, now_s)
+                changed |= self._open(group, mine, presences, now_s=now_s, steady_s=steady_s)
             else:
                 changed |= self._progress(mine, presences, now_s=now_s, steady_s=steady_s)
-        return self._merge(now_s) or changed
+        if changed:
+            with self.store.read() as connection:
+                current = store_rounds.current(connection)
+        return self._merge(current, now_s) or changed
 
-    def _merge(self, now_s: float) -> bool:
-        with self.store.read() as connection:
-            current = store_rounds.current(connection)
+    def _merge(self, current: Mapping[str, Round], now_s: float) -> bool:
         apart = self.config.rounds.apart
         if not apart and is_over(current):
             return False
@@ -120,26 +138,36 @@ class Coordinator:
         return True
 
     def _open(
-        self, group: tuple[str, ...], current: Mapping[str, Round], presences: list[Presence], now_s: float
+        self,
+        group: tuple[str, ...],
+        current: Mapping[str, Round],
+        presences: list[Presence],
+        *,
+        now_s: float,
+        steady_s: float,
     ) -> bool:
         rounds = self.config.rounds
         number = max((one.plan.round for one in current.values()), default=0) + 1
         opened_s = max((one.plan.opened_at_s for one in current.values()), default=-inf)
-        if not rounds.goes_on(number - 1) or opened_s <= now_s < opened_s + rounds.interval_s:
+        if not rounds.goes_on(number - 1):
+            return False
+        if opened_s <= now_s < opened_s + rounds.interval_s:
+            self._wake(steady_s + opened_s + rounds.interval_s - now_s)
             return False
         online = {
             region: frozenset(p.vehicle for p in presences if p.online and p.region == region)
             for region in group
         }
-        since_s = self._waiting_since_s.setdefault(group, now_s)
+        since_s = self._waiting_since_s.setdefault(group, steady_s)
         waits = rounds.mode == "sync" or number == 1
         if not may_open(
             {region: len(vehicles) for region, vehicles in online.items()},
             quorum=rounds.quorum if waits else 1,
-            waited_s=now_s - since_s if waits else inf,
+            waited_s=steady_s - since_s if waits else inf,
             start_wait_s=rounds.start_wait_s,
             given_up={region for region, one in current.items() if one.state in {"abandoned", "carried"}},
         ):
+            self._wake(since_s + rounds.start_wait_s if steady_s < since_s + rounds.start_wait_s else inf)
             return False
         del self._waiting_since_s[group]
         with self.store.write() as connection:
@@ -147,6 +175,7 @@ class Coordinator:
             for region in group:
                 one = self._round(number, region, online[region], enrolled.get(region, 0), now_s)
                 store_rounds.add_round(connection, one)
+                self._shifts.add((number, region), now_s - steady_s)
                 log.info(
                     "round open", round=number, region=region, asked=len(one.target), base=self.model.version
                 )
@@ -224,7 +253,9 @@ class Coordinator:
 
     def _act(self, one: Round, view: RoundView, *, now_s: float, steady_s: float) -> bool:
         number, region = view.round, view.region
-        match decide(view, self._shifts.of((number, region)) + steady_s):
+        shift_s = self._shifts.of((number, region))
+        self._wake(next_s(view, shift_s + steady_s) - shift_s)
+        match decide(view, shift_s + steady_s):
             case Close(because):
                 self._close(one, because, now_s)
             case Abandon(reason):
@@ -242,6 +273,10 @@ class Coordinator:
             case None:
                 return False
         return True
+
+    def _wake(self, at_s: float) -> None:
+        """Look again at this time of the steady clock at the latest."""
+        self._due_s = min(self._due_s, at_s)
 
     def _end(self, one: Round, how: Callable[..., None], reason: str, now_s: float) -> None:
         version = self.model.version

@@ -5,6 +5,7 @@ Pure: the shell builds a `RoundView` from the store and the vehicles' statuses, 
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import inf
 from types import MappingProxyType
 from typing import Literal
 
@@ -25,6 +26,7 @@ __all__ = [
     "decide",
     "diagram",
     "may_open",
+    "next_s",
     "ready_to_merge",
 ]
 
@@ -179,6 +181,14 @@ def decide(view: RoundView, now_s: float) -> Close | Abandon | Carry | Republish
     missing = view.wanted - view.counted - len(awaited)
     share = widened(view.share, others, missing=missing, seed=view.seed, round_=view.round)
     return Republish(share) if share > view.share else None
+
+
+def next_s(view: RoundView, now_s: float) -> float:
+    """Return when `decide` may next say something else although nothing new is stored or said; infinity: never."""
+    if view.contributors is not None:
+        return inf
+    times = (view.deadline_s, view.announced_at_s + view.lease_s, *view.leases.values())
+    return min((at_s for at_s in times if at_s > now_s), default=inf)
 
 
 def _end(view: RoundView, found: str) -> Abandon | Carry:

@@ -52,12 +52,14 @@ class StoreLost(StoreFailed):
 class Store:
     """An open store. ``write`` and ``read`` are transactions; close it to let another server in.
 
-    ``folder`` is the server's, ``name`` says in messages which store it is, ``watch`` measures commits.
+    ``folder`` is the server's, ``name`` says in messages which store it is, ``watch`` measures commits, ``commits``
+    counts them.
     """
 
     def __init__(self, engine: Engine, folder: Path, *, name: str, lock_file: int | None = None) -> None:
         self.folder, self.name = folder, name
         self.watch: Watch = unwatched
+        self.commits = 0
         self._engine = engine
         self._lock_file = lock_file
 
@@ -72,6 +74,7 @@ class Store:
                 yield connection
                 with self.watch("commit"):
                     transaction.commit()
+                self.commits += 1
         except ConnectionLost as error:
             raise StoreLost(str(error)) from error
         except DBAPIError as error:

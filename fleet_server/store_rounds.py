@@ -28,6 +28,15 @@ __all__ = [
     "settle",
 ]
 
+_NEWEST = (
+    select(round_.c.region, func.max(round_.c.round).label("number")).group_by(round_.c.region).subquery()
+)
+_CURRENT = (
+    select(round_)
+    .join(_NEWEST, (round_.c.round == _NEWEST.c.number) & (round_.c.region == _NEWEST.c.region))
+    .order_by(round_.c.region)
+)
+
 
 @dataclass(frozen=True)
 class Round:
@@ -61,11 +70,7 @@ def add_round(connection: Connection, one: Round) -> None:
 
 def current(connection: Connection) -> dict[str, Round]:
     """Return each region's newest round; empty before the first."""
-    newest = select(round_.c.region, func.max(round_.c.round).label("number")).group_by(round_.c.region)
-    latest = newest.subquery()
-    both = (round_.c.round == latest.c.number) & (round_.c.region == latest.c.region)
-    rows = connection.execute(select(round_).join(latest, both).order_by(round_.c.region)).mappings()
-    return {row["region"]: _round(row) for row in rows}
+    return {row["region"]: _round(row) for row in connection.execute(_CURRENT).mappings()}
 
 
 def newest(connection: Connection) -> int:

@@ -43,6 +43,13 @@ MAX_INCOMPLETE = 3
 _KNOWN = select(update.c.id, update.c.sealed_sha256, update.c.fate, update.c.reason).where(
     update.c.id.in_(bindparam("ids", expanding=True))
 )
+_PENDING = (
+    select(update.c.id)
+    .where(
+        update.c.round == bindparam("round"), update.c.region == bindparam("region"), update.c.fate.is_(None)
+    )
+    .order_by(update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence)
+)
 
 
 @dataclass(frozen=True)
@@ -148,10 +155,8 @@ def audit_head(connection: Connection) -> tuple[int, str]:
 
 def pending(connection: Connection, *, round_: int, region: str) -> list[UpdateId]:
     """Return the updates of a region's round that have no fate yet, in fold order."""
-    query = select(update.c.id).where(
-        update.c.round == round_, update.c.region == region, update.c.fate.is_(None)
-    )
-    return [UpdateId.parse(text) for text in connection.execute(_in_fold_order(query)).scalars()]
+    found = connection.execute(_PENDING, {"round": round_, "region": region}).scalars()
+    return [UpdateId.parse(text) for text in found]
 
 
 def settled(connection: Connection, *, round_: int, region: str) -> dict[UpdateId, tuple[Fate, str]]:

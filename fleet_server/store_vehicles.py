@@ -34,6 +34,12 @@ __all__ = [
 STAMP = "registry"
 """Property that counts the changes of the registry."""
 
+_PRESENCES = (
+    select(vehicle.c.id, vehicle.c.region, vehicle.c.state, vehicle.c.lease_round, vehicle.c.lease_until_s)
+    .where(~vehicle.c.denied)
+    .order_by(vehicle.c.id)
+)
+
 
 @dataclass(frozen=True)
 class Presence:
@@ -127,7 +133,7 @@ def enrolled(connection: Connection) -> dict[str, int]:
 
 def presences(connection: Connection) -> list[Presence]:
     """Return the presence of every vehicle that is enrolled and not denied, by id."""
-    rows = connection.execute(select(vehicle).where(~vehicle.c.denied).order_by(vehicle.c.id))
+    rows = connection.execute(_PRESENCES)
     return [
         Presence(row.id, row.region, row.state == "ONLINE", row.lease_round or 0, row.lease_until_s or 0.0)
         for row in rows

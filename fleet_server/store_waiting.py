@@ -1,6 +1,6 @@
 """Rows of updates that outlive their round: carried ones, and the members that a closing round took from them."""
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from fedfleet.fleet_server import store_models, store_rounds
 from fedfleet.fleet_server.config_rounds import RoundsConfig
@@ -14,16 +14,21 @@ from fedfleet.protocol.update import Manifest
 __all__ = ["Late", "bases", "claimed", "left_out", "waiting"]
 
 _FOLD_ORDER = (update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence)
+_CLAIMED = (
+    select(member.c.update_id)
+    .join(round_, (member.c.round == round_.c.round) & (member.c.region == round_.c.region))
+    .where(round_.c.state.not_in(FINAL))
+)
+_WAITING = (
+    select(update.c.id, update.c.round, update.c.base_version)
+    .where(update.c.region == bindparam("region"), update.c.fate == "carried", update.c.id.not_in(_CLAIMED))
+    .order_by(*_FOLD_ORDER)
+)
 
 
 def waiting(connection: Connection, *, region: str) -> list[Waiting]:
     """Return the region's carried updates that no closing round has claimed, in fold order."""
-    closing = (member.c.round == round_.c.round) & (member.c.region == round_.c.region)
-    taken = select(member.c.update_id).join(round_, closing).where(round_.c.state.not_in(FINAL))
-    query = select(update.c.id, update.c.round, update.c.base_version).where(
-        update.c.region == region, update.c.fate == "carried", update.c.id.not_in(taken)
-    )
-    rows = connection.execute(query.order_by(*_FOLD_ORDER))
+    rows = connection.execute(_WAITING, {"region": region})
     return [Waiting(UpdateId.parse(row.id), row.round, row.base_version) for row in rows]
 
 

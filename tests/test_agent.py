@@ -392,6 +392,27 @@ def test_a_plan_of_that_time_ends_the_rest_by_the_server_s_clock() -> None:
 # --- a clock that is set anew ---
 
 
+def test_what_is_dated_ahead_of_the_clock_is_read_again_later() -> None:
+    # given a retained message that was refused, because one of the clocks is wrong
+    state, actions = run(ready(), ev.MessageRefused("from-the-future"))
+    assert actions == [act.Count("from-the-future")]
+    assert run(state, ev.Tick(), now_s=1029.0)[1] == []
+    # when some time has passed
+    state, actions = run(state, ev.Tick(), now_s=1030.0)
+    # then it subscribes anew, so that the broker sends it again
+    filters = topics.region_all(aw.FLEET, aw.REGION, aw.TASK_ID)
+    assert of(actions, act.Unsubscribe) == [act.Unsubscribe(filters)]
+    assert [sorted(each.filters) for each in of(actions, act.Subscribe)] == [sorted(filters)]
+    assert run(state, ev.Tick(), now_s=2000.0)[1] == []
+
+
+@pytest.mark.parametrize("jump_s", [-900.0, 86_400.0])
+def test_and_at_once_when_the_clock_was_set(jump_s: float) -> None:
+    state, _ = run(ready(), ev.Tick(), ev.MessageRefused("from-the-future"))
+    _, actions = run(state, ev.Tick(), now_s=1000.0 + jump_s)
+    assert kinds(actions) == ["Unsubscribe", "Subscribe"]
+
+
 @pytest.mark.parametrize("jump_s", [-900.0, 86_400.0])
 def test_timers_move_with_a_clock_that_jumps(jump_s: float) -> None:
     # given a training under way and an update that waits for its receipt

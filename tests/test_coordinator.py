@@ -34,6 +34,7 @@ class World:
     def __init__(self, config: ServerConfig, broker: MemoryBroker | None = None) -> None:
         self.config, self.broker, self.now_s = config, broker or MemoryBroker(), START_S
         self.vehicles: dict[str, Vehicle] = {}
+        self.steady_s: float | None = None
         self.start()
 
     def start(self) -> None:
@@ -69,7 +70,7 @@ class World:
                 vehicle.step()
             self.broker.pump()
             self.server.handle(self.inbox.drain(10_000, 0.0), self.now_s)
-            self.server.tick(self.now_s)
+            self.server.tick(self.now_s, self.steady_s)
 
     def snapshot(self) -> Mapping[str, object]:
         return snapshot(self.config.data_dir, self.now_s)

@@ -83,8 +83,22 @@ def _enrolment_refused(state: State, event: ev.EnrolmentRefused, now_s: float) -
 
 
 def _message_refused(state: State, event: ev.MessageRefused, now_s: float) -> Result:
-    del now_s
+    """Count it; what is dated ahead of this clock is read again later, when one of the clocks may have been set."""
+    if event.reason == "from-the-future" and state.reread_at_s is None:
+        state = replace(state, reread_at_s=now_s + state.settings.resend_cap_s)
     return state, [act.Count(event.reason)]
+
+
+def _reread(state: State, now_s: float) -> Result:
+    """Subscribe anew, so that the retained messages come again."""
+    if state.reread_at_s is None or now_s < state.reread_at_s or not state.following:
+        return state, []
+    if not state.connected or state.following != state.region:
+        return replace(state, reread_at_s=None), []  # they come anyway
+    filters = topics.region_all(state.settings.fleet, state.following, state.settings.task)
+    release, *others = filters
+    actions: list[act.Action] = [act.Unsubscribe(filters), act.Subscribe((*others, release))]
+    return replace(state, reread_at_s=None), actions
 
 
 def _follow_region(state: State, now_s: float) -> Result:
@@ -234,8 +248,9 @@ def _tick(state: State, event: ev.Tick, now_s: float) -> Result:
         training = replace(training, started_s=started_s, lease_until_s=until_s)
     ask_at_s = None if state.ask_at_s is None else state.ask_at_s + by_s
     pending = tuple(replace(each, due_s=each.due_s + by_s) for each in state.outbox)
-    fetch_at_s = state.fetch_at_s + by_s
-    return replace(state, training=training, ask_at_s=ask_at_s, outbox=pending, fetch_at_s=fetch_at_s), []
+    again_s = None if state.reread_at_s is None else now_s  # what was too early then may be timely now
+    state = replace(state, training=training, ask_at_s=ask_at_s, outbox=pending, reread_at_s=again_s)
+    return replace(state, fetch_at_s=state.fetch_at_s + by_s), []
 
 
 def _say(state: State, now_s: float) -> Result:
@@ -279,6 +294,7 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], Result]] = {
 }
 _FOLLOW_UP: tuple[Callable[[State, float], Result], ...] = (
     _follow_region,
+    _reread,
     _ask,
     _watch_training,
     _train,

@@ -87,7 +87,8 @@ class Pending:
 class State:
     """All that ``agent.step`` decides upon. ``draws`` numbers the jitter draws, so that none is used twice.
 
-    ``rests`` is from when until when the last answered plan lets this vehicle rest; ``ticked_s`` is the last tick.
+    ``rests`` is from when until when the last answered plan lets this vehicle rest; ``ticked_s`` is the last tick,
+    ``reread_at_s`` when retained messages are read again.
     """
 
     settings: Settings
@@ -116,6 +117,7 @@ class State:
     outbox: tuple[Pending, ...] = ()
     rests: tuple[float, float] = (0.0, 0.0)
     ticked_s: float | None = None
+    reread_at_s: float | None = None
     draws: int = 0
     said: PublishStatus | None = None
 
