@@ -150,11 +150,17 @@ def _model(one: Mapping[str, Any], regions: Sequence[str], metric: str) -> list[
         "–" if one["round"] is None else str(one["round"]),
         moment(one["created_at_s"]),
         "yes" if one["released"] else "no",
-        kilobytes(one["delta_bytes"]),
-        kilobytes(one["full_bytes"]),
+        kilobytes(_largest(one, "delta_bytes")),
+        kilobytes(_largest(one, "full_bytes")),
         *(figure(one["metrics"].get(name, {}).get(metric), 3) for name in regions),
-        one["onnx_sha256"][:12],
+        "one per region" if one["regions"] else one["onnx_sha256"][:12],
     ]
+
+
+def _largest(one: Mapping[str, Any], name: str) -> int | None:
+    """Return what a vehicle fetches at most: regions with heads of their own get a model each."""
+    sizes = [each[name] for each in one["regions"].values()] or [one[name]]
+    return max((size for size in sizes if size is not None), default=None)
 
 
 @contextmanager

@@ -156,13 +156,18 @@ def _sent(connection: Connection) -> dict[str, dict[str, Any]]:
 def models(
     connection: Connection, *, regions: Sequence[str] = (), last: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return the last versions, the oldest first: what made them, their size, their scores in these regions."""
+    """Return the last versions, the oldest first: what made them, their size, their scores in these regions.
+
+    Sizes are None for what is no longer kept. ``regions`` has what each region gets, when regions have heads of their
+    own; the version itself is then only what they share, which nobody fetches.
+    """
     table, sizes = schema.model, dict(_blob_sizes(connection))
     first = (store_models.newest_version(connection) or 0) - last + 1 if last else 0
     released = Counter(connection.execute(select(schema.release.c.version)).scalars())
     columns = [column for column in table.c if column.name not in {"vector", "error"}]
     rows = connection.execute(select(*columns).where(table.c.version >= first).order_by(table.c.version))
     scores = means(store_models.all_scores(connection))
+    regional = _regional(connection, first, sizes)
     return [
         {
             "version": row.version,
@@ -172,6 +177,11 @@ def models(
             "onnx_sha256": row.onnx_sha256,
             "full_bytes": sizes.get(row.full_sha256),
             "delta_bytes": sizes.get(row.delta_sha256),
+            "regions": {
+                region: told
+                for region, told in regional.get(row.version, {}).items()
+                if not regions or region in regions
+            },
             "metrics": {
                 region: told
                 for region, told in scores.get(row.version, {}).items()
@@ -180,6 +190,24 @@ def models(
         }
         for row in rows
     ]
+
+
+def _regional(
+    connection: Connection, first: int, sizes: Mapping[str, int]
+) -> dict[int, dict[str, dict[str, Any]]]:
+    table = schema.regional
+    columns = (table.c.version, table.c.region, table.c.head_version)
+    digests = (table.c.onnx_sha256, table.c.full_sha256, table.c.delta_sha256)
+    query = select(*columns, *digests).where(table.c.version >= first).order_by(table.c.region)
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.version, {})[row.region] = {
+            "head_version": row.head_version,
+            "onnx_sha256": row.onnx_sha256,
+            "full_bytes": sizes.get(row.full_sha256),
+            "delta_bytes": sizes.get(row.delta_sha256),
+        }
+    return found
 
 
 def _blob_sizes(connection: Connection) -> Iterator[tuple[str, int]]:

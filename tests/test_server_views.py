@@ -13,6 +13,7 @@ from child_processes import Processes
 from crash_site import python_path
 from server_world import configuration, key_of, sealed_update
 from test_coordinator import World
+from test_heads import HEADS, with_head
 from typer.testing import CliRunner
 
 from fedfleet.cli import live
@@ -201,6 +202,22 @@ def test_a_newer_store_is_one_line_that_says_what_to_do(tmp_path: Path) -> None:
     # when it is looked at
     with pytest.raises(UsageError, match=r"has schema 999, this fedfleet knows up to \d+: start"):
         views.begun(tmp_path / "server").__enter__()
+
+
+def test_regions_with_heads_of_their_own_have_models_of_their_own(tmp_path: Path) -> None:
+    # given a server whose regions share all but the bias
+    with_head(tmp_path)
+    world = World(configuration(tmp_path, **HEADS))
+    world.parts.close()
+    (tmp_path / "fedfleet.toml").write_text(f'work_dir = "{tmp_path}"\n')
+    # when its models are listed
+    (first,) = run(tmp_path, "server", "models")
+    # then each region's has its file and its size, and nobody fetches the shared one
+    assert sorted(first["regions"]) == ["north", "south"]
+    assert all(one["full_bytes"] > 0 and len(one["onnx_sha256"]) == 64 for one in first["regions"].values())
+    assert text(tmp_path, "models")[1].endswith("one per region")
+    (only,) = run(tmp_path, "server", "models", "--region", "south")
+    assert list(only["regions"]) == ["south"]
 
 
 def test_a_stopped_server_is_looked_at_too(tmp_path: Path) -> None:
