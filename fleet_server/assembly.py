@@ -18,14 +18,16 @@ from fedfleet.fleet_server.model_state import Graph, open_graph
 from fedfleet.fleet_server.publisher import Publisher
 from fedfleet.fleet_server.rate import Limiter
 from fedfleet.fleet_server.requests import Code, Party
+from fedfleet.fleet_server.root_training import RootTrainer, root_command
 from fedfleet.fleet_server.server import Server
 from fedfleet.fleet_server.stopwatch import Watch, unwatched
 from fedfleet.fleet_server.store import Store, open_store, save_start
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.validation import Validation, open_validation
 from fedfleet.link.port import Link
-from fedfleet.models import bundle, layout
+from fedfleet.models import bundle, layout, prepared
 from fedfleet.models import task as tasks
+from fedfleet.models.task import Task
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import task_id
 
@@ -45,7 +47,9 @@ class Parts:
     ingest: Ingest
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store, and end what it was waiting for."""
+        if self.coordinator.roots is not None:
+            self.coordinator.roots.close()
         self.store.close()
 
 
@@ -57,6 +61,7 @@ def prepare(
     Raises UsageError, the store closed again, when something does not fit; StoreFailed for a full disk.
     """
     task = tasks.load(config.task)
+    roots = _roots(config, task)
     validation = open_validation(config.validation_dir, task, regions=config.regions, batch=config.gate.batch)
     address = config.store.address()
     store = open_store(config.data_dir, fleet=config.fleet, task=config.task, address=address)
@@ -70,7 +75,7 @@ def prepare(
     except BaseException:
         store.close()
         raise
-    coordinator = Coordinator(store, config, party.task, graph, validation, model, watch)
+    coordinator = Coordinator(store, config, party.task, graph, validation, model, watch, roots)
     limits = Limits(
         config.update_limit_bytes,
         model.vector.size,
@@ -81,6 +86,16 @@ def prepare(
     )
     ingest = Ingest(store, party, limits, Limiter(config.rate.rate()), config.rounds)
     return Parts(config, store, party, coordinator, ingest)
+
+
+def _roots(config: ServerConfig, task: Task) -> RootTrainer | None:
+    """Return what trains on the server's root set, where the rule needs one; UsageError when the set does not fit."""
+    folder = config.strategy.root_dir
+    if folder is None:
+        return None
+    prepared.check(prepared.open_meta(folder), task)
+    prepared.open(folder, "train")
+    return RootTrainer(root_command(config.task, folder), config.data_dir / ".root")
 
 
 def assemble(parts: Parts, link: Link) -> Server:

@@ -157,6 +157,10 @@ class StrategyConfig(Config):
                 "codec.index common needs rounds.mode sync, regions together, late return, below_quorum skip: "
                 "coordinates change from round to round"
             )
+        if rule.name == "fltrust" and rounds.apart:
+            raise ValueError(
+                "rule fltrust needs rounds.mode sync and regions together: one root update a round"
+            )
         if rounds.quorum < rule.smallest:
             raise ValueError(
                 f"rule {rule.name} needs rounds.quorum of at least {rule.smallest}, got {rounds.quorum}"

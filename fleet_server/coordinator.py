@@ -4,6 +4,7 @@ Killed at any point it goes on: an open round keeps its plan, a closed one is fo
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import TypeAlias
@@ -16,6 +17,7 @@ from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.finishing import Finish
 from fedfleet.fleet_server.fold import Aggregate
 from fedfleet.fleet_server.model_state import Graph, propose
+from fedfleet.fleet_server.root_training import Roots
 from fedfleet.fleet_server.rounds import (
     FINAL,
     Abandon,
@@ -38,6 +40,7 @@ from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.fleet_server.store_vehicles import Presence
 from fedfleet.fleet_server.validation import Validation
+from fedfleet.models.task import Floats
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate, Plan
 
@@ -86,6 +89,7 @@ class Coordinator:
     validation: Validation
     model: Model
     watch: Watch = unwatched
+    roots: Roots | None = None
     _aggregates: dict[Key, Aggregate] = field(default_factory=dict)
     _waiting_since_s: dict[tuple[str, ...], float] = field(default_factory=dict)
     _shifts: Shifts = field(default_factory=Shifts)
@@ -211,6 +215,7 @@ class Coordinator:
         changed = False
         for region, one in current.items():
             if one.state == "open":
+                self._awaits_root(one)
                 others = [other.state for name, other in current.items() if name != region]
                 holds_up = "aggregated" in others and not {"open", "closing"} & set(others)
                 with self.store.read() as connection:
@@ -295,6 +300,8 @@ class Coordinator:
     def _aggregate(self, one: Round, now_s: float) -> None:
         """Fold a closed region; a restarted server folds again what it had in memory only."""
         number, region = one.plan.round, one.plan.region
+        if self._awaits_root(one):
+            return
         with self.store.write() as connection:
             if not store_updates.has_members(connection, round_=number, region=region):
                 why, version = "no update of a contributor", self.model.version
@@ -306,7 +313,12 @@ class Coordinator:
             try:
                 with self.watch("fold"):
                     aggregate = finishing.fold_region(
-                        connection, one, config=self.config, model=self.model, parts=parts
+                        connection,
+                        one,
+                        config=self.config,
+                        model=self.model,
+                        parts=parts,
+                        root=self._root(one),
                     )
             except VoidError as error:
                 self._void(connection, one, error, now_s)
@@ -318,6 +330,19 @@ class Coordinator:
         log.info(
             "region folded", round=number, region=region, updates=aggregate.count, examples=aggregate.weight
         )
+
+    def _root(self, one: Round) -> Floats | None:
+        """Return the server's own update for a round, None while it is not there; VoidError when it failed."""
+        if self.roots is None:
+            return None
+        plan, model = one.plan, self.model
+        return self.roots.update(model.vector, plan.training, version=model.version, round_=plan.round)
+
+    def _awaits_root(self, one: Round) -> bool:
+        """Tell whether the server's own update is still being made; the first question begins it."""
+        with suppress(VoidError):
+            return self.roots is not None and self._root(one) is None
+        return False
 
     def _void(self, connection: Connection, one: Round, error: VoidError, now_s: float) -> None:
         self._set_aside(connection, error)
