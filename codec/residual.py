@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,31 +18,51 @@ __all__ = ["Feedback", "encode_with_feedback"]
 
 @dataclass(frozen=True)
 class Feedback:
-    """What of a residual still counts when its vehicle takes part again, by the rounds that have passed since.
+    """What a vehicle does that takes part again, by its age: the rounds since its last update, 1 for every round.
 
-    `keep` is the share that enters the next update, from 0 (no error feedback) to 1; after more than `drop_after`
-    rounds nothing does (0: it never grows too old). Raises UsageError for a share or a number out of range.
+    `keep` is the share of the residual that enters the update, from 0 (no error feedback) to 1; at more than
+    `drop_after` rounds nothing of it does (0: it never grows too old). With `catch_up` F a vehicle sends as much as it
+    would have sent in the rounds it missed: its density is multiplied by its age, at most by F.
+    Raises UsageError for a number out of range.
     """
 
     keep: float = 1.0
     drop_after: int = 0
+    catch_up: int = 1
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.keep) and 0.0 <= self.keep <= 1.0):
             raise UsageError(f"feedback keep: expected a share from 0 to 1, got {self.keep}")
         if self.drop_after < 0:
             raise UsageError(f"feedback drop_after: expected 0 or more rounds, got {self.drop_after}")
+        if self.catch_up < 1:
+            raise UsageError(f"feedback catch_up: expected a factor of 1 or more, got {self.catch_up}")
 
     def entering(self, residual: npt.NDArray[np.float32], *, age: int) -> npt.NDArray[np.float32]:
         """Return what of the residual float32[M] enters an update `age` rounds after the one that left it.
 
         A new array, or the residual itself when all of it enters. Raises UsageError for an age below 0.
         """
-        if age < 0:
-            raise UsageError(f"residual: expected an age of 0 or more rounds, got {age}")
+        _check_age(age)
         if self.keep == 0.0 or (self.drop_after and age > self.drop_after):
             return np.zeros_like(residual)
         return residual if self.keep == 1.0 else residual * np.float32(self.keep)
+
+    def settings(self, wished: Settings, *, age: int) -> Settings:
+        """Return the settings of an update `age` rounds after the last, by index "rice" of more density if need be.
+
+        Other index modes have a density that is not the vehicle's to choose. Raises UsageError for an age below 0.
+        """
+        _check_age(age)
+        factor = min(max(age, 1), self.catch_up)
+        if factor == 1 or wished.index != "rice":
+            return wished
+        return replace(wished, density=min(1.0, factor * wished.density))
+
+
+def _check_age(age: int) -> None:
+    if age < 0:
+        raise UsageError(f"feedback: expected an age of 0 or more rounds, got {age}")
 
 
 def encode_with_feedback(  # noqa: PLR0913 (as `encode`; all but the first three by keyword)

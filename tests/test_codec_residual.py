@@ -118,6 +118,26 @@ def test_a_rule_out_of_range_is_refused(keep: float, drop_after: int, text: str)
         Feedback(keep, drop_after)
 
 
+def test_a_factor_below_one_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^feedback catch_up: expected a factor of 1 or more, got 0$"):
+        Feedback(catch_up=0)
+
+
+@pytest.mark.parametrize(("age", "density"), [(0, 0.02), (1, 0.02), (3, 0.06), (10, 0.2), (11, 0.2)])
+def test_who_was_away_sends_what_it_would_have_sent(age: int, density: float) -> None:
+    found = Feedback(catch_up=10).settings(Settings(value="int8", density=0.02), age=age)
+    assert (found.value, found.density) == ("int8", pytest.approx(density))
+
+
+def test_nobody_sends_more_than_everything() -> None:
+    assert Feedback(catch_up=10).settings(Settings(density=0.3), age=9).density == 1.0
+
+
+@pytest.mark.parametrize("wished", [Settings("dense", "stochastic4", 0.1), Settings("common", "sign", 0.1)])
+def test_a_density_that_is_not_the_vehicles_stays(wished: Settings) -> None:
+    assert Feedback(catch_up=10).settings(wished, age=5) is wished
+
+
 def test_an_age_below_zero_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^residual: expected an age of 0 or more rounds, got -1$"):
+    with pytest.raises(UsageError, match=r"^feedback: expected an age of 0 or more rounds, got -1$"):
         Feedback().entering(np.ones(1, dtype=np.float32), age=-1)
