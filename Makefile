@@ -40,7 +40,7 @@ format: setup ## let ruff format the code and mend what it can
 
 bench: setup ## run every benchmark; figures as JSON in out/bench
 	@mkdir -p out/bench
-	@set -e; for script in benchmarks/*.py; do name=$$(basename $$script .py); echo "bench: $$name"; \
+	@set -e; for script in $$(grep -l __main__ benchmarks/*.py); do name=$$(basename $$script .py); echo "bench: $$name"; \
 	  $(BIN)/python $$script --json > out/bench/$$name.json; done
 
 docs: setup ## make the generated pages again (command reference, state-machine picture)
