@@ -15,7 +15,7 @@ _MAGNITUDE = np.uint32(0x7FFFFFFF)
 _INFINITY = 0x7F800000
 _SAMPLE = 16_384  # magnitudes looked at to guess the threshold
 _SLACK_SIGMAS = 4.0  # how far beyond `count` the guess aims, so that it rarely falls short
-_BLOCK = 1 << 16  # values compared at a time: they and their bits stay in the cache
+_BLOCK = 1 << 17  # values compared at a time: they and their bits stay in the cache
 
 
 def magnitude_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
@@ -42,10 +42,9 @@ def top_k(values: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
         raise _not_finite(values, int(candidates[np.argmax(strength >= _INFINITY)]))
     if candidates.size > count:
         threshold = np.partition(strength, candidates.size - count)[candidates.size - count]
-        above = strength > threshold
-        ties = np.flatnonzero(strength == threshold)[: count - int(np.count_nonzero(above))]
-        above[ties] = True
-        candidates = candidates[above]
+        chosen = np.flatnonzero(strength > threshold)
+        ties = np.flatnonzero(strength == threshold)[: count - chosen.size]
+        candidates = candidates[np.sort(np.concatenate([chosen, ties]), kind="stable")]
     return candidates
 
 
@@ -85,8 +84,10 @@ def _marks(bits: npt.NDArray[np.uint32], guess: np.uint32) -> Iterator[npt.NDArr
     held, marked = np.empty(_BLOCK, dtype=np.uint32), np.empty(_BLOCK, dtype=np.bool_)
     for start in range(0, bits.size, _BLOCK):
         block = bits[start : start + _BLOCK]
-        magnitudes = np.bitwise_and(block, _MAGNITUDE, out=held[: block.size])
-        yield np.packbits(np.greater_equal(magnitudes, guess, out=marked[: block.size]))
+        np.abs(
+            block.view(np.float32), out=held[: block.size].view(np.float32)
+        )  # faster than to mask the sign's bit
+        yield np.packbits(np.greater_equal(held[: block.size], guess, out=marked[: block.size]))
 
 
 def _sampled_threshold(bits: npt.NDArray[np.uint32], count: int) -> int:
