@@ -189,13 +189,13 @@ def _best_strength(indices: Ints, runs: tuple[Run, ...], *, size: int) -> int:
     for number, (count, columns) in enumerate(runs):
         end = size if number == len(runs) - 1 else at + count * columns
         inside = indices[slice(*np.searchsorted(indices, (at, end)))] - at
-        costs += _costs(inside, columns)
+        costs += _costs(inside, columns) if inside.size else 0
         at = end
     return int(costs.argmin())
 
 
 def _costs(indices: Ints, columns: int) -> npt.NDArray[np.float64]:
-    """Return for each strength the bits of the places in rows of one run, by the chance that each row gives them."""
+    """Return for each strength the bits of the places of indices int64[≥ 1] in rows of one run, by their chances."""
     past = _Columns(columns)
     number, place = indices // columns, indices % columns
     used, first = np.unique(number, return_index=True)
