@@ -75,12 +75,13 @@ def encode_with_feedback(  # noqa: PLR0913 (as `encode`; all but the first three
     parts: Parts | None = None,
     common: npt.NDArray[np.int64] | None = None,
     seed: int | None = None,
+    control: npt.NDArray[np.float32] | None = None,
 ) -> tuple[bytes, npt.NDArray[np.float32]]:
     """Return the payload of p = delta + residual, and the new residual p - decoded, all float32[M].
 
     `decoded` comes from the very bytes that are returned, so sender and receiver agree to the last bit. What is
-    excluded by the parts is never sent and stays out of the residual; `parts`, `common` and `seed` as in `encode`.
-    A stateless value mode leaves nothing behind: its error has mean zero, and feeding it back would make it grow.
+    excluded by the parts is never sent and stays out of the residual; the others as in `encode`. A stateless value
+    mode leaves nothing behind: its error has mean zero, and feeding it back would make it grow.
     Neither input is changed. Raises UsageError as `encode` does, and when the shapes or types differ.
     """
     if residual.shape != delta.shape or residual.dtype != np.float32:
@@ -90,11 +91,20 @@ def encode_with_feedback(  # noqa: PLR0913 (as `encode`; all but the first three
         wanted = delta + residual  # not finite: refused by encode
     if parts is not None:
         wanted = parts.without_excluded(wanted)
-    data = encode(wanted, settings, steps=steps, examples=examples, parts=parts, common=common, seed=seed)
+    data = encode(
+        wanted,
+        settings,
+        steps=steps,
+        examples=examples,
+        parts=parts,
+        common=common,
+        seed=seed,
+        control=control,
+    )
     if settings.is_stateless:
         return data, np.zeros_like(wanted)
     named = common if settings.index == "common" else None
-    sent = decode(data, size=wanted.size, parts=parts, common=named).delta
+    sent = decode(data, size=wanted.size, parts=parts, common=named, control=control is not None).delta
     if sent.indices is None:
         wanted -= sent.values
     else:

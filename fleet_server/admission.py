@@ -25,7 +25,8 @@ __all__ = ["Accepted", "Candidate", "Duplicate", "Limits", "View", "expect", "ju
 class Limits:
     """What bounds an update: sealed bytes, parameters of the model, examples that count; and the quarantine.
 
-    ``parts`` are how the model's layout divides an update; None: one sparse part.
+    ``parts`` are how the model's layout divides an update; None: one sparse part. With ``control`` an update must
+    carry a step of the vehicle's control variate (SCAFFOLD).
     """
 
     update_bytes: int
@@ -34,6 +35,7 @@ class Limits:
     quarantine_keep: int = 1000
     quarantine_bytes: int = 16_000_000
     parts: Parts | None = None
+    control: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,9 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
         return Duplicate(known)
     found = _check_fresh(manifest, view)
     limits, named = view.limits, view.coordinates(found.plan)
-    decoded = payload.decode(one.payload, size=limits.parameters, parts=limits.parts, common=named)
+    decoded = payload.decode(
+        one.payload, size=limits.parameters, parts=limits.parts, common=named, control=limits.control
+    )
     weight = example_weight(decoded.examples, cap=view.limits.example_cap)
     check_update(manifest.id, decoded.delta, weight, size=view.limits.parameters)
     stored = StoredUpdate(

@@ -56,6 +56,7 @@ def pointer(
         deltas=chain.deltas,
         packs=chain.packs,
         keep_step=keep_step,
+        control=store_models.control_ref(connection),
     )
 
 
@@ -76,12 +77,13 @@ def _segments(connection: Connection, version: int, *, region: str, head_version
 
 def _alone(model: ModelPointer) -> ModelPointer:
     """Return the pointer without its chain: a vehicle follows the base, and what drives is mostly the same version."""
-    return model.model_copy(update={"deltas": (), "packs": ()})
+    return model.model_copy(update={"deltas": (), "packs": (), "control": None})
 
 
 def _named(model: ModelPointer) -> list[BlobRef]:
     hops: tuple[DeltaRef | PackRef, ...] = (*model.deltas, *model.packs)
-    return [model.graph, model.full, *(hop.blob for hop in hops)]
+    control = () if model.control is None else (model.control,)
+    return [model.graph, model.full, *control, *(hop.blob for hop in hops)]
 
 
 def live_blobs(connection: Connection) -> list[BlobRef]:

@@ -83,6 +83,7 @@ def prepare(
         config.quarantine_keep,
         config.retention.quarantine_bytes,
         graph.layout.parts,
+        control=config.strategy.name == "scaffold",
     )
     ingest = Ingest(store, party, limits, Limiter(config.rate.rate()), config.rounds)
     return Parts(config, store, party, coordinator, ingest)

@@ -12,6 +12,7 @@ from fedfleet.fleet_server import schema, store_heads
 from fedfleet.fleet_server.gate import Scores
 from fedfleet.fleet_server.heads import Regional
 from fedfleet.fleet_server.upsert import insert
+from fedfleet.models import bundle
 from fedfleet.protocol.chunks import CHUNK_BYTES
 from fedfleet.protocol.messages import BlobRef
 
@@ -23,6 +24,7 @@ __all__ = [
     "all_scores",
     "blob_bytes",
     "cleared",
+    "control_ref",
     "find_blob",
     "first_model",
     "graph_ref",
@@ -36,12 +38,14 @@ __all__ = [
     "ref",
     "replace_heads",
     "retire_blobs",
+    "save_control",
     "save_model",
     "save_scores",
     "scores",
     "to_clear",
 ]
 
+CONTROL = "control"
 BASELINE = -1
 """The version under which the scores of the task's trivial answer stand."""
 
@@ -235,6 +239,22 @@ def put_blob(connection: Connection, kind: str, data: bytes) -> str:
         connection.execute(table.insert(), row)
     connection.execute(table.update().where(table.c.sha256 == digest).values(retired_round=None))
     return digest
+
+
+def save_control(connection: Connection, control: npt.NDArray[np.float64] | None) -> None:
+    """Keep the newest model's control variate float64[M] as a blob for the vehicles; None: it has none."""
+    table = schema.property_
+    connection.execute(table.delete().where(table.c.name == CONTROL))
+    if control is not None:
+        digest = put_blob(connection, "control", bundle.pack_vector(control.astype(np.float32)))
+        connection.execute(table.insert(), {"name": CONTROL, "value": digest})
+
+
+def control_ref(connection: Connection) -> BlobRef | None:
+    """Return the reference to the newest model's control variate; None when it has none."""
+    query = select(schema.property_.c.value).where(schema.property_.c.name == CONTROL)
+    digest = connection.execute(query).scalar_one_or_none()
+    return None if digest is None else ref(connection, digest)
 
 
 def blob_bytes(connection: Connection, digest: str) -> bytes:

@@ -103,7 +103,8 @@ class CodecPlan(Message):
     """How vehicles encode their updates in a round (DESIGN of the codec: ``docs/codec-format.md``).
 
     ``links`` has what differs by class of link (``LinkClass``; a class that a vehicle does not know is not its own).
-    ``seeded`` is the share of ``common`` coordinates that the seed draws (``codec/common.py``).
+    ``seeded`` is the share of ``common`` coordinates that the seed draws (``codec/common.py``). A vehicle's density is
+    multiplied by the rounds since its last update, at most by ``catch_up`` (``codec/residual.py``).
     """
 
     index: Annotated[str, Field(max_length=32)] = "rice"
@@ -112,6 +113,7 @@ class CodecPlan(Message):
     coordinates: Literal["own", "common", "dense"] = "own"
     layer_floor: Share = 0.0
     seeded: Share = 0.1
+    catch_up: Annotated[int, Field(ge=1, le=1000)] = 1
     links: Annotated[Mapping[Annotated[str, Field(max_length=16)], LinkPlan], Field(max_length=16)] = Field(
         default_factory=dict
     )
@@ -172,7 +174,8 @@ class ModelPointer(Message):
     ``graph`` names a zstd frame of ``u32 layout length | layout JSON | ONNX file with weights zeroed``; ``full`` a
     zstd frame of the vector; each delta a codec payload; ``packs`` hold the deltas before those. ``onnx_sha256`` is
     that of the patched ONNX file. With ``keep_step`` plans name coordinates from the delta to this version, the last
-    of ``deltas``: vehicles keep it.
+    of ``deltas``: vehicles keep it. ``control`` names the server's control variate (SCAFFOLD), a vector like ``full``;
+    zero when there is none.
     """
 
     task: Id
@@ -187,6 +190,7 @@ class ModelPointer(Message):
     deltas: Annotated[tuple[DeltaRef, ...], Field(max_length=256)] = ()
     packs: Annotated[tuple[PackRef, ...], Field(max_length=256)] = ()
     keep_step: bool = False
+    control: BlobRef | None = None
 
     @property
     def is_regional(self) -> bool:

@@ -75,7 +75,7 @@ def test_a_journal_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
     # given a journal as the first version of the program made it
     opened(tmp_path).close()
     with sqlite3.connect(tmp_path / "journal.sqlite") as db:
-        db.executescript("DROP TABLE outbox; DROP TABLE base;" + VERSION_1)
+        db.executescript("DROP TABLE outbox; DROP TABLE base; DROP TABLE control;" + VERSION_1)
     db.close()
     # then it opens with all it had; how its base was reached is not known
     journal = opened(tmp_path)
@@ -93,6 +93,29 @@ def test_a_journal_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
     assert again.coordinates.tolist() == named.tolist()
     journal.set_base(Base(5, "x", "north", step=True), vector(1), Graph("g", b"l", b"o"), step=b"delta")
     assert (journal.base, journal.base_step) == (Base(5, "x", "north", step=True), b"delta")
+    journal.close()
+
+
+def test_the_control_variate_moves_once_with_the_settlement_and_the_servers_with_the_base(
+    tmp_path: Path,
+) -> None:
+    # given a journal that knows of none
+    journal = opened(tmp_path)
+    assert not journal.controls(2).any()
+    journal.commit_update(OutboxEntry(journal.next_id, b"s", 1, "north"), vector(1, 1))
+    step = Delta(2, None, vector(0.5, -1))
+    # when an update is settled twice, and a base comes with the server's
+    assert journal.settle(1, returned=None, control=step)
+    assert not journal.settle(1, returned=None, control=step)
+    journal.set_base(Base(5, "x"), vector(3, 4), Graph("g", b"l", b"o"), control=vector(7, 8))
+    journal.close()
+    # then both are there after a restart, and a model of another size has none
+    journal = opened(tmp_path)
+    assert journal.controls(2).tolist() == [[0.5, -1.0], [7.0, 8.0]]
+    assert journal.controls(3).tolist() == [[0.0] * 3] * 2
+    # and a base without one forgets the server's
+    journal.set_base(Base(6, "y"), vector(3, 4), Graph("g", b"l", b"o"))
+    assert journal.controls(2).tolist() == [[0.5, -1.0], [0.0, 0.0]]
     journal.close()
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import server_world as sw
-from both_sides import Both
+from both_sides import Both, Pull
 
 from fedfleet.fleet_server import store_updates
 from fedfleet.fleet_server.schema import update
 from fedfleet.models.task import Floats
 from fedfleet.protocol.ids import UpdateId
+from fedfleet.vehicle_agent.jobs import Job, Told
+from fedfleet.vehicle_agent.vehicle import Vehicle
 
 NAMES = tuple(f"v{n}" for n in range(9))
 HOSTILE = ("v2", "v5")
@@ -156,4 +158,108 @@ def test_every_optimizer_comes_nearer_to_the_truth_and_its_state_survives_a_rest
     }
     both.run_until(lambda: both.version == 4)
     assert error(both) < first
+    both.close()
+
+
+# --- SCAFFOLD ---
+
+
+class Drifting(Pull):
+    """A trainer that goes a part of the way to its vehicle's target, corrected as SCAFFOLD's steps are.
+
+    The gradient of ½ ‖w − target‖² is w − target; the new control variate is the mean of those seen.
+    """
+
+    steps, rate = 8, 0.2
+
+    def submit(self, job: Job) -> None:
+        base, (own, server) = np.load(job.base), np.load(job.control)
+        w, seen = base.astype(np.float64), np.zeros(base.size)
+        for _ in range(self.steps):
+            gradient = w - self.target(job.id.partition("/")[0])
+            seen += gradient
+            w -= self.rate * (gradient - own + server)
+        found = np.stack([w - base, seen / self.steps - own]).astype(np.float32)
+        np.save(job.out, found)
+        self.told.append(Told(kind="done", id=job.id, steps=self.steps, examples=10))
+
+
+def mean_of_controls(both: Both) -> Floats:
+    """The mean of the vehicles' own control variates."""
+    found = [each.parts.journal.controls(sw.SIZE)[0] for each in both.vehicles.values()]
+    mean: Floats = np.mean(found, axis=0)
+    return mean
+
+
+def held_version(vehicle: Vehicle) -> int:
+    base = vehicle.parts.journal.base
+    return -1 if base is None else base.version
+
+
+def scaffold(folder: Path, *, total: int, value: str) -> Both:
+    targets = {name: sw.TRUTH + 3 * (-1) ** n * sw.TRUTH for n, name in enumerate(NAMES[:8])}
+    both = Both(
+        folder,
+        regions={"north": NAMES[:8]},
+        target=lambda name: targets[name],
+        server={
+            "strategy": {"name": "scaffold", "server_learning_rate": 1.0},
+            "training": {"momentum": 0.0},
+            "rounds": {"total": total, "quorum": 2, "contributors": {"north": list(NAMES[:8])}},
+            "codec": {"index": "dense", "value": value},
+            "downlink": {"value": "float32"},
+            "gate": {"tolerance": 1.0},
+        },
+    )
+    both.trainer = Drifting(lambda name: targets[name])
+    both.fleet.stop()
+    both.fleet = both.start_fleet()
+    return both
+
+
+@pytest.mark.parametrize("value", ["float32", "int8"])
+def test_control_variates_of_server_and_vehicles_stay_in_step(tmp_path: Path, value: str) -> None:
+    # given eight vehicles, half of which pull the other way
+    both = scaffold(tmp_path, total=4, value=value)
+    both.run_until(lambda: both.version == 4)
+    both.run_until(lambda: not any(each.state.outbox for each in both.vehicles.values()))
+    both.run_until(lambda: all(held_version(each) == 4 for each in both.vehicles.values()))
+    # then the server's variate is the mean of theirs, as far as was carried, and is not zero
+    control = both.parts.coordinator.model.optimizer["control"]
+    assert np.allclose(control, mean_of_controls(both), atol=1e-5)
+    assert np.abs(both.vehicles["v0"].parts.journal.controls(sw.SIZE)[0]).max() > 0.1
+    # and what the vehicles hold of it is what the server has published
+    for vehicle in both.vehicles.values():
+        held = vehicle.parts.journal.controls(sw.SIZE)[1]
+        assert held.tobytes() == control.astype(np.float32).tobytes()
+    both.close()
+
+
+def test_the_controls_survive_the_death_of_both_sides(tmp_path: Path) -> None:
+    # given a run without, and one in which server and fleet die in every round
+    undisturbed = scaffold(tmp_path / "a", total=3, value="int8")
+    undisturbed.run_until(lambda: undisturbed.version == 3)
+    killed = scaffold(tmp_path / "b", total=3, value="int8")
+    for version in (1, 2, 3):
+        killed.run_until(lambda version=version: killed.version == version)  # type: ignore[misc]
+        killed.broker.kill("fleet-server")
+        killed.parts.close()
+        killed.start_server()
+        killed.fleet.stop()
+        killed.fleet = killed.start_fleet()
+    one, two = (each.parts.coordinator.model for each in (undisturbed, killed))
+    assert one.vector.tobytes() == two.vector.tobytes()
+    assert one.optimizer["control"].tobytes() == two.optimizer["control"].tobytes()
+    undisturbed.close()
+    killed.close()
+
+
+def test_updates_that_the_gate_refuses_move_no_control_variate(tmp_path: Path) -> None:
+    # given a gate that takes no loss, and vehicles that all pull away from the truth
+    both = scaffold(tmp_path, total=2, value="float32")
+    both.trainer.target = lambda _: -50 * sw.TRUTH
+    both.run_until(lambda: both.vehicles["v0"].refusals.get("update-dropped-refused-by-gate", 0) == 2)
+    # then neither side has moved
+    assert not both.parts.coordinator.model.optimizer.get("control", np.zeros(1)).any()
+    assert not mean_of_controls(both).any()
     both.close()

@@ -141,7 +141,8 @@ class Downlink:
             self._under = None
         held = self._held(pointer)
         way = route(pointer, held, full=full)
-        refs = way.refs if release is None else (*way.refs, release.canary)
+        besides = pointer.control if release is None else release.canary
+        refs = way.refs if besides is None else (*way.refs, besides)
         number = pointer.version if release is None else release.number
         try:
             timeout_s = self._limits.timeout_s
@@ -170,7 +171,10 @@ class Downlink:
             model = build(under.way, blobs, under.held, task=self._task, limit_bytes=limit)
             self._under = None
             if under.release is None:
-                return self._keep_base(model, under.pointer.region)
+                named = under.pointer.control
+                blob = None if named is None else blobs[named.sha256]
+                control = None if blob is None else bundle.unpack_vector(blob, size=model.vector.size)
+                return self._keep_base(model, under.pointer.region, control)
             canary = bundle.unpack_canary(blobs[under.release.canary.sha256], limit_bytes=limit)
         except PeerError as error:
             self._under = None
@@ -181,10 +185,10 @@ class Downlink:
         self._fetched = (under.release, model, canary)
         return [ev.ReleaseFetched(under.release.number)]
 
-    def _keep_base(self, model: Model, region: str) -> list[ev.Event]:
+    def _keep_base(self, model: Model, region: str, control: Floats | None) -> list[ev.Event]:
         base = Base(model.version, model.onnx_sha256, region, step=model.step is not None)
         try:
-            self._journal.set_base(base, model.vector, model.graph, step=model.step)
+            self._journal.set_base(base, model.vector, model.graph, step=model.step, control=control)
         except JournalError as error:
             return [ev.FetchFailed("base", model.version, error.reason, lasting=False)]
         return [ev.BaseReady(base.version, base.onnx_sha256, region, base.step)]

@@ -11,7 +11,11 @@ Text = Annotated[str, Field(max_length=4096)]
 
 
 class Job(BaseModel):
-    """One fine-tuning. ``base`` and ``out`` are ``.npy`` files of float32[M]; ``data_dir`` a prepared folder."""
+    """One fine-tuning. ``base`` and ``out`` are ``.npy`` files of float32[M]; ``data_dir`` a prepared folder.
+
+    ``control``, when given, is one of float32[2, M], the control variates c_k and c (SCAFFOLD); then ``out`` has the
+    delta and the step of c_k, float32[2, M].
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -22,6 +26,7 @@ class Job(BaseModel):
     settings: Mapping[str, int | float | str]
     seed: int
     out: Text
+    control: Text = ""
 
 
 class Order(BaseModel):

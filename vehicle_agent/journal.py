@@ -177,16 +177,32 @@ class Journal:
                 ("stored" if stored else "waiting", attempts, sequence),
             )
 
-    def settle(self, sequence: int, *, returned: Delta | None) -> bool:
+    def settle(self, sequence: int, *, returned: Delta | None, control: Delta | None = None) -> bool:
         """Take an update out of the outbox; ``returned`` re-enters the residual, exactly once.
 
-        False, and no change, when it is settled already.
+        ``control`` moves the vehicle's control variate as the server's has been. False, and no change, when it is
+        settled already.
         """
         with self._change():
             gone = self._db.execute("DELETE FROM outbox WHERE sequence = ?", (sequence,)).rowcount
             if gone and returned is not None:
                 self._set_residual(self.residual(returned.size) + returned.dense())
+            if gone and control is not None:
+                moved = (self.controls(control.size)[0] + control.dense()).astype("<f4", copy=False)
+                row = (self._task, moved.tobytes())
+                self._db.execute("INSERT OR REPLACE INTO control VALUES (?, ?)", row)
         return bool(gone)
+
+    def controls(self, size: int) -> Floats:
+        """Return float32[2, size]: the vehicle's control variate, and the server's of the base; zeros for none."""
+        found = np.zeros((2, size), dtype=np.float32)
+        for row, query in enumerate(
+            ("SELECT vector FROM control WHERE task = ?", "SELECT control FROM base WHERE task = ?")
+        ):
+            held = self._db.execute(query, (self._task,)).fetchone()
+            if held and held[0] is not None and len(held[0]) == 4 * size:
+                found[row] = np.frombuffer(held[0], dtype="<f4")
+        return found
 
     def residual(self, size: int) -> Floats:
         """Return the residual float32[size]: zeros when there is none, or the model has another size now."""
@@ -259,12 +275,21 @@ class Journal:
         ).fetchone()
         return Graph(*row) if row else None
 
-    def set_base(self, base: Base, vector: Floats, graph: Graph, *, step: bytes | None = None) -> None:
-        """Replace the base, its graph and the delta that led to it."""
+    def set_base(
+        self,
+        base: Base,
+        vector: Floats,
+        graph: Graph,
+        *,
+        step: bytes | None = None,
+        control: Floats | None = None,
+    ) -> None:
+        """Replace the base, its graph, the delta that led to it, and the server's control variate."""
         data = vector.astype("<f4", copy=False).tobytes()
+        told = None if control is None else control.astype("<f4", copy=False).tobytes()
         with self._change():
-            row = (self._task, base.version, base.onnx_sha256, data, graph.sha256, base.region, step)
-            self._db.execute("INSERT OR REPLACE INTO base VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            row = (self._task, base.version, base.onnx_sha256, data, graph.sha256, base.region, step, told)
+            self._db.execute("INSERT OR REPLACE INTO base VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
             held = self._db.execute("SELECT sha256 FROM graph WHERE task = ?", (self._task,)).fetchone()
             if held != (graph.sha256,):
                 row_graph = (self._task, graph.sha256, graph.layout, graph.onnx)

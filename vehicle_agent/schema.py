@@ -8,6 +8,10 @@ ALTER TABLE outbox ADD COLUMN coordinates BLOB;
 ALTER TABLE base ADD COLUMN region TEXT NOT NULL DEFAULT '';
 ALTER TABLE base ADD COLUMN step BLOB;
 """,
+    """
+ALTER TABLE base ADD COLUMN control BLOB;
+CREATE TABLE control (task TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;
+""",
 )
 """Step i brings the tables of version i + 1, as an older program made them, to i + 2."""
 
@@ -28,7 +32,8 @@ CREATE TABLE seen (
   PRIMARY KEY (task, region)) WITHOUT ROWID;
 CREATE TABLE base (
   task TEXT PRIMARY KEY, version INTEGER NOT NULL, onnx_sha256 TEXT NOT NULL, vector BLOB NOT NULL,
-  graph_sha256 TEXT NOT NULL, region TEXT NOT NULL DEFAULT '', step BLOB);
+  graph_sha256 TEXT NOT NULL, region TEXT NOT NULL DEFAULT '', step BLOB, control BLOB);
+CREATE TABLE control (task TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE graph (task TEXT PRIMARY KEY, sha256 TEXT NOT NULL, layout BLOB NOT NULL, onnx BLOB NOT NULL);
 CREATE TABLE release (
   task TEXT NOT NULL, slot TEXT NOT NULL CHECK (slot IN ('active', 'previous')), number INTEGER NOT NULL,

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from fedfleet.models import prepared
 from fedfleet.models import task as tasks
+from fedfleet.models.correction import Control
 from fedfleet.models.settings import TrainSettings
 from fedfleet.models.training import FineTuning, Trained, TrainingError
 from fedfleet.protocol.errors import UsageError
@@ -84,7 +85,9 @@ def _do(job: Job, tell: Callable[[Told], None], is_cancelled: Callable[[], bool]
     prepared.check(prepared.open_meta(folder), task)
     base = np.load(job.base, allow_pickle=False)
     settings = TrainSettings.model_validate(dict(job.settings))
-    tuning = FineTuning(task, base, prepared.open(folder, "train"), settings, seed=job.seed)
+    control = Control(*np.load(job.control, allow_pickle=False)) if job.control else None
+    samples = prepared.open(folder, "train")
+    tuning = FineTuning(task, base, samples, settings, seed=job.seed, control=control)
     while (progress := tuning.advance()) is not None:
         if is_cancelled():
             raise _Cancelled(job.id)
@@ -100,7 +103,9 @@ def _failed(job: Job, reason: str, error: Exception) -> Told:
 def _finish(job: Job, trained: Trained) -> Told:
     out = Path(job.out)
     fresh = out.with_suffix(".new.npy")
-    np.save(fresh, trained.delta, allow_pickle=False)
+    control = trained.control
+    found = trained.delta if control is None else np.stack([trained.delta, control])
+    np.save(fresh, found, allow_pickle=False)
     fresh.replace(out)
     return Told(
         kind="done",

@@ -1,6 +1,8 @@
 """A vehicle's trainings: the job to the trainer, its result to a sealed update in the journal, its fate afterwards."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from fedfleet.codec import payload
 from fedfleet.codec.common import common
 from fedfleet.codec.delta import Delta
 from fedfleet.codec.parts import Parts
-from fedfleet.codec.residual import encode_with_feedback
+from fedfleet.codec.residual import Feedback, encode_with_feedback
 from fedfleet.codec.settings import Settings
 from fedfleet.models import layout
 from fedfleet.protocol import update
@@ -74,10 +76,13 @@ class Tuning:
             return [ev.TrainingFailed(plan.round, error.reason)]
         self._jobs += 1
         name = f"{plan.round}-{self._jobs}"
-        files = {kind: self._folder / f"{kind}-{name}.npy" for kind in ("base", "delta")}
+        files = {kind: self._folder / f"{kind}-{name}.npy" for kind in ("base", "delta", "control")}
+        has_control = plan.training.get("correction") == "scaffold"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             np.save(files["base"], vector, allow_pickle=False)
+            if has_control:
+                np.save(files["control"], self._journal.controls(vector.size), allow_pickle=False)
         except OSError as error:
             self.trouble = f"cannot write {files['base']}: {error.strerror}"
             return [ev.TrainingFailed(plan.round, "disk-full")]
@@ -91,6 +96,7 @@ class Tuning:
             settings=settings,
             seed=seed,
             out=str(files["delta"]),
+            control=str(files["control"]) if has_control else "",
         )
         self._pool.submit(self._job)
         return []
@@ -134,8 +140,8 @@ class Tuning:
     def _commit(self, plan: Plan, job: Job, action: act.SubmitUpdate) -> OutboxEntry:
         id_ = self._journal.next_id
         manifest = update.Manifest(id_, plan.task, plan.region, plan.round, plan.base_version)
-        delta = np.load(job.out, allow_pickle=False)
-        encoded = self._encode(plan, delta, action, frame_bytes=len(self._seal(manifest)))
+        found = np.load(job.out, allow_pickle=False)
+        encoded = self._encode(plan, found, action, frame_bytes=len(self._seal(manifest)))
         sealed = self._seal(manifest, encoded.data)
         if len(sealed) > self.max_update_bytes:
             told = f"round {plan.round}: update is {len(sealed)} bytes, limit {self.max_update_bytes}"
@@ -149,26 +155,36 @@ class Tuning:
     def _encode(
         self,
         plan: Plan,
-        delta: NDArray[np.float32],
+        found: NDArray[np.float32],
         action: act.SubmitUpdate,
         *,
         frame_bytes: int,
     ) -> Encoded:
-        """Return the best payload that the budget allows; ``frame_bytes`` is what sealing adds to it."""
-        residual, parts = self._journal.residual(delta.size), self._parts()
+        """Return the best payload that the budget allows; ``frame_bytes`` is what sealing adds to it.
+
+        ``found`` is the delta float32[M], or float32[2, M] with the step of the control variate.
+        """
+        delta, control = (found[0], found[1]) if found.ndim == 2 else (found, None)
+        feedback, age = Feedback(catch_up=plan.codec.catch_up), self._age(plan)
+        residual, parts = feedback.entering(self._journal.residual(delta.size), age=age), self._parts()
         seed = training_seed(plan.task, plan.round, self._vehicle)
         told = {"steps": action.steps, "examples": action.examples, "seed": seed}
 
         def encode(settings: Settings) -> Encoded:
             data, left = encode_with_feedback(
-                delta, residual, settings, parts=parts, common=self._named, **told
+                delta, residual, settings, parts=parts, common=self._named, control=control, **told
             )
             return Encoded(data, left, settings)
 
-        wished = settings_for(plan.codec, self.link_class)
+        wished = feedback.settings(settings_for(plan.codec, self.link_class), age=age)
         budget = budget_for(plan.codec, self.link_class, self.budget_bytes)
         limit_bytes = None if budget is None else budget - frame_bytes
         return best(encode, wished, size=delta.size, limit_bytes=limit_bytes)
+
+    def _age(self, plan: Plan) -> int:
+        """Return the rounds since the last one that was answered; 1 when none was."""
+        answered = self._journal.answered
+        return max(0, plan.round - max(answered)) if answered else 1
 
     def _seal(self, manifest: update.Manifest, payload_: bytes = b"") -> bytes:
         packed = update.pack(manifest, payload_)
@@ -200,20 +216,32 @@ class Tuning:
         """Forget an update, or let it re-enter the residual when it came back; JournalError when that fails."""
         entry = self._journal.sealed(action.sequence)
         if entry is not None:
-            returned = self._decoded(entry) if action.fate == "returned" else None
-            self._journal.settle(action.sequence, returned=returned)
+            returned = self._returned(entry) if action.fate == "returned" else None
+            sent = self._sent(entry) if action.fate == "folded" else None
+            self._journal.settle(
+                action.sequence, returned=returned, control=None if sent is None else sent.control
+            )
 
-    def _decoded(self, entry: OutboxEntry) -> Delta | None:
+    def _sent(self, entry: OutboxEntry) -> payload.Payload | None:
+        """Return what an update said; None when it was made for another model."""
         vector = self._journal.base_vector
         if vector is None:
             return None
         header = peek(entry.sealed, limit_bytes=len(entry.sealed))
         _, body = update.unpack(entry.sealed[header.body_start :], sender=self._vehicle)
-        try:
-            named = entry.coordinates
-            found = payload.decode(body, size=vector.size, parts=self._parts(), common=named).delta
-        except PeerError:  # made for another model: there is no residual that it could enter
+        decode = partial(
+            payload.decode, body, size=vector.size, parts=self._parts(), common=entry.coordinates
+        )
+        for control in (False, True):
+            with suppress(PeerError):
+                return decode(control=control)
+        return None
+
+    def _returned(self, entry: OutboxEntry) -> Delta | None:
+        sent = self._sent(entry)
+        if sent is None:  # there is no residual that it could enter
             return None
+        found = sent.delta
         head = self.head()
         if head is None or not head.size or entry.region == self._journal.region:
             return found
@@ -223,5 +251,5 @@ class Tuning:
 
     def _end(self, job: Job) -> None:
         self._job = None
-        for file in (job.base, job.out):
+        for file in filter(None, (job.base, job.out, job.control)):
             Path(file).unlink(missing_ok=True)
