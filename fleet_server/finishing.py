@@ -225,6 +225,7 @@ def publish(
         regions=regions,
     )
     store_models.save_model(connection, model)
+    store_models.save_control(connection, candidate.optimizer.get("control"))
     for region in regions or (store_chain.SHARED,):
         store_chain.pack(connection, version, region=region)
     store_models.save_scores(connection, version, candidate.scores)
