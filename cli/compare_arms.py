@@ -21,7 +21,7 @@ from fedfleet.fleet_server.config import (
 from fedfleet.fleet_server.initial import Export
 from fedfleet.models import layout, scoring
 from fedfleet.models.settings import TrainSettings
-from fedfleet.models.task import Floats, Metric, Samples, Sums, Task
+from fedfleet.models.task import Floats, Metric, Samples, Sums, Task, added
 from fedfleet.protocol.errors import UsageError
 
 __all__ = [
@@ -192,10 +192,8 @@ def on_site(data: Data, first: Export, settings: ArmSettings, *, seed: int, tell
 
 
 def mean(scores: Scores, metric: Metric) -> float | None:
-    """The metric over all given regions together: every sample counts the same; None when there is none."""
-    sums = [sums[metric.name] for sums in scores.values()]
-    count = sum(count for _, count in sums)
-    return sum(total for total, _ in sums) / count if count else None
+    """The metric over all given regions together: every sample counts the same; None when it has no value."""
+    return metric.value(added(scores.values()))
 
 
 def _train(pupil: _Pupil, settings: TrainSettings, *, seed: int, tell: Callable[[int], None]) -> _Best:

@@ -1,6 +1,6 @@
 """What a replay showed, summed up by region and overall: errors on judged and on all tracks, latency, throughput."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from fedfleet.cli.replay_run import Driven
-from fedfleet.models.task import Case, Floats, Samples, Sums, Task
+from fedfleet.models.task import Case, Floats, Metric, Samples, Sums, Task, added
 
 __all__ = ["Part", "add_up", "as_json", "merged", "pace_table", "part_of", "score_table", "worst_of"]
 
@@ -40,10 +40,9 @@ class Part:
         """Return the number of tracks that were scored: ``judged`` or ``all``."""
         return max((count for _, count in self.sums[which].values()), default=0)
 
-    def mean(self, which: str, metric: str) -> float | None:
-        """Return the mean of a metric; None without a track."""
-        total, count = self.sums[which].get(metric, (0.0, 0))
-        return total / count if count else None
+    def mean(self, which: str, metric: Metric) -> float | None:
+        """Return a metric over the ``judged`` samples or ``all``; None where it has no value."""
+        return metric.value(self.sums[which])
 
 
 def part_of(task: Task, driven: Driven) -> Part:
@@ -71,7 +70,7 @@ def add_up(parts: Sequence[Part]) -> Part:
         unanswered=sum(part.unanswered for part in parts),
         seconds=sum(part.seconds for part in parts),
         latencies_ms=np.concatenate([np.empty(0, dtype=np.float32), *(part.latencies_ms for part in parts)]),
-        sums={key: _add(part.sums[key] for part in parts) for key in parts[0].sums} if parts else {},
+        sums={key: added(part.sums[key] for part in parts) for key in parts[0].sums} if parts else {},
     )
 
 
@@ -138,15 +137,14 @@ def pace_table(rows: Mapping[str, Part]) -> Table:
 
 
 def _scores(task: Task, part: Part, which: str) -> list[str]:
-    primary, *others = (metric.name for metric in task.metrics)
+    primary, *others = task.metrics
     first = [_number(part.mean(which, primary)), _number(part.mean(f"{which}_baseline", primary))]
-    return [f"{part.tracks(which):,}", *first, *(_number(part.mean(which, name)) for name in others)]
+    return [f"{part.tracks(which):,}", *first, *(_number(part.mean(which, metric)) for metric in others)]
 
 
 def _metrics(task: Task, part: Part, which: str) -> dict[str, Any]:
-    names = [metric.name for metric in task.metrics]
-    baseline = {name.lower(): part.mean(f"{which}_baseline", name) for name in names}
-    means = {name.lower(): part.mean(which, name) for name in names}
+    baseline = {metric.name.lower(): part.mean(f"{which}_baseline", metric) for metric in task.metrics}
+    means = {metric.name.lower(): part.mean(which, metric) for metric in task.metrics}
     return {**means, "tracks": part.tracks(which), "baseline": baseline}
 
 
@@ -160,12 +158,3 @@ def _number(value: float | None) -> str:
 
 def _rows(samples: Samples, rows: NDArray[np.int64]) -> Samples:
     return Samples(samples.inputs[rows], samples.targets[rows], np.asarray(samples.judged[rows]))
-
-
-def _add(sums: Iterable[Sums]) -> Sums:
-    total: dict[str, tuple[float, int]] = {}
-    for each in sums:
-        for name, (value, count) in each.items():
-            old = total.get(name, (0.0, 0))
-            total[name] = (old[0] + float(value), old[1] + int(count))
-    return total

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfleet.models.task import Floats, Frames, Index, Metric, Samples, Specification, Sums
+from fedfleet.models.task import Floats, Frames, Index, Metric, Numbers, Samples, Specification, Sums
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios import labels
 from fedfleet.scenarios.reading import open_recordings, stream
@@ -53,6 +53,8 @@ class MotionForecast:
     loss: str = "fedfleet.models.nets_motion_forecast:loss"
     plot: str = "fedfleet.models.plot_motion_forecast:draw"
     augment: str = "fedfleet.models.augment_motion_forecast:augment"
+    noun: str = "tracks"
+    trivial: str = "constant velocity"
 
     def index(self, folder: Path) -> Index:
         """List the drives of a folder; the tracks that cannot teach are counted where all of it is read anyway."""
@@ -109,9 +111,9 @@ class MotionForecast:
         """The same over all tracks."""
         return _sums(outputs, samples.targets)
 
-    def baseline(self, inputs: Floats) -> Floats:
+    def baseline(self, inputs: Numbers) -> Floats:
         """Constant velocity."""
-        return constant_velocity(inputs)
+        return constant_velocity(np.asarray(inputs, dtype=np.float32))
 
 
 TASK: Final = MotionForecast()

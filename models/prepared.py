@@ -66,7 +66,7 @@ def check(meta: Meta, task: Task) -> None:
 
 def open(folder: Path, part: Part) -> Samples:  # noqa: A001 - called as prepared.open
     """The samples of one part, mapped into memory; UsageError when they are absent or malformed."""
-    inputs = _load(folder, f"{part}_inputs", np.float32)
+    inputs = _load(folder, f"{part}_inputs", np.float32, np.uint8)
     targets = _load(folder, f"{part}_targets", np.float32)
     judged = _load(folder, f"{part}_judged", np.bool_)
     try:
@@ -78,7 +78,7 @@ def open(folder: Path, part: Part) -> Samples:  # noqa: A001 - called as prepare
 def open_frames(folder: Path) -> Frames:
     """The frames, mapped into memory; UsageError when they are absent or malformed."""
     rate_hz = open_meta(folder).rate_hz
-    inputs = _load(folder, "frames_inputs", np.float32)
+    inputs = _load(folder, "frames_inputs", np.float32, np.uint8)
     offsets = _load(folder, "frames_offsets", np.int64)
     sample = _load(folder, "frames_sample", np.int64)
     steps = np.diff(offsets)
@@ -125,7 +125,7 @@ def _save(folder: Path, part: str, arrays: Mapping[str, NDArray[Any]]) -> None:
             os.fsync(file.fileno())
 
 
-def _load(folder: Path, name: str, dtype: type[np.generic]) -> NDArray[Any]:
+def _load(folder: Path, name: str, *dtypes: type[np.generic]) -> NDArray[Any]:
     path = folder / f"{name}.npy"
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -133,6 +133,7 @@ def _load(folder: Path, name: str, dtype: type[np.generic]) -> NDArray[Any]:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise UsageError(f"{path}: not a .npy file: {error}") from error
-    if array.dtype != dtype or array.ndim < 1:
-        raise UsageError(f"{path}: expected {np.dtype(dtype)}, got {array.dtype}{list(array.shape)}")
+    if array.dtype not in dtypes or array.ndim < 1:
+        expected = " or ".join(str(np.dtype(dtype)) for dtype in dtypes)
+        raise UsageError(f"{path}: expected {expected}, got {array.dtype}{list(array.shape)}")
     return array

@@ -5,18 +5,21 @@ May live here: how a session is made, its check against a task, inference in bat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from fedfleet.models.task import Floats, Samples, Sums, Task
+from fedfleet.models.task import Floats, Numbers, Samples, Sums, Task
 from fedfleet.protocol.errors import PeerError
 
 __all__ = ["check", "infer", "new_session", "score"]
 
 BATCH = 1024
+NUMBERS = 2**21
+"""Numbers of the input in one call, 8 MiB as float32: an image has a thousand times those of a track."""
 
 
 def new_session(model: bytes) -> ort.InferenceSession:
@@ -54,13 +57,14 @@ def check(session: ort.InferenceSession, task: Task) -> None:
             raise PeerError("model-mismatch", text)
 
 
-def infer(session: ort.InferenceSession, task: Task, inputs: Floats, *, batch: int = BATCH) -> Floats:
-    """The outputs f32[N, *out] for inputs f32[N, *in], `batch` rows a call; no rows give no rows.
+def infer(session: ort.InferenceSession, task: Task, inputs: Numbers, *, batch: int = BATCH) -> Floats:
+    """The outputs f32[N, *out] for inputs [N, *in], at most `batch` rows and NUMBERS numbers a call; none give none.
 
     Raises PeerError("model-mismatch") for an output of another shape, and when the model fails on the input.
     """
     shape = task.specification
     outputs = np.empty((len(inputs), *shape.output_shape), dtype=np.float32)
+    batch = max(1, min(batch, NUMBERS // max(1, math.prod(shape.input_shape))))
     for start in range(0, len(inputs), batch):
         rows = np.ascontiguousarray(inputs[start : start + batch], dtype=np.float32)
         try:

@@ -7,7 +7,8 @@ an output is. Tasks are found by entry point (group `fedfleet.tasks`) or as `mod
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
@@ -27,10 +28,12 @@ __all__ = [
     "Frames",
     "Index",
     "Metric",
+    "Numbers",
     "Samples",
     "Specification",
     "Sums",
     "Task",
+    "added",
     "load",
     "names",
     "resolve",
@@ -39,17 +42,46 @@ __all__ = [
 GROUP = "fedfleet.tasks"
 
 Floats: TypeAlias = NDArray[np.float32]
+Numbers: TypeAlias = NDArray[np.float32 | np.uint8]
+"""Inputs as they are kept: uint8, such as the pixels of an image, become float32 of the same value on use."""
 Sums: TypeAlias = Mapping[str, tuple[float, int]]
-"""Metric name -> (sum over samples, number of samples); the mean is sum / count, and sums of parts add up."""
+"""Name -> (sum over samples, number of samples); the mean is sum / count, and sums of parts add up.
+
+A metric that is a mean has the name of its sum. Others are made of the means of several sums (`Metric.of`).
+"""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number is called, its unit, and which direction is good."""
+    """What a number is called, its unit, and which direction is good.
+
+    Without `of` it is the mean of the sum of its name, as the primary metric must be. With `of` it is what `of` makes
+    of the means of all sums, NaN where it has no value: a root of a mean, a correlation, a ratio.
+    """
 
     name: str
     unit: str
     better: Literal["lower", "higher"]
+    of: Callable[[Mapping[str, float]], float] | None = field(default=None, compare=False)
+
+    def value(self, sums: Sums) -> float | None:
+        """Return the metric from sums; None where nothing was scored or the metric has no value."""
+        if self.of is None:
+            total, count = sums.get(self.name, (0.0, 0))
+            return total / count if count else None
+        means = {name: total / count for name, (total, count) in sums.items() if count}
+        value = self.of(means) if means else math.nan
+        return value if math.isfinite(value) else None
+
+
+def added(parts: Iterable[Sums]) -> Sums:
+    """Return the sums of all parts together."""
+    together: dict[str, tuple[float, int]] = {}
+    for part in parts:
+        for name, (total, count) in part.items():
+            old = together.get(name, (0.0, 0))
+            together[name] = (old[0] + float(total), old[1] + int(count))
+    return together
 
 
 @dataclass(frozen=True)
@@ -64,12 +96,12 @@ class Specification:
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled examples: inputs f32[N,*in], targets f32[N,*out], judged bool[N] (counts for the metrics).
+    """Labelled examples: inputs f32 or uint8 [N,*in], targets f32[N,*out], judged bool[N] (counts for the metrics).
 
     `problems` counts what was left out of these drives, by reason.
     """
 
-    inputs: Floats
+    inputs: Numbers
     targets: Floats
     judged: NDArray[np.bool_]
     problems: Mapping[str, int] = field(default_factory=dict)
@@ -87,13 +119,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Frames:
-    """What the vehicle sees: rows `offsets[i]:offsets[i+1]` of inputs f32[F,*in] belong to frame i.
+    """What the vehicle sees: rows `offsets[i]:offsets[i+1]` of inputs f32 or uint8 [F,*in] belong to frame i.
 
     A frame may have no row. `sample` int64[F] is the row of Samples (of the same drives) whose target tells the
     truth for this prediction, -1 = none.
     """
 
-    inputs: Floats
+    inputs: Numbers
     offsets: NDArray[np.int64]
     sample: NDArray[np.int64]
     rate_hz: float
@@ -198,7 +230,7 @@ class Task(Protocol):
     def score_all(self, outputs: Floats, samples: Samples) -> Sums:
         """Sum every metric over all samples."""
 
-    def baseline(self, inputs: Floats) -> Floats:
+    def baseline(self, inputs: Numbers) -> Floats:
         """Return the trivial answer f32[N,*out] that a model has to beat."""
 
 

@@ -33,7 +33,8 @@ __all__ = [
 
 LOSS_SAMPLES = 4096
 """The loss before and after is measured on at most so many samples, evenly spaced."""
-
+LOSS_NUMBERS = 2**22
+"""So many numbers of the input go through the network at once: 16 MiB as float32."""
 
 AUGMENT_STREAM = 0x6175676D656E74
 """Added to the seed for the chance of the augmentation."""
@@ -125,7 +126,7 @@ class FineTuning:
             self._order = torch.randperm(self._size, generator=self._chance)
         batch = self._order[at * self._settings.batch_size : (at + 1) * self._settings.batch_size]
         self._optimizer.zero_grad()
-        inputs, targets = self._vary(self._inputs[batch], self._targets[batch])
+        inputs, targets = self._vary(self._inputs[batch].float(), self._targets[batch])
         loss = self._loss(self._model(inputs), targets)
         value = _finite(loss.item(), f"the loss of step {self._done + 1}")
         loss.backward()  # type: ignore[no-untyped-call]
@@ -149,11 +150,17 @@ class FineTuning:
         return Trained(delta, self._done, examples, self._loss_before, self._measure(), control)
 
     def _measure(self) -> float:
-        rows = slice(None, None, max(1, math.ceil(self._size / LOSS_SAMPLES)))
+        step = max(1, math.ceil(self._size / LOSS_SAMPLES))
+        inputs, targets = self._inputs[::step], self._targets[::step]
+        each = max(1, LOSS_NUMBERS // max(1, inputs[0].numel()))
         self._model.eval()
         with torch.no_grad():
-            value = self._loss(self._model(self._inputs[rows]), self._targets[rows]).item()
+            parts = [
+                (self._loss(self._model(some.float()), wanted).item(), len(some))
+                for some, wanted in zip(torch.split(inputs, each), torch.split(targets, each), strict=True)
+            ]
         self._model.train()
+        value = sum(loss * count for loss, count in parts) / len(inputs) if len(parts) > 1 else parts[0][0]
         return _finite(value, f"the loss after {self._done} steps")
 
 

@@ -121,7 +121,7 @@ def test_another_task_is_refused(ready: Path) -> None:
         (
             "train_inputs.npy",
             np.zeros((24, 20, 2)),
-            "train_inputs.npy: expected float32, got float64[24, 20, 2]",
+            "train_inputs.npy: expected float32 or uint8, got float64[24, 20, 2]",
         ),
         (
             "train_judged.npy",

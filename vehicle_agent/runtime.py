@@ -115,7 +115,7 @@ class Replay:
         if run is None or len(self._frames) == 0:
             return
         rows = slice(int(self._frames.offsets[index]), int(self._frames.offsets[index + 1]))
-        inputs = np.ascontiguousarray(self._frames.inputs[rows])
+        inputs = np.ascontiguousarray(self._frames.inputs[rows], dtype=np.float32)
         outputs = run(inputs) if len(inputs) else None
         end_s = self._clock()
         self._count(1 + late, late + (end_s > due_s + self.period_s), run)

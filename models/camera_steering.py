@@ -1,0 +1,148 @@
+"""Task `camera_steering`: from one image of a small car's front camera to the angle at which its driver steered.
+
+Specification, samples and metrics, in numpy. The network (PilotNet, Bojarski et al. 2016) is in
+`nets_camera_steering`; recordings are Donkey tubs, read by `scenarios.donkey`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfleet.models.task import Floats, Frames, Index, Metric, Numbers, Samples, Specification, Sums
+from fedfleet.protocol.errors import UsageError
+from fedfleet.scenarios.donkey import RATE_HZ, Block, Shots, open_tubs, shots
+
+__all__ = ["COLUMNS", "ROWS", "STRIDE", "TASK", "CameraSteering"]
+
+ROWS: Final = 66
+COLUMNS: Final = 200
+STRIDE: Final = 2
+"""Every second frame is a sample, 10 a second: neighbours are nearly equal and teach the same."""
+
+SPECIFICATION: Final = Specification("image", (3, ROWS, COLUMNS), "angle", (1,))
+
+
+def root_mean_square(means: Mapping[str, float]) -> float:
+    """RMSE from the mean of the squares."""
+    return math.sqrt(means["squared_error"])
+
+
+def correlation(means: Mapping[str, float]) -> float:
+    """Pearson's r of driven and predicted angle, from the means of both, of their squares and of their product.
+
+    NaN where one of them is constant.
+    """
+    driven, predicted = means["driven"], means["predicted"]
+    spread = (means["driven_squared"] - driven**2) * (means["predicted_squared"] - predicted**2)
+    return (means["product"] - driven * predicted) / math.sqrt(spread) if spread > 1e-18 else math.nan
+
+
+@dataclass(frozen=True)
+class CameraSteering:
+    """The task; see `models.task.Task` for what each member promises."""
+
+    name: str = "camera_steering"
+    version: int = 1
+    specification: Specification = SPECIFICATION
+    metrics: tuple[Metric, ...] = (
+        Metric("MAE", "of full lock", "lower"),
+        Metric("RMSE", "of full lock", "lower", root_mean_square),
+        Metric("correlation", "", "higher", correlation),
+    )
+    network: str = "fedfleet.models.nets_camera_steering:network"
+    loss: str = "fedfleet.models.nets_camera_steering:loss"
+    plot: str = "fedfleet.models.plot_camera_steering:draw"
+    augment: str = "fedfleet.models.augment_camera_steering:augment"
+    noun: str = "frames"
+    trivial: str = "angle 0"
+
+    def index(self, folder: Path) -> Index:
+        """List the blocks of consecutive frames of every car; images are not looked at."""
+        return Index(tuple(block.drive for block in open_tubs(folder).values()), {}, is_counted=False)
+
+    def samples(self, folder: Path, drives: Sequence[str]) -> Samples:
+        """Every second sound frame, all of them judged; the images stay uint8 until the network takes them."""
+        problems: Counter[str] = Counter()
+        inputs: list[NDArray[np.uint8]] = [np.empty((0, *SPECIFICATION.input_shape), dtype=np.uint8)]
+        targets: list[Floats] = [np.empty((0, 1), dtype=np.float32)]
+        for block in _blocks(folder, drives):
+            seen = _shots(block)
+            problems += seen.problems
+            rows = _sampled(seen)
+            inputs.append(seen.images[rows])
+            targets.append(seen.angles[rows, None].astype(np.float32))
+        images, angles = np.concatenate(inputs), np.concatenate(targets)
+        return Samples(images, angles, np.ones(len(angles), dtype=np.bool_), dict(sorted(problems.items())))
+
+    def frames(self, folder: Path, drives: Sequence[str]) -> Frames:
+        """Every readable frame, at the camera's 20 Hz."""
+        inputs: list[NDArray[np.uint8]] = [np.empty((0, *SPECIFICATION.input_shape), dtype=np.uint8)]
+        sample = [np.empty(0, dtype=np.int64)]
+        count = 0
+        for block in _blocks(folder, drives):
+            seen = _shots(block)
+            rows = _sampled(seen)
+            truth = np.full(len(seen.images), -1, dtype=np.int64)
+            truth[rows] = np.arange(count, count + len(rows))
+            count += len(rows)
+            inputs.append(seen.images)
+            sample.append(truth)
+        known = np.concatenate(sample)
+        return Frames(np.concatenate(inputs), np.arange(len(known) + 1), known, RATE_HZ)
+
+    def score(self, outputs: Floats, samples: Samples) -> Sums:
+        """Sums from which MAE, RMSE and correlation come."""
+        judged = np.asarray(samples.judged)
+        return _sums(outputs[judged], samples.targets[judged])
+
+    def score_all(self, outputs: Floats, samples: Samples) -> Sums:
+        """The same: every sample is judged."""
+        return _sums(outputs, samples.targets)
+
+    def baseline(self, inputs: Numbers) -> Floats:
+        """Straight ahead."""
+        return np.zeros((len(inputs), 1), dtype=np.float32)
+
+
+TASK: Final = CameraSteering()
+
+
+def _blocks(folder: Path, drives: Sequence[str]) -> list[Block]:
+    known = open_tubs(folder)
+    unknown = sorted(set(drives) - set(known))
+    if unknown:
+        some = ", ".join([*known][:5])
+        raise UsageError(f"{folder}: no drive {unknown[0]}: expected one of {some}")
+    return [known[key] for key in sorted(set(drives))]
+
+
+def _shots(block: Block) -> Shots:
+    return shots(block, rows=ROWS, columns=COLUMNS)
+
+
+def _sampled(seen: Shots) -> NDArray[np.int64]:
+    """The frames of a block that are samples."""
+    return np.flatnonzero(seen.labelled)[::STRIDE]
+
+
+def _sums(outputs: Floats, targets: Floats) -> Sums:
+    predicted, driven = outputs[:, 0].astype(np.float64), targets[:, 0].astype(np.float64)
+    off = predicted - driven
+    each = {
+        "MAE": np.abs(off),
+        "squared_error": off**2,
+        "driven": driven,
+        "predicted": predicted,
+        "driven_squared": driven**2,
+        "predicted_squared": predicted**2,
+        "product": driven * predicted,
+    }
+    return {name: (float(values.sum()), len(values)) for name, values in each.items()}

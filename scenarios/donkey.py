@@ -1,0 +1,182 @@
+"""Donkey tubs (version 2): what a small car's camera saw, and how it was steered; a folder of zips or of folders.
+
+A tub is a manifest, catalogs of JSON lines and a folder of images. Its name tells place and car: `office-car1` is car
+`car1` in region `office`. Pillow is imported only when images are read; nothing is unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedfleet.models.task import Drive
+from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.ids import is_id
+from fedfleet.scenarios.donkey_catalog import MANIFEST, Record, read_records
+from fedfleet.scenarios.donkey_files import Files, open_files
+from fedfleet.scenarios.donkey_image import decode
+from fedfleet.scenarios.labels_frames import judge_frames
+from fedfleet.scenarios.records import ScenarioError
+
+__all__ = ["BLOCK", "GUARD", "MIN_BLOCKS", "RATE_HZ", "Block", "Shots", "Tub", "open_tubs", "shots"]
+
+RATE_HZ: Final = 20.0
+BLOCK: Final = 500
+"""Frames of one drive. Neighbours are nearly equal: they are never on both sides of a split."""
+MIN_BLOCKS: Final = 3
+"""A car with fewer frames than MIN_BLOCKS × BLOCK is cut into so many shorter blocks: train, validation, test."""
+GUARD: Final = 20
+"""Frames left out between two blocks of a car, 1 s, so that the last and the first are not neighbours."""
+
+NO_IMAGE: Final = "no-image"
+BROKEN_IMAGE: Final = "broken-image"
+
+
+@dataclass(frozen=True)
+class Tub:
+    """One recording of one car, its frames in the order in which they were driven."""
+
+    region: str
+    car: str
+    files: Files
+
+    @cached_property
+    def found(self) -> tuple[tuple[Record, ...], Counter[str]]:
+        """Its records, and the lines that are none by reason."""
+        return read_records(self.files)
+
+    def blocks(self) -> list[Block]:
+        """Cut it into consecutive blocks; GUARD frames at the end of each but the last belong to none."""
+        records, _ = self.found
+        count = max(MIN_BLOCKS, len(records) // BLOCK)
+        edges = [round(len(records) * number / count) for number in range(count + 1)]
+        if len(records) < count * 2 * GUARD:
+            edges = [0, len(records)]
+        last = len(edges) - 2
+        return [
+            Block(self, number, start, end if number == last else end - GUARD)
+            for number, (start, end) in enumerate(pairwise(edges))
+            if end > start
+        ]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive frames of a car: records `start` to `end` of its tub. This is a drive."""
+
+    tub: Tub
+    number: int
+    start: int
+    end: int
+
+    @property
+    def drive(self) -> Drive:
+        """Name, size and length of it."""
+        frames = self.end - self.start
+        return Drive(self.tub.region, f"{self.tub.car}-{self.number:02d}", 1, frames / RATE_HZ)
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """Its records."""
+        return self.tub.found[0][self.start : self.end]
+
+
+@dataclass(frozen=True)
+class Shots:
+    """The readable frames of a block: images uint8[frames, 3, rows, columns], angles float64[frames].
+
+    `labelled` bool[frames] can teach; `problems` counts by reason what cannot, unreadable frames included.
+    """
+
+    images: NDArray[np.uint8]
+    angles: NDArray[np.float64]
+    labelled: NDArray[np.bool_]
+    problems: Counter[str]
+
+
+def open_tubs(folder: Path) -> Mapping[str, Block]:
+    """The blocks of all tubs of a folder, by the key of their drive, sorted.
+
+    Raises UsageError for a folder without a tub, and for a tub that cannot be opened or whose name is no id.
+    """
+    if not folder.is_dir():
+        got = "a file" if folder.exists() else "nothing"
+        raise UsageError(f"{folder}: expected a folder of Donkey tubs, got {got}")
+    try:
+        return _open(folder, _stamp(folder))
+    except ScenarioError as error:
+        raise UsageError(f"{folder}: {error}") from error
+
+
+def shots(block: Block, *, rows: int, columns: int) -> Shots:
+    """Read the frames of a block; a frame that cannot be read is counted, and left out."""
+    problems: Counter[str] = Counter()
+    read = list(_images(block, problems, rows=rows, columns=columns))
+    images = np.stack([image for _, image in read]) if read else np.empty((0, 3, rows, columns), np.uint8)
+    angles = np.array([record.angle for record, _ in read], dtype=np.float64)
+    repeated = np.zeros(len(images), dtype=np.bool_)
+    repeated[1:] = [bool((a == b).all()) for a, b in pairwise(images)]
+    verdict = judge_frames(angles, repeated)
+    if block.number == 0:
+        problems += block.tub.found[1]  # what is no record is in no block: told once
+    return Shots(images, angles, verdict.labelled, problems + verdict.problems)
+
+
+def _images(
+    block: Block, problems: Counter[str], *, rows: int, columns: int
+) -> Iterator[tuple[Record, NDArray[np.uint8]]]:
+    with block.tub.files.opened() as take:
+        for record in block.records:
+            try:
+                data = take(f"images/{record.image}")
+                image = None if data is None else decode(data, rows=rows, columns=columns)
+            except ScenarioError:
+                problems[BROKEN_IMAGE] += 1
+                continue
+            if image is None:
+                problems[NO_IMAGE] += 1
+            else:
+                yield record, image
+
+
+@lru_cache(maxsize=2)
+def _open(folder: Path, stamp: tuple[object, ...]) -> Mapping[str, Block]:  # noqa: ARG001 - another stamp, read again
+    blocks: dict[str, Block] = {}
+    tubs = [_tub(files) for files in open_files(folder)]
+    if not tubs:
+        some = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "an empty folder"
+        raise UsageError(f"{folder}: no Donkey tub: expected zips or folders with {MANIFEST}, got {some}")
+    for tub in tubs:
+        for block in tub.blocks():
+            if block.drive.key in blocks:
+                raise UsageError(
+                    f"{folder}: two tubs are named for car {tub.car} in {tub.region}: rename one of them"
+                )
+            blocks[block.drive.key] = block
+    if not blocks:
+        raise UsageError(f"{folder}: {len(tubs)} Donkey tubs without a record")
+    return dict(sorted(blocks.items()))
+
+
+def _tub(files: Files) -> Tub:
+    name = files.name.lower().replace("_", "-").replace(" ", "-")
+    region, _, car = name.partition("-")
+    if not (is_id(region) and is_id(f"{car or 'car'}-00")):
+        raise ScenarioError("bad-name", f"{files.name}: expected PLACE-CAR of a-z, 0-9 and '-', at most 33")
+    return Tub(region, car or "car", files)
+
+
+def _stamp(folder: Path) -> tuple[object, ...]:
+    """What changes when the tubs do: names, sizes and times of zips and of what lies in folders' first level."""
+    found = [folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*"))[:10_000]]
+    listed = [(str(path), os.stat(path)) for path in found]  # noqa: PTH116 - called often
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in listed)
