@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedfleet.cli import server_views
+from fedfleet.cli import server_store, server_views
 from fedfleet.cli.config import load
 from fedfleet.cli.data import held_out_jobs, prepare, scenarios_dir, split
 from fedfleet.cli.launch import SERVER, become, must_answer, server_config, server_place, write_config
@@ -23,6 +23,10 @@ app = typer.Typer(
 app.command("rounds")(server_views.rounds)
 app.command("vehicles")(server_views.vehicles)
 app.command("models")(server_views.models)
+app.add_typer(server_store.quarantine, name="quarantine")
+app.command("check")(server_store.check)
+app.command("backup")(server_store.backup)
+app.command("restore")(server_store.restore)
 
 Vehicle = Annotated[str, typer.Argument(help="Id of the vehicle: a-z, 0-9 and '-'.", show_default=False)]
 

@@ -11,7 +11,14 @@ from sqlalchemy import Connection
 
 from fedfleet.codec import payload
 from fedfleet.codec.parts import Parts
-from fedfleet.fleet_server import store_chain, store_models, store_rounds, store_updates, store_waiting
+from fedfleet.fleet_server import (
+    store_chain,
+    store_models,
+    store_retention,
+    store_rounds,
+    store_updates,
+    store_waiting,
+)
 from fedfleet.fleet_server.announcements import blob_topics, live_blobs
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.coordinates import Coordinates
@@ -30,7 +37,6 @@ from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Settlement
 
 __all__ = [
-    "FORGET_AFTER_ROUNDS",
     "GRACE_ROUNDS",
     "Finish",
     "abandon",
@@ -44,8 +50,6 @@ __all__ = [
 
 GRACE_ROUNDS = 2
 """Rounds for which a blob that nothing names any more stays, for vehicles that are still fetching it."""
-FORGET_AFTER_ROUNDS = 3
-"""Rounds after which the bytes of settled updates are forgotten."""
 
 
 @dataclass(frozen=True)
@@ -292,4 +296,6 @@ def _retire(connection: Connection, finish: Finish) -> None:
     )
     store_models.to_clear(connection, [topic for blob in gone for topic in blob_topics(config.fleet, blob)])
     oldest = min(one.plan.round for one in store_rounds.current(connection).values())
-    store_updates.forget_payloads(connection, before_round=oldest - FORGET_AFTER_ROUNDS)
+    store_retention.retire(
+        connection, config.retention, oldest_round=oldest, newest_version=finish.model.version
+    )

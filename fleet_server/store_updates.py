@@ -28,7 +28,6 @@ __all__ = [
     "count_chunks",
     "counters",
     "drop_chunks",
-    "forget_payloads",
     "has_members",
     "known",
     "known_of",
@@ -192,14 +191,6 @@ def set_fates(connection: Connection, fates: Mapping[UpdateId, tuple[Fate, str]]
     for update_id, (fate, reason) in fates.items():
         values = {"fate": fate, "reason": reason}
         connection.execute(update.update().where(update.c.id == str(update_id)).values(**values))
-
-
-def forget_payloads(connection: Connection, *, before_round: int) -> None:
-    """Drop the bytes of updates of older rounds; their rows and audit leaves stay."""
-    final = update.c.fate.is_not(None) & (update.c.fate != "carried")
-    old = (update.c.round < before_round) & update.c.payload.is_not(None) & final
-    connection.execute(update.update().where(old).values(payload=None))
-    connection.execute(chunk.delete().where(chunk.c.round < before_round))
 
 
 def add_chunk(connection: Connection, piece: Chunk, *, vehicle: str, round_: int, now_s: float) -> None:

@@ -1,0 +1,183 @@
+"""``fedfleet server quarantine``, ``check``, ``backup`` and ``restore``: the store, looked at and looked after."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from sqlalchemy import Connection
+
+from fedfleet.cli.config import load
+from fedfleet.cli.launch import server_dir
+from fedfleet.cli.options import Json
+from fedfleet.cli.tables import Column, moment, show
+from fedfleet.fleet_server import store_quarantine
+from fedfleet.fleet_server.files import write_file
+from fedfleet.fleet_server.store import open_reader
+from fedfleet.fleet_server.store_quarantine import Quarantined
+from fedfleet.fleet_server.store_updates import counters
+from fedfleet.protocol.errors import UsageError
+
+__all__ = ["backup", "check", "quarantine", "restore"]
+
+FIRST_BYTES = 64
+quarantine = typer.Typer(help="Look at the messages that were refused.", no_args_is_help=True)
+
+Reason = Annotated[str, typer.Option(help="Only those refused for this reason.", show_default=False)]
+
+
+@contextmanager
+def _store(context: typer.Context) -> Iterator[Connection]:
+    store = open_reader(server_dir(load(context.obj)))
+    try:
+        with store.read() as connection:
+            yield connection
+    finally:
+        store.close()
+
+
+@quarantine.command("list")
+def list_(
+    context: typer.Context,
+    reason: Reason = "",
+    last: Annotated[int, typer.Option("--last", "-n", min=1, help="How many, the newest.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Show the newest refused messages and how many were refused for which reason since the store began."""
+    with _store(context) as connection:
+        found = store_quarantine.quarantined(connection, limit=last, reason=reason)
+        kept, kept_bytes = store_quarantine.totals(connection)
+        reasons = {
+            name.removeprefix("refused:"): count
+            for name, count in counters(connection).items()
+            if name.startswith("refused:")
+        }
+    if as_json:
+        told = {"kept": kept, "kept_bytes": kept_bytes, "refused": reasons}
+        typer.echo(json.dumps({**told, "messages": [_plain(one) for one in found]}))
+        return
+    columns = [
+        Column("number", is_number=True),
+        Column("refused (UTC)"),
+        Column("reason"),
+        Column("vehicle"),
+        Column("bytes", is_number=True),
+        Column("detail"),
+    ]
+    rows = [
+        [str(one.number), moment(one.at_s), one.reason, one.vehicle or "–", str(one.size_bytes), one.detail]
+        for one in found
+    ]
+    show(Console(), f"Quarantine: {kept} messages, {kept_bytes / 1000:.0f} kB kept", columns, rows)
+    if reasons:
+        typer.echo(
+            "refused so far: " + ", ".join(f"{name} {count}" for name, count in sorted(reasons.items()))
+        )
+
+
+@quarantine.command("show")
+def show_(
+    context: typer.Context,
+    number: Annotated[int, typer.Argument(help="Its number in the list.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Show one refused message: why, from where, its digest and how it begins."""
+    with _store(context) as connection:
+        one = store_quarantine.find(connection, number)
+    if one is None:
+        raise UsageError(f"quarantine: no message {number}")
+    if as_json:
+        typer.echo(json.dumps({**_plain(one), "head_hex": one.head.hex()}))
+        return
+    for name, value in _plain(one).items():
+        typer.echo(f"{name:12} {value}")
+    typer.echo(f"{'begins':12} {one.head[:FIRST_BYTES].hex(' ', 8)}")
+
+
+@quarantine.command("export")
+def export(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+    reason: Reason = "",
+) -> None:
+    """Write all kept messages to a folder: N.bin with the bytes that were kept, and index.json."""
+    if folder.exists():
+        raise UsageError(f"{folder}: is there already; the messages are written to a new folder")
+    with _store(context) as connection:
+        kept, _ = store_quarantine.totals(connection)
+        found = store_quarantine.quarantined(connection, limit=kept + 1, reason=reason)
+    folder.mkdir(parents=True)
+    for one in found:
+        write_file(folder / f"{one.number}.bin", one.head)
+    write_file(folder / "index.json", json.dumps([_plain(one) for one in found], indent=1).encode())
+    typer.echo(f"{len(found)} messages in {folder}")
+
+
+def _plain(one: Quarantined) -> dict[str, Any]:
+    return {
+        "number": one.number,
+        "at_s": one.at_s,
+        "reason": one.reason,
+        "detail": one.detail,
+        "vehicle": one.vehicle,
+        "topic": one.topic,
+        "sha256": one.sha256,
+        "size_bytes": one.size_bytes,
+        "kept_bytes": len(one.head),
+    }
+
+
+def check(context: typer.Context, as_json: Json = False) -> None:
+    """Check the store: the file, the audit chain, every update's one fate, blobs and models by their digests.
+
+    The exit code is 1 when something is wrong. The server may go on running.
+    """
+    from fedfleet.fleet_server.store_check import problems
+
+    with _store(context) as connection:
+        found = problems(connection)
+    if as_json:
+        typer.echo(json.dumps({"whole": not found, "problems": found}))
+    else:
+        typer.echo("\n".join(found) if found else "the store is whole")
+    if found:
+        raise typer.Exit(1)
+
+
+def backup(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="New folder for the backup.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Back the server up, also while it runs: store and signing key, checked, with a digest of every file.
+
+    The folder holds the server's secret key: keep it as safe as the server.
+    """
+    from fedfleet.fleet_server import store_backup
+
+    manifest = store_backup.backup(server_dir(load(context.obj)), folder, now_s=time.time())
+    told = f"round {manifest.newest_round}, version {manifest.newest_version}, {manifest.updates} updates"
+    typer.echo(json.dumps(asdict(manifest)) if as_json else f"{folder}: {told}")
+
+
+def restore(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="Folder of the backup.", show_default=False)],
+    verify: Annotated[bool, typer.Option("--verify", help="Only compare every byte of the backup.")] = False,
+) -> None:
+    """Bring a backup back as the server's store; the server's folder, or its database, must hold none yet."""
+    from fedfleet.fleet_server import store_backup
+
+    settings = load(context.obj)
+    if verify:
+        manifest = store_backup.verify(folder)
+    else:
+        address = settings.server.store.address()
+        manifest = store_backup.restore(folder, server_dir(settings), address=address)
+    told = f"round {manifest.newest_round}, version {manifest.newest_version}, {manifest.updates} updates"
+    typer.echo(f"{folder}: {'whole' if verify else 'restored'}: {told}")

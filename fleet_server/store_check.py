@@ -1,0 +1,141 @@
+"""Is a store whole: the file itself, and what must hold between its rows whatever was killed when. Reads only."""
+
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+
+from sqlalchemy import Connection, func, select
+
+from fedfleet.fleet_server import schema, store_models
+from fedfleet.fleet_server.model_state import open_graph
+from fedfleet.fleet_server.rounds import FINAL
+from fedfleet.fleet_server.store_updates import audit_leaf
+from fedfleet.models import bundle
+from fedfleet.protocol.errors import PeerError
+from fedfleet.protocol.messages import Settlement, decode
+
+__all__ = ["problems"]
+
+SHOWN = 20
+"""Problems of one kind that are told."""
+FILE_PROBLEMS = 10
+
+
+def problems(connection: Connection) -> list[str]:
+    """Return what is wrong, one line each; empty when everything holds. At most 20 of one kind are told."""
+    damaged = list(_file(connection))
+    if damaged:
+        return damaged  # what such a file says about itself means nothing
+    found: list[str] = []
+    for look in CHECKS:
+        lines = look(connection)
+        kind = [line for _, line in zip(range(SHOWN + 1), lines, strict=False)]
+        found += kind[:SHOWN] + ([f"… and more like: {kind[0]}"] if len(kind) > SHOWN else [])
+    return found
+
+
+def _file(connection: Connection) -> Iterator[str]:
+    if connection.dialect.name != "sqlite":
+        return
+    for line in connection.exec_driver_sql(f"PRAGMA integrity_check({FILE_PROBLEMS})").scalars():
+        if line != "ok":
+            yield f"file: {line}"
+    for row in connection.exec_driver_sql("PRAGMA foreign_key_check"):
+        yield f"file: broken reference in {row[0]}"
+
+
+def _audit(connection: Connection) -> Iterator[str]:
+    """Every leaf follows from the one before; every update that has a row has its leaf, with the same digest."""
+    table, update, leaf = schema.audit, schema.update, ""
+    rows = connection.execution_options(yield_per=1000).execute(select(table).order_by(table.c.position))
+    for expected, row in enumerate(rows, start=1):
+        leaf = audit_leaf(leaf, row.update_id, row.sealed_sha256)
+        if row.position != expected or row.leaf != leaf:
+            yield f"audit chain: leaf {expected} is not what follows from the ones before"
+            return
+    digests = (table.c.update_id == update.c.id) & (table.c.sealed_sha256 == update.c.sealed_sha256)
+    query = select(update.c.id, func.count(table.c.position).label("leaves"))
+    query = query.select_from(update.outerjoin(table, digests)).group_by(update.c.id)
+    for row in connection.execute(query.having(func.count(table.c.position) != 1)):
+        yield f"update {row.id}: {row.leaves} leaves in the audit chain, expected 1"
+
+
+def _fates(connection: Connection) -> Iterator[str]:
+    """What a final round was sent has exactly one fate, the one that its settlement tells."""
+    update, round_ = schema.update, schema.round_
+    mine = (round_.c.round == update.c.round) & (round_.c.region == update.c.region)
+    query = select(update.c.id, update.c.round, update.c.region).join(round_, mine)
+    for row in connection.execute(query.where(round_.c.state.in_(FINAL), update.c.fate.is_(None))):
+        yield f"update {row.id}: round {row.round} of {row.region} is over and it has no fate"
+    known = {row.id: row.fate for row in connection.execute(select(update.c.id, update.c.fate))}
+    for data in connection.execute(select(schema.settlement.c.message)).scalars():
+        told = decode(Settlement, data, sender="the store")
+        for id_, fate in told.fates.items():
+            # a carried one gets its last fate in a later settlement
+            if id_ in known and known[id_] != fate and fate != "carried":
+                where = f"round {told.round} of {told.region}"
+                yield f"update {id_}: {where} settled it as {fate}, its record says {known[id_] or 'nothing'}"
+
+
+def _members(connection: Connection) -> Iterator[str]:
+    """A frozen member of a round that is not over is there, with its bytes; none is in two such rounds."""
+    member, update, round_ = schema.member, schema.update, schema.round_
+    open_ = (round_.c.round == member.c.round) & (round_.c.region == member.c.region)
+    query = select(member.c.update_id, member.c.round, update.c.id, update.c.payload.is_(None).label("empty"))
+    query = query.join(round_, open_).outerjoin(update, update.c.id == member.c.update_id)
+    seen: set[str] = set()
+    for row in connection.execute(query.where(round_.c.state.not_in(FINAL))):
+        if row.id is None or row.empty:
+            yield f"update {row.update_id}: member of round {row.round}, and its bytes are gone"
+        if row.update_id in seen:
+            yield f"update {row.update_id}: member of two rounds that are not over"
+        seen.add(row.update_id)
+
+
+def _blobs(connection: Connection) -> Iterator[str]:
+    """Every blob has the digest and the size by which it is named; what is named is there."""
+    table = schema.blob
+    for digest in connection.execute(select(table.c.sha256).order_by(table.c.sha256)).scalars().all():
+        row = connection.execute(
+            select(table.c.data, table.c.size_bytes).where(table.c.sha256 == digest)
+        ).one()
+        found = sha256(row.data).hexdigest()
+        if found != digest or len(row.data) != row.size_bytes:
+            yield f"blob {digest[:12]}…: {len(row.data)} bytes with digest {found[:12]}…, not {row.size_bytes}"
+    newest = store_models.newest_version(connection)
+    released = store_models.newest_release(connection)
+    kept = set(connection.execute(select(table.c.sha256)).scalars())
+    for version in {newest, released.version if released else newest} - {None}:
+        query = select(schema.model.c.full_sha256).where(schema.model.c.version == version)
+        full = connection.execute(query).scalar_one_or_none()
+        if full not in kept:
+            yield f"version {version}: its blob {str(full)[:12]}… is not there"
+
+
+def _newest(connection: Connection) -> Iterator[str]:
+    """The newest model's vector is the one that its hashes, its blob and its model file name."""
+    model = store_models.newest_model(connection)
+    if model is None:
+        return
+    row = store_models.model_row(connection, model.version)
+    if model.vector_sha256 != row[1]:
+        yield f"version {model.version}: its vector has digest {model.vector_sha256[:12]}…, not {row[1][:12]}…"
+    if model.error.size != model.vector.size:
+        yield f"version {model.version}: residual of {model.error.size} for {model.vector.size} parameters"
+    if connection.execute(select(func.count()).select_from(schema.regional)).scalar_one():
+        return  # with heads, what drives is each region's own file
+    kept = set(connection.execute(select(schema.blob.c.sha256)).scalars())
+    if row[2] not in kept:
+        return  # told already
+    try:
+        full = bundle.unpack_vector(store_models.blob_bytes(connection, row[2]), size=model.vector.size)
+        graph = open_graph(store_models.blob_bytes(connection, store_models.graph_ref(connection).sha256))
+    except PeerError as error:
+        yield f"version {model.version}: {error}"
+        return
+    if full.tobytes() != model.vector.tobytes():
+        yield f"version {model.version}: the published blob holds another vector"
+    if sha256(graph.file(model.vector)).hexdigest() != row[0]:
+        yield f"version {model.version}: the model file of its vector has another digest"
+
+
+CHECKS: tuple[Callable[[Connection], Iterator[str]], ...] = (_audit, _fates, _members, _blobs, _newest)

@@ -1,0 +1,67 @@
+"""What the store forgets, and when: nothing that a round, a release or a vehicle's question can still need."""
+
+from sqlalchemy import Connection, delete, select
+
+from fedfleet.fleet_server.config_store import RetentionConfig
+from fedfleet.fleet_server.rounds import FINAL
+from fedfleet.fleet_server.schema import (
+    chunk,
+    member,
+    model,
+    regional,
+    release,
+    round_,
+    score,
+    settlement,
+    update,
+)
+
+__all__ = ["retire"]
+
+RELEASES_KEPT = 2
+"""The release that drives, and the one before it."""
+SETTLED = ("folded", "returned", "dropped")
+
+
+def retire(
+    connection: Connection, config: RetentionConfig, *, oldest_round: int, newest_version: int
+) -> None:
+    """Forget what is older than the configuration keeps.
+
+    ``oldest_round`` is the oldest that is not over in some region. Bytes of settled updates go after
+    ``payload_rounds``; their records with rounds, members and settlements after ``record_rounds`` (an update that
+    comes again by then is refused as of an unknown round, so that none counts twice); hashes and scores of versions
+    after ``score_versions``, except what is released. What is carried stays until it is settled.
+    """
+    _payloads(connection, before=oldest_round - config.payload_rounds)
+    before = oldest_round - config.record_rounds
+    if before > 0:
+        _records(connection, before=before)
+    if newest_version > config.score_versions:
+        _versions(connection, before=newest_version - config.score_versions)
+
+
+def _payloads(connection: Connection, *, before: int) -> None:
+    old = (update.c.round < before) & update.c.payload.is_not(None) & update.c.fate.in_(SETTLED)
+    connection.execute(update.update().where(old).values(payload=None))
+    connection.execute(chunk.delete().where(chunk.c.round < before))
+
+
+def _records(connection: Connection, *, before: int) -> None:
+    unsettled = select(update.c.round).where(
+        update.c.round == round_.c.round, update.c.region == round_.c.region, update.c.fate == "carried"
+    )
+    done = round_.c.state.in_(FINAL) & ~unsettled.exists()
+    over = select(round_.c.round, round_.c.region).where(round_.c.round < before, done)
+    for number, region in connection.execute(over).all():
+        for table in (member, settlement, update, round_):
+            connection.execute(delete(table).where(table.c.round == number, table.c.region == region))
+
+
+def _versions(connection: Connection, *, before: int) -> None:
+    newest = select(release.c.version).order_by(release.c.number.desc()).limit(RELEASES_KEPT)
+    released = list(connection.execute(newest).scalars())
+    connection.execute(score.delete().where(score.c.version.between(1, before - 1)))
+    for table in (regional, model):
+        old = table.c.version.between(1, before - 1) & table.c.version.not_in(released)
+        connection.execute(delete(table).where(old))
