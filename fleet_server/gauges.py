@@ -80,6 +80,9 @@ TABLE: Mapping[str, Family] = {
             "fedfleet_store_readable", "gauge", "1, or 0 when the store could not be read for this scrape"
         ),
         Family(
+            "fedfleet_store_writable", "gauge", "0 while it cannot be written; then nothing is acknowledged"
+        ),
+        Family(
             "fedfleet_store_commit_seconds", "histogram", "commit of a transaction, with its sync to disk"
         ),
         Family("fedfleet_fold_seconds", "histogram", "fold of one region's round"),

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -75,8 +75,8 @@ def run(config: ServerConfig) -> int:
             config.broker.host, config.broker.port, client_id=SERVER, sink=inbox.put, options=options
         )
         log.info("serving", fleet=config.fleet, task=config.task, pid=os.getpid())
-        received = telemetry.received if telemetry else _ignore
-        _serve(assemble(parts, link), inbox, stop, commit=config.group_commit, received=received)
+        seen = telemetry or _Unseen()
+        _serve(assemble(parts, link), inbox, stop, commit=config.group_commit, seen=seen)
     except (StoreFailed, OSError) as error:
         return _failed(error)
     finally:
@@ -105,8 +105,14 @@ def _telemetry(config: ServerConfig, inbox: Inbox[Event]) -> "Telemetry | None":
     )
 
 
-def _ignore(_events: Sequence[Event]) -> None:
-    """Take no notice."""
+class _Unseen:
+    """In the place of `Telemetry` when nobody wants to see anything."""
+
+    def received(self, events: Sequence[Event]) -> None:
+        """Take no notice."""
+
+    def writable(self, *, is_writable: bool) -> None:
+        """Take no notice."""
 
 
 def _serve(
@@ -115,12 +121,12 @@ def _serve(
     stop: _Stop,
     *,
     commit: GroupCommitConfig,
-    received: Callable[[Sequence[Event]], None],
+    seen: "Telemetry | _Unseen",
 ) -> None:
     due, is_failing = time.monotonic(), False
     while not stop.asked:
         events = [] if server.backlog else _collect(inbox, commit, until=due)
-        received(events)
+        seen.received(events)
         try:
             server.handle(events, time.time())
             if time.monotonic() >= due:
@@ -133,10 +139,12 @@ def _serve(
                 told = "store cannot be written: nothing is acknowledged until it can"
                 log.error(told, error=str(error))  # noqa: TRY400 - the cause is told, a trace helps nobody
             is_failing = True
+            seen.writable(is_writable=False)
             time.sleep(RETRY_S)
         else:
             if is_failing:
                 log.info("store can be written again")
+                seen.writable(is_writable=True)
             is_failing = False
 
 

@@ -54,6 +54,8 @@ class Telemetry:
         self._messages = _counter(TABLE["fedfleet_received_messages_total"], self.registry)
         self._bytes = _counter(TABLE["fedfleet_received_bytes_total"], self.registry)
         self._connected = _gauge(TABLE["fedfleet_broker_connected"], self.registry)
+        self._writable = _gauge(TABLE["fedfleet_store_writable"], self.registry)
+        self._writable.set(1)
         _gauge(TABLE["fedfleet_queue_depth"], self.registry).set_function(waiting)
         for kind in KINDS:
             self._messages.labels(kind)
@@ -81,6 +83,10 @@ class Telemetry:
                     self._connected.set(0)
                 case _:
                     pass
+
+    def writable(self, *, is_writable: bool) -> None:
+        """Note whether the store takes what is written; while it does not, nothing is acknowledged."""
+        self._writable.set(1 if is_writable else 0)
 
     def serve(self, config: MetricsConfig) -> Self:
         """Answer scrapes from now on, in a thread of its own; UsageError when the port cannot be had."""

@@ -16,6 +16,7 @@ from crash_site import ALL, TASK_ID, Site
 from prometheus_client.parser import text_string_to_metric_families
 from server_world import FLEET, REGIONS, code, configuration, key_of, sealed_update
 from test_coordinator import World
+from test_disk_full import JUNK, Limit
 
 from fedfleet.fleet_server import logs, schema, store_updates
 from fedfleet.fleet_server.config_observe import LogsConfig, MetricsConfig
@@ -125,6 +126,25 @@ def test_every_metric_of_the_table_is_there_from_the_start(
     assert set(TABLE) <= told
 
 
+def test_a_full_disk_can_be_seen(build: Callable[..., Site], tmp_path: Path, free_port: int) -> None:
+    # given a server whose files cannot grow, and more than there is room for
+    site = build(metrics={"port": free_port})
+    site.drive()
+    quiet = site.vehicles.pop()
+    site.run_until(lambda: site.shown()["updates"] == len(ALL) - 1, "all but one are stored")
+    assert values(get(free_port))["fedfleet_store_writable", ()] == 1
+    limit = Limit(tmp_path)
+    limit.fill(site)
+    for _ in range(JUNK):
+        quiet.link.publish(topics.update(FLEET, quiet.name, TASK_ID, round_=1, number=0), b"x" * 32_768)
+    full = ("fedfleet_store_writable", ())
+    site.run_until(lambda: "store cannot be written" in site.processes.log(site.server), "it is full")
+    # then the gauge says so, until there is room
+    site.run_until(lambda: values(get(free_port))[full] == 0, "the gauge says so")
+    limit.free(site)
+    site.run_until(lambda: values(get(free_port))[full] == 1, "the gauge says that it is over")
+
+
 def test_no_port_means_no_endpoint(build: Callable[..., Site]) -> None:
     site = build()
     site.drive()
@@ -199,7 +219,9 @@ def test_reasons_and_regions_are_bounded(world: World) -> None:
 def test_a_store_that_cannot_be_read_leaves_the_rest(tmp_path: Path) -> None:
     telemetry = Telemetry(tmp_path / "nowhere", ("north",), waiting=lambda: 3, overflows=lambda: 4)
     telemetry.received([Connected(session_present=False)])
+    telemetry.writable(is_writable=False)
     families = {m.name: m for m in telemetry.registry.collect()}
+    assert families["fedfleet_store_writable"].samples[0].value == 0
     assert families["fedfleet_store_readable"].samples[0].value == 0
     assert families["fedfleet_queue_depth"].samples[0].value == 3
     assert families["fedfleet_queue_refused"].samples[0].value == 4
