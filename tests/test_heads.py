@@ -146,13 +146,19 @@ def bases(both: Both) -> dict[str, np.ndarray]:
 
 
 def follows(both: Both) -> bool:
-    """Whether every vehicle holds its region's published vector."""
+    """Whether every vehicle holds its region's published vector, and drives its region's file."""
     regions = both.parts.coordinator.model.regions
     return all(
         vector is not None
         and sha256(vector.tobytes()).hexdigest() == regions[both.vehicles[name].state.region].vector_sha256
+        and drives(both, name) == regions[both.vehicles[name].state.region].onnx_sha256
         for name, vector in bases(both).items()
     )
+
+
+def drives(both: Both, vehicle: str) -> str:
+    released = both.vehicles[vehicle].parts.journal.released("active")
+    return "" if released is None else released.onnx_sha256
 
 
 def test_each_region_gets_the_shared_body_and_learns_its_own_head(make: Make) -> None:

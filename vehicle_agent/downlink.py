@@ -129,7 +129,7 @@ class Downlink:
             self._replay.swap_ends(None)
             return [ev.FetchFailed("release", number, error.reason, lasting=False)]
         self._replay.swap_ends(tried.run)
-        return [ev.Activated(number, version)]
+        return [ev.Activated(number, version, tried.candidate.onnx_sha256)]
 
     def _begin(
         self, pointer: ModelPointer, release: Release | None, now_s: float, *, full: bool

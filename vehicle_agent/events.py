@@ -149,6 +149,7 @@ class Activated:
 
     number: int
     version: int
+    onnx_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -316,7 +316,7 @@ class Journal:
     def active(self) -> Active | None:
         """The release that drives, or drove last; the previous one when its bytes are damaged."""
         found = self.released("active") or self.released("previous")
-        return Active(found.number, found.version) if found else None
+        return Active(found.number, found.version, found.onnx_sha256) if found else None
 
     # --- inside ---
 

@@ -42,10 +42,11 @@ class Base:
 
 @dataclass(frozen=True)
 class Active:
-    """The release that drives."""
+    """The release that drives; ``onnx_sha256`` is empty in old event logs."""
 
     number: int
     version: int
+    onnx_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,14 @@ def pointer(state: State, event: ev.PointerCame, now_s: float) -> Result:
 
 
 def release(state: State, event: ev.ReleaseCame, now_s: float) -> Result:
-    """Want a release, unless it or a newer one drives."""
+    """Want a release, unless it or a newer one of the own region drives.
+
+    A vehicle that came from another region drives another file under the same number.
+    """
     del now_s
-    if state.active is not None and event.release.number <= state.active.number:
+    active, came = state.active, event.release
+    same = active is not None and active.onnx_sha256 in {"", came.model.onnx_sha256}
+    if active is not None and came.number <= active.number and same:
         return state, []
     return replace(state, release=event.release, fetch_failures=0, fetch_at_s=0.0), []
 
@@ -63,7 +68,7 @@ def activated(state: State, event: ev.Activated, now_s: float) -> Result:
     """Note what drives now."""
     del now_s
     release = None if state.release and state.release.number <= event.number else state.release
-    active = Active(event.number, event.version)
+    active = Active(event.number, event.version, event.onnx_sha256)
     return replace(state, active=active, release=release, fetching=False, fetch_failures=0), []
 
 
