@@ -188,6 +188,11 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _finished(file: Path) -> dict[str, dict[str, Any]]:
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return {str(line["key"]): line["row"] for line in lines}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -197,16 +202,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--rows", type=Path, help="file of finished runs: added to, and not done again")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     given = parser.parse_args()
     task, rows = load("motion_forecast"), list[dict[str, Any]]()
+    done = {} if given.rows is None or not given.rows.exists() else _finished(given.rows)
     for seed in map(int, given.seeds.split(",")):
-        data = read(task, given.scenarios, seed=seed)
         for arm in given.arms.split(","):
             began = time.perf_counter()
-            row = run(task, data, ARMS[arm], rounds=given.rounds, seed=seed)
-            rows.append({"arm": arm, "seed": seed, **row})
-            sys.stderr.write(f"seed {seed} {arm}: {row['test']} in {time.perf_counter() - began:.0f} s\n")
+            key = [str(given.scenarios.name), given.rounds, seed, arm]
+            if (known := done.get(str(key))) is None:
+                data = read(task, given.scenarios, seed=seed)
+                known = {
+                    "arm": arm,
+                    "seed": seed,
+                    **run(task, data, ARMS[arm], rounds=given.rounds, seed=seed),
+                }
+                if given.rows is not None:
+                    with given.rows.open("a") as file:
+                        file.write(json.dumps({"key": key, "row": known}) + "\n")
+            rows.append(known)
+            sys.stderr.write(f"seed {seed} {arm}: {known['test']} in {time.perf_counter() - began:.0f} s\n")
     found = summary(rows)
     best = min(found, key=lambda arm: found[arm]["validation"])
     told = {"rounds": given.rounds, "seeds": given.seeds, "best_arm": best, "arms": found}

@@ -34,9 +34,11 @@ PURE_ROOMS = ("protocol", "codec")
 PURE_FILES = {
     "fleet_server": (
         "admission",
+        "chain",
         "downlink",
         "fold",
         "gate",
+        "heads",
         "merge",
         "rate",
         "rounds",
@@ -49,6 +51,7 @@ PURE_FILES = {
         "actions",
         "agent",
         "assemble",
+        "budget",
         "eligibility",
         "events",
         "outbox",
