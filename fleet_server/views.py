@@ -51,25 +51,38 @@ def begun(data_dir: Path) -> Iterator[tuple[Connection, dict[str, str]]]:
 
 
 def rounds(
-    connection: Connection, now_s: float, *, regions: Sequence[str] = (), last: int | None = None
-) -> list[dict[str, Any]]:
-    """Return the last rounds of these regions (all when none are named), the oldest first."""
-    found = store_rounds.rounds(connection)
-    first = max((one.plan.round for one in found), default=0) - last + 1 if last else 0
-    chosen = [one for one in found if one.plan.round >= first and (not regions or one.plan.region in regions)]
-    members = _members(connection, first)
-    stored = _stored(connection, first)
-    return [_round(one, members, stored, now_s) for one in chosen]
-
-
-def _round(
-    one: Round,
-    members: Mapping[tuple[int, str], list[str]],
-    stored: Mapping[tuple[int, str], Mapping[str, tuple[int, int]]],
+    connection: Connection,
     now_s: float,
-) -> dict[str, Any]:
-    key = (one.plan.round, one.plan.region)
-    by_fate = stored.get(key, {})
+    *,
+    regions: Sequence[str] = (),
+    last: int | None = None,
+    updates: bool = True,
+) -> list[dict[str, Any]]:
+    """Return the last rounds of these regions (all when none are named), the oldest first.
+
+    ``updates`` adds number, bytes and fates of their updates, for which the rows of all of these are read.
+    """
+    kept = store_rounds.rounds(connection)
+    first = max((one.plan.round for one in kept), default=0) - last + 1 if last else 0
+    chosen = [one for one in kept if one.plan.round >= first and (not regions or one.plan.region in regions)]
+    members = _members(connection, first)
+    found = [_round(one, members, now_s) for one in chosen]
+    if updates:
+        stored = _stored(connection, first)
+        for told in found:
+            told.update(_fates(stored.get((told["round"], told["region"]), {})))
+    return found
+
+
+def _fates(by_fate: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    return {
+        "stored": sum(number for number, _ in by_fate.values()),
+        "stored_bytes": sum(size for _, size in by_fate.values()),
+        "fates": {fate: number for fate, (number, _) in sorted(by_fate.items())},
+    }
+
+
+def _round(one: Round, members: Mapping[tuple[int, str], list[str]], now_s: float) -> dict[str, Any]:
     return {
         "round": one.plan.round,
         "region": one.plan.region,
@@ -83,10 +96,7 @@ def _round(
         "closed_at_s": one.closed_at_s,
         "seconds": (one.closed_at_s or now_s) - one.plan.opened_at_s,
         "asked": len(one.target if one.contributors is None else one.contributors),
-        "stored": sum(number for number, _ in by_fate.values()),
-        "stored_bytes": sum(size for _, size in by_fate.values()),
-        "fates": {fate: number for fate, (number, _) in sorted(by_fate.items())},
-        "contributors": members.get(key, []),
+        "contributors": members.get((one.plan.round, one.plan.region), []),
     }
 
 
@@ -111,9 +121,12 @@ def _stored(connection: Connection, first: int) -> dict[tuple[int, str], dict[st
 
 
 def vehicles(
-    connection: Connection, *, regions: Sequence[str] = (), last: int | None = None
+    connection: Connection, *, regions: Sequence[str] = (), last: int | None = None, updates: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Return the vehicles of these regions by id: how they are, what they sent. ``last``: those heard of latest."""
+    """Return the vehicles of these regions by id: how they are, with ``updates`` what they sent.
+
+    ``last``: so many, those heard of latest.
+    """
     table = schema.vehicle
     query = select(table).where(_named(table.c.region, regions)).order_by(table.c.id)
     rows = connection.execute(query).mappings().all()
@@ -121,12 +134,13 @@ def vehicles(
         latest = sorted(rows, key=lambda row: row["status_at_s"], reverse=True)[:last]
         rows = sorted(latest, key=lambda row: str(row["id"]))
     metrics = store_vehicles.last_metrics(connection)
-    sent = _sent(connection)
+    sent = _sent(connection) if updates else {}
     found = {}
     for row in rows:
         name = str(row["id"])
         one = {column: row[column] for column in VEHICLE_COLUMNS}
-        one |= sent.get(name, {"updates": 0, "folded": 0, "update_bytes": 0, "last_round": None})
+        if updates:
+            one |= sent.get(name, {"updates": 0, "folded": 0, "update_bytes": 0, "last_round": None})
         if name in metrics:
             one["metrics"] = metrics[name].model_dump(mode="json")
         found[name] = one
