@@ -295,6 +295,20 @@ def test_updates_with_coordinates_of_their_own_can_be_compared_pairwise() -> Non
         assert np.allclose(RULES[name].fold(updates, SIZE).mean, plain, atol=1e-6)
 
 
+@pytest.mark.parametrize("density", [0.001, 0.05, 0.6])
+def test_inner_products_of_sparse_updates_over_many_stretches_of_columns(density: float) -> None:
+    # given 40 updates of 200,000 parameters, so that columns are lonely, or crowded
+    size, rng = 200_000, np.random.default_rng(8)
+    updates: list[Update] = []
+    for n in range(40):
+        where = np.sort(rng.choice(size, int(density * size), replace=False)).astype(np.int64)
+        values = rng.normal(size=where.size).astype(np.float32)
+        updates.append((UpdateId(f"v{n}", 0, 0), Delta(size, where, values), 1.0))
+    # then
+    dense = np.array([delta.dense() for _, delta, _ in updates], dtype=np.float64)
+    assert np.allclose(gram(updates, size=size, count=40), dense @ dense.T, rtol=1e-10, atol=1e-9)
+
+
 # --- bounded influence ---
 
 
