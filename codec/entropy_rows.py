@@ -48,6 +48,8 @@ _PRIOR = 4096
 _SEEN = 512
 _SEEN_LIMIT = 1 << 15
 _SURE = 1.0 - 2.0**-10
+_FALLING = np.arange(MAX_COLUMNS, 0, -1, dtype=np.int64)
+_FALLING.flags.writeable = False
 
 
 @dataclass
@@ -98,8 +100,10 @@ class _Columns:
     def seen(self, places: Ints) -> None:
         self._rows += 1
         self._found += places.size
-        self.past -= self.past >> 6
-        self.past[places] += 1024
+        if self._found:
+            self.past -= self.past >> 6
+            if places.size:
+                self.past[places] += 1024
 
 
 def _bounds(weights: Ints, rest: npt.NDArray[np.float64], at: int, left: int) -> Ints:
@@ -108,12 +112,14 @@ def _bounds(weights: Ints, rest: npt.NDArray[np.float64], at: int, left: int) ->
     It is the i-th when the stream's number is below bounds[i - 1] (or `TOTAL_LIMIT`) and not below bounds[i] (or 0).
     """
     places = weights.size - left - at + 1
-    stay = np.minimum(weights[at : at + places - 1] * float(left) / rest[at : at + places - 1], _SURE)
+    stay = weights[at : at + places - 1] * float(left)
+    stay /= rest[at : at + places - 1]
+    np.minimum(stay, _SURE, out=stay)
     np.subtract(1.0, stay, out=stay)
     np.multiply.accumulate(stay, out=stay)
     stay *= float(TOTAL_LIMIT - places)
     bounds = stay.astype(np.int64)
-    bounds += np.arange(places - 1, 0, -1)
+    bounds += _FALLING[MAX_COLUMNS - places + 1 :]
     return bounds
 
 
