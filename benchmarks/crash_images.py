@@ -1,4 +1,4 @@
-"""Power cuts: every write and sync of the store process is recorded, and images with what was not synced lost are opened.
+"""Power cuts: what the store process wrote and synced is recorded; images that lost what was not synced are opened.
 
 ``python benchmarks/crash_images.py --json [--images 2000]``: needs strace. Keys: ``images``, ``opened`` (must be all),
 ``lost`` (acknowledged updates that an image lacked; must be 0), ``acknowledged`` (their sum over the images),
