@@ -8,13 +8,22 @@ and receiver compute the same: whole numbers, and binary64 divisions, products a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from fedfleet.codec.entropy_range import TOTAL_LIMIT, RangeDecoder, RangeEncoder
+from fedfleet.codec.entropy_rows_model import (
+    MAX_COLUMNS,
+    STRENGTHS,
+    SURE,
+    SYMBOLS,
+    Columns,
+    Counts,
+    Run,
+    bounds_of,
+    rows_of,
+)
 from fedfleet.codec.wire import Reader, varint
 from fedfleet.protocol.errors import PeerError
 
@@ -30,107 +39,10 @@ __all__ = [
 ]
 
 Ints = npt.NDArray[np.int64]
-Run = tuple[int, int]  # rows, columns
 
 MAX_RUNS = 64
 MAX_ROWS = 16_384
-MAX_COLUMNS = 4_096
 MAX_COUNT = 16_384
-
-STRENGTHS = (
-    1,
-    4,
-    16,
-    64,
-)  # what a column's past weighs against the run's mean, by the two bits of the header
-_SYMBOLS = 16  # counts 0 … 14, and 15 for all above, told apart by equal shares
-_PRIOR = 4096
-_SEEN = 512
-_SEEN_LIMIT = 1 << 15
-_SURE = 1.0 - 2.0**-10
-_FALLING = np.arange(MAX_COLUMNS, 0, -1, dtype=np.int64)
-_FALLING.flags.writeable = False
-
-
-@dataclass
-class _Counts:
-    """How many rows of this run had 0, 1, 2, … indices, beside a geometric guess of the mean from what is left."""
-
-    left: int  # indices
-    room: int  # coordinates
-    columns: int
-    shares: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        mean = (self.left * self.columns << 16) // self.room
-        more = (mean << 16) // (mean + (1 << 16))
-        rest = _PRIOR
-        for _ in range(_SYMBOLS - 1):
-            here = rest * ((1 << 16) - more) >> 16
-            self.shares.append(here + 1)
-            rest -= here
-        self.shares.append(rest + 1)
-        self.total = sum(self.shares)
-
-    def seen(self, symbol: int) -> None:
-        self.shares[symbol] += _SEEN
-        self.total += _SEEN
-        if self.total > _SEEN_LIMIT:
-            self.shares = [(share >> 1) + 1 for share in self.shares]
-            self.total = sum(self.shares)
-
-
-class _Columns:
-    """How often each column of this run was chosen, lately more than long ago."""
-
-    def __init__(self, columns: int) -> None:
-        self.past = np.zeros(columns, dtype=np.int64)
-        self._columns = columns
-        self._rows = self._found = 0
-
-    @property
-    def base(self) -> int:
-        """The share of coordinates that were chosen, ≥ 1, in 1 / 65536."""
-        return max(1, ((self._found + 1) << 16) // ((self._rows + 1) * self._columns))
-
-    def weights(self, strength: int) -> Ints:
-        """Return int64[columns], each ≥ 4."""
-        return self.past * strength + 4 * self.base
-
-    def seen(self, places: Ints) -> None:
-        self._rows += 1
-        self._found += places.size
-        if self._found:
-            self.past -= self.past >> 6
-            if places.size:
-                self.past[places] += 1024
-
-
-def _bounds(weights: Ints, rest: npt.NDArray[np.float64], at: int, left: int) -> Ints:
-    """Return falling bounds int64[L - 1] for where the next of `left` indices stands, of L places from `at` on.
-
-    It is the i-th when the stream's number is below bounds[i - 1] (or `TOTAL_LIMIT`) and not below bounds[i] (or 0).
-    """
-    places = weights.size - left - at + 1
-    stay = weights[at : at + places - 1] * float(left)
-    stay /= rest[at : at + places - 1]
-    np.minimum(stay, _SURE, out=stay)
-    np.subtract(1.0, stay, out=stay)
-    np.multiply.accumulate(stay, out=stay)
-    stay *= float(TOTAL_LIMIT - places)
-    bounds = stay.astype(np.int64)
-    bounds += _FALLING[MAX_COLUMNS - places + 1 :]
-    return bounds
-
-
-def _rows(runs: tuple[Run, ...], size: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield each row's start, width, and whether a run begins with it; the last run goes on to `size`."""
-    at = 0
-    for number, (rows, columns) in enumerate(runs):
-        end = size if number == len(runs) - 1 else at + rows * columns
-        for start in range(at, end, columns):
-            yield start, min(columns, end - start), start == at
-        at = end
 
 
 def pack_rows(indices: Ints, rows: tuple[Run, ...], *, size: int) -> bytes | None:
@@ -144,13 +56,13 @@ def pack_rows(indices: Ints, rows: tuple[Run, ...], *, size: int) -> bytes | Non
         return None
     strength = _best_strength(indices, runs, size=size)
     coder = RangeEncoder()
-    ends = np.searchsorted(indices, [start + width for start, width, _ in _rows(runs, size)]).tolist()
+    ends = np.searchsorted(indices, [start + width for start, width, _ in rows_of(runs, size)]).tolist()
     first, left = 0, indices.size
     columns_of = iter(columns for _, columns in runs)
-    for last, (start, width, begins) in zip(ends, _rows(runs, size), strict=True):
+    for last, (start, width, begins) in zip(ends, rows_of(runs, size), strict=True):
         if begins:
             run = next(columns_of)
-            counts, columns = _Counts(left, size - start, run), _Columns(run)
+            counts, columns = Counts(left, size - start, run), Columns(run)
         places = indices[first:last] - start
         if start + width < size:
             _put_count(coder, counts, last - first, width)
@@ -202,7 +114,7 @@ def _best_strength(indices: Ints, runs: tuple[Run, ...], *, size: int) -> int:
 
 def _costs(indices: Ints, columns: int) -> npt.NDArray[np.float64]:
     """Return for each strength the bits of the places of indices int64[≥ 1] in rows of one run, by their chances."""
-    past = _Columns(columns)
+    past = Columns(columns)
     number, place = indices // columns, indices % columns
     used, first = np.unique(number, return_index=True)
     pasts, bases, row = np.empty((used.size, columns), dtype=np.int64), [], 0
@@ -220,15 +132,15 @@ def _costs(indices: Ints, columns: int) -> npt.NDArray[np.float64]:
     for turn, strength in enumerate(STRENGTHS):
         weights = pasts * float(strength) + np.array(bases, dtype=np.float64)[:, None] * 4
         rest = weights[:, ::-1].cumsum(axis=1)[:, ::-1]
-        chance = np.minimum(left * weights / rest, _SURE)
+        chance = np.minimum(left * weights / rest, SURE)
         costs[turn] = -np.log2(np.where(chosen, chance, 1.0 - chance)).sum()
     return costs
 
 
-def _put_count(coder: RangeEncoder, counts: _Counts, count: int, width: int) -> None:
-    symbol = min(count, _SYMBOLS - 1)
+def _put_count(coder: RangeEncoder, counts: Counts, count: int, width: int) -> None:
+    symbol = min(count, SYMBOLS - 1)
     coder.put(sum(counts.shares[:symbol]), counts.shares[symbol], counts.total)
-    if symbol == _SYMBOLS - 1:
+    if symbol == SYMBOLS - 1:
         coder.put(count - symbol, 1, width - symbol + 1)
     counts.seen(symbol)
 
@@ -240,7 +152,7 @@ def _put_places(coder: RangeEncoder, weights: Ints, places: list[int]) -> None:
         left = len(places) - turn
         if at == weights.size - left:
             return
-        bounds = _bounds(weights, rest, at, left)
+        bounds = bounds_of(weights, rest, at, left)
         i = place - at
         low = int(bounds[i]) if i < bounds.size else 0
         high = int(bounds[i - 1]) if i else TOTAL_LIMIT
@@ -262,10 +174,10 @@ def unpack_rows(reader: Reader, *, size: int, count: int) -> Ints:
     indices = np.empty(count, dtype=np.int64)
     found = 0
     columns_of = iter(columns for _, columns in runs)
-    for start, width, begins in _rows(runs, size):
+    for start, width, begins in rows_of(runs, size):
         if begins:
             run = next(columns_of)
-            counts, columns = _Counts(count - found, size - start, run), _Columns(run)
+            counts, columns = Counts(count - found, size - start, run), Columns(run)
         number = _take_count(coder, counts, width) if start + width < size else count - found
         if number > min(count - found, width):
             raise PeerError(
@@ -287,14 +199,14 @@ def unpack_rows(reader: Reader, *, size: int, count: int) -> Ints:
 _NONE = np.empty(0, dtype=np.int64)
 
 
-def _take_count(coder: RangeDecoder, counts: _Counts, width: int) -> int:
+def _take_count(coder: RangeDecoder, counts: Counts, width: int) -> int:
     at, symbol, low = coder.peek(counts.total), 0, 0
     while at >= low + counts.shares[symbol]:
         low += counts.shares[symbol]
         symbol += 1
     coder.take(low, counts.shares[symbol])
     counts.seen(symbol)
-    if symbol < _SYMBOLS - 1:
+    if symbol < SYMBOLS - 1:
         return symbol
     if width < symbol:
         raise PeerError("count-mismatch", f"rows: at least {symbol} indices in a row of {width}")
@@ -312,7 +224,7 @@ def _take_places(coder: RangeDecoder, weights: Ints, number: int) -> Ints:
         if at == weights.size - left:
             places[turn:] = np.arange(at, weights.size)
             break
-        bounds = _bounds(weights, rest, at, left)
+        bounds = bounds_of(weights, rest, at, left)
         x = coder.peek(TOTAL_LIMIT)
         i = int(np.count_nonzero(bounds > x))
         low = int(bounds[i]) if i < bounds.size else 0

@@ -72,7 +72,7 @@ def _at_least(bits: npt.NDArray[np.uint32], guess: int) -> npt.NDArray[np.int64]
     if used.size * 2 > marks.size:
         return np.flatnonzero(np.unpackbits(marks, count=bits.size).view(np.bool_))
     inside = np.flatnonzero(np.unpackbits(marks[used]).view(np.bool_))
-    indices = used[inside >> 3]
+    indices: npt.NDArray[np.int64] = used[inside >> 3]
     indices <<= 3
     inside &= 7
     indices += inside
