@@ -17,7 +17,7 @@ from fedfleet.cli import launch
 from fedfleet.cli.compare_arms import ArmSettings
 from fedfleet.cli.compare_choice import Choice
 from fedfleet.cli.config import Settings
-from fedfleet.fleet_server import assembly, store_rounds
+from fedfleet.fleet_server import assembly, store_models, store_rounds
 from fedfleet.fleet_server.coordinator import is_over
 from fedfleet.fleet_server.server import Server
 from fedfleet.fleet_server.status import snapshot
@@ -190,6 +190,9 @@ def _rounds_over(server: Server) -> int:
 
 
 def _all_current(server: Server, fleet: Fleet) -> bool:
-    version = server.coordinator.model.version
+    with server.store.read() as connection:
+        released = store_models.newest_release(connection)
     actives = [vehicle.state.active for vehicle in fleet.vehicles]
-    return all(active is not None and active.version == version for active in actives)
+    return released is not None and all(
+        active is not None and active.number == released.number for active in actives
+    )

@@ -122,6 +122,27 @@ def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> 
     return Announcement(blobs, messages, clear)
 
 
+def _pointers(
+    connection: Connection, task: str, regions: tuple[str, ...], *, versions: tuple[int, int], keep_step: bool
+) -> dict[str, tuple[ModelPointer, ModelPointer]]:
+    """Return each region's pointers to the newest version and to what drives; without heads all are the same."""
+    newest, driving = versions
+    found: dict[str, tuple[ModelPointer, ModelPointer]] = {}
+    shared = not any(store_heads.digests(connection, version) for version in versions)
+    for region in regions:
+        if shared and found:
+            both = next(iter(found.values()))
+            found[region] = (_for(both[0], region), _for(both[1], region))
+            continue
+        trained = pointer(connection, task=task, region=region, version=newest, keep_step=keep_step)
+        found[region] = trained, pointer(connection, task=task, region=region, version=driving)
+    return found
+
+
+def _for(model: ModelPointer, region: str) -> ModelPointer:
+    return model.model_copy(update={"region": region})
+
+
 def _models(connection: Connection, party: Party, regions: tuple[str, ...]) -> dict[str, bytes]:
     fleet, task = party.fleet, party.task
     version, released = store_models.newest_version(connection), store_models.newest_release(connection)
@@ -130,14 +151,15 @@ def _models(connection: Connection, party: Party, regions: tuple[str, ...]) -> d
         return found
     plans = [one.plan for one in store_rounds.current(connection).values()]
     keep_step = any(plan.codec.coordinates == "common" for plan in plans)
-    for region in regions:
-        model = pointer(connection, task=task, region=region, version=version, keep_step=keep_step)
+    for region, (model, driving) in _pointers(
+        connection, task, regions, versions=(version, released.version), keep_step=keep_step
+    ).items():
         found[topics.model(fleet, region, task)] = party.seal(model, Kind.MODEL)
         release = Release(
             task=task,
             region=region,
             number=released.number,
-            model=_alone(pointer(connection, task=task, region=region, version=released.version)),
+            model=_alone(driving),
             canary=_canary(connection, released, region),
             policy=released.policy,
             released_at_s=released.released_at_s,

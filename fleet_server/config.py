@@ -78,8 +78,10 @@ class ServerSettings(Config):
     )
     strategy: StrategyConfig = Field(default_factory=StrategyConfig, description="server optimizer")
     gate: GateConfig = Field(default_factory=GateConfig, description="validation before publishing")
-    release_policy: Literal["every-accepted"] = Field(
-        default="every-accepted", description="which published version may drive: each that the gate accepts"
+    release_policy: Literal["no-worse-than-released", "every-accepted"] = Field(
+        default="no-worse-than-released",
+        description="which published version may drive: one that is nowhere worse than what drives, without tolerance, "
+        "or each that the gate accepts",
     )
     merge_cap: float = Field(
         default=0.5,

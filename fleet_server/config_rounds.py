@@ -135,4 +135,14 @@ class GateConfig(Config):
         le=1,
         description="how much worse the primary metric may get from version to version, relative; 0.1 = 10 %",
     )
+    step_norm: float | None = Field(
+        default=None,
+        gt=0,
+        description="largest length (L2) of a step from version to version; no limit when not given",
+    )
+    step_factor: float | None = Field(
+        default=10.0,
+        gt=1,
+        description="largest length of a step, in middle ones of the last ten, from the fourth version on",
+    )
     batch: int = Field(default=1024, ge=1, le=1_000_000, description="validation samples per inference call")

@@ -3,7 +3,7 @@
 Killed at any point it goes on: an open round keeps its plan, a closed one is folded again to the same bytes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -12,11 +12,18 @@ from typing import TypeAlias
 import structlog
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import finishing, store_rounds, store_updates, store_vehicles, store_waiting
+from fedfleet.fleet_server import (
+    finishing,
+    store_models,
+    store_rounds,
+    store_updates,
+    store_vehicles,
+    store_waiting,
+)
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.finishing import Finish
 from fedfleet.fleet_server.fold import Aggregate
-from fedfleet.fleet_server.model_state import Graph, propose
+from fedfleet.fleet_server.model_state import Graph, Past, propose
 from fedfleet.fleet_server.root_training import Roots
 from fedfleet.fleet_server.rounds import (
     FINAL,
@@ -62,9 +69,14 @@ class Shifts:
     def __init__(self) -> None:
         self._by_round: dict[Key, float] = {}
 
-    def keep(self, rounds: Iterable[Key], shift_s: float) -> None:
-        """Note the shift of rounds that are new, and forget those that are not among them."""
-        self._by_round = {key: self._by_round.get(key, shift_s) for key in rounds}
+    def keep(self, opened: Mapping[Key, float], *, now_s: float, steady_s: float) -> None:
+        """Note the shift of rounds that are new here, by when they were opened, and forget those not among them.
+
+        After a restart with a clock that was set back, a round begins anew at most: it never becomes endless.
+        """
+        self._by_round = {
+            key: self._by_round.get(key, max(now_s, opened_s) - steady_s) for key, opened_s in opened.items()
+        }
 
     def add(self, key: Key, shift_s: float) -> None:
         """Note the shift of a round that opens now."""
@@ -114,7 +126,7 @@ class Coordinator:
         with self.store.read() as connection:
             current = store_rounds.current(connection)
             presences = store_vehicles.presences(connection)
-        self._shifts.keep(_keys(current), now_s - steady_s)
+        self._shifts.keep(_opened(current), now_s=now_s, steady_s=steady_s)
         rounds, regions = self.config.rounds, self.config.regions
         groups = [(region,) for region in regions] if rounds.regions == "apart" else [regions]
         changed = False
@@ -358,10 +370,11 @@ class Coordinator:
             store_updates.set_fates(connection, {id_: (fate, why) for id_, why in reasons.items()})
 
     def _finish(self, rounds: Mapping[str, Round], others: tuple[Round, ...], now_s: float) -> None:
-        finish = Finish(rounds, self.model, self.config, now_s, others)
+        finish = Finish(rounds, self.model, self.config, now_s, others, metrics=self.validation.task.metrics)
         aggregates = {region: self._aggregates[one.plan.round, region] for region, one in rounds.items()}
         with self.store.read() as connection:
             vehicles = sum(store_vehicles.enrolled(connection).values())
+            norms = store_models.recent_norms(connection)
         with self.watch("gate"):
             proposal = propose(
                 self.model,
@@ -369,7 +382,7 @@ class Coordinator:
                 config=self.config,
                 graph=self.graph,
                 validation=self.validation,
-                vehicles=vehicles,
+                past=Past(vehicles, norms),
             )
         candidate = proposal.candidate
         if candidate is None or not proposal.verdict.accepted:
@@ -387,8 +400,13 @@ class Coordinator:
             self._aggregates.pop((one.plan.round, region))
 
 
-def _keys(current: Mapping[str, Round]) -> list[Key]:
-    return [(one.plan.round, region) for region, one in current.items() if one.state == "open"]
+def _opened(current: Mapping[str, Round]) -> dict[Key, float]:
+    """Return when each open round was opened."""
+    return {
+        (one.plan.round, region): one.plan.opened_at_s
+        for region, one in current.items()
+        if one.state == "open"
+    }
 
 
 def is_over(current: Mapping[str, Round]) -> bool:

@@ -1,12 +1,13 @@
 """The end of a round: what all its regions made becomes the next version, in one transaction."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 from sqlalchemy import Connection
 
 from fedfleet.codec import payload
@@ -24,6 +25,7 @@ from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.coordinates import Coordinates
 from fedfleet.fleet_server.downlink import Step
 from fedfleet.fleet_server.fold import Aggregate, fold_key
+from fedfleet.fleet_server.gate import Verdict, judge_release
 from fedfleet.fleet_server.heads import Regional
 from fedfleet.fleet_server.model_state import Candidate, Proposal
 from fedfleet.fleet_server.pages import settlement_topics
@@ -33,6 +35,7 @@ from fedfleet.fleet_server.settlement import Outcome, fates, membership, too_sta
 from fedfleet.fleet_server.store_models import Model, ReleaseRow
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.models import bundle
+from fedfleet.models.task import Metric
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Settlement
 
@@ -47,6 +50,8 @@ __all__ = [
     "refuse",
     "release",
 ]
+
+log = structlog.get_logger()
 
 GRACE_ROUNDS = 2
 """Rounds for which a blob that nothing names any more stays, for vehicles that are still fetching it."""
@@ -64,6 +69,7 @@ class Finish:
     config: ServerConfig
     now_s: float
     others: tuple[Round, ...] = ()
+    metrics: Sequence[Metric] = ()
 
     @property
     def number(self) -> int:
@@ -227,16 +233,27 @@ def publish(
         round=finish.number,
         created_at_s=finish.now_s,
         regions=regions,
+        step_norm=candidate.norm,
     )
     store_models.save_model(connection, model)
     store_models.save_control(connection, candidate.optimizer.get("control"))
     for region in regions or (store_chain.SHARED,):
         store_chain.pack(connection, version, region=region)
     store_models.save_scores(connection, version, candidate.scores)
-    canary = next(iter(canaries.values()))
-    release(
-        connection, finish.config, version=version, round_=finish.number, canary=canary, now_s=finish.now_s
-    )
+    verdict = _may_drive(connection, finish, candidate)
+    if verdict.accepted:
+        canary = next(iter(canaries.values()))
+        release(
+            connection,
+            finish.config,
+            version=version,
+            round_=finish.number,
+            canary=canary,
+            now_s=finish.now_s,
+        )
+    else:
+        store_updates.count(connection, "release:held")
+        log.warning("version not released", version=version, reason=verdict.reason)
     _judge(connection, finish, event="publish", version=version, reason="")
     _retire(connection, finish)
     return model
@@ -266,10 +283,24 @@ def _regional(
     )
 
 
+def _may_drive(connection: Connection, finish: Finish, candidate: Candidate) -> Verdict:
+    """Judge by the release policy; the first model drives anyway."""
+    released = store_models.newest_release(connection)
+    if released is None:
+        return Verdict(accepted=True, reason="nothing drives yet")
+    return judge_release(
+        store_models.scores(connection, released.version),
+        candidate.before,
+        candidate.scores,
+        metrics=finish.metrics,
+        policy=finish.config.release_policy,
+    )
+
+
 def release(
     connection: Connection, config: ServerConfig, *, version: int, round_: int, canary: bytes, now_s: float
 ) -> None:
-    """Promote a published version to drive: the policy is that every version which the gate accepts does."""
+    """Promote a published version to drive."""
     before = store_models.newest_release(connection)
     digest = store_models.put_blob(connection, "canary", canary)
     number = before.number + 1 if before else 1

@@ -3,16 +3,19 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from statistics import median
 from typing import TypeAlias
 
 from fedfleet.models.task import Metric
 
-__all__ = ["Scores", "Verdict", "judge"]
+__all__ = ["FEW_STEPS", "Scores", "Verdict", "judge", "judge_release", "judge_step"]
 
 Scores: TypeAlias = Mapping[str, Mapping[str, tuple[float, int]]]
 """By region, then metric: the sum over judged validation samples and their number."""
 
 OVERALL = "overall"
+FEW_STEPS = 3
+"""With fewer recent steps there is nothing to compare a step with."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,41 @@ def judge(
                 accepted=False, reason=f"{_told(name, new, old, metric)}, tolerance {tolerance * 100:g} %"
             )
     return Verdict(accepted=True, reason=_told(OVERALL, *overall, metric))
+
+
+def judge_step(
+    norm: float, recent: Sequence[float], *, limit: float | None, factor: float | None
+) -> Verdict | None:
+    """Refuse a step of this length (L2): above the `limit`, or above `factor` times the middle one of `recent` steps.
+
+    Fewer than `FEW_STEPS` recent steps tell nothing. None: nothing is wrong with it. A length that is not finite is
+    always refused; steps of length zero before it are not held against it.
+    """
+    if not isfinite(norm):
+        return Verdict(accepted=False, reason=f"step: its length is {norm}, expected a finite number")
+    if limit is not None and norm > limit:
+        return Verdict(accepted=False, reason=f"step: its length is {norm:.4g}, limit {limit:.4g}")
+    middle = median(recent) if len(recent) >= FEW_STEPS else 0.0
+    if factor is not None and norm > factor * middle > 0:
+        told = f"the last {len(recent)} have {middle:.4g} in the middle, limit {factor:g} times that"
+        return Verdict(accepted=False, reason=f"step: its length is {norm:.4g}, {told}")
+    return None
+
+
+def judge_release(
+    driving: Scores, before: Scores, candidate: Scores, *, metrics: Sequence[Metric], policy: str
+) -> Verdict:
+    """Judge whether a published candidate may drive instead of what drives now.
+
+    `every-accepted`: always. `no-worse-than-released`: when it is no worse than `driving`, overall and in every region,
+    without tolerance; against the published model `before` it, when `driving` was scored on other samples.
+    """
+    if policy == "every-accepted":
+        return Verdict(accepted=True, reason=policy)
+    try:
+        return judge(driving, candidate, metrics=metrics, tolerance=0.0, finite=True)
+    except ValueError:
+        return judge(before, candidate, metrics=metrics, tolerance=0.0, finite=True)
 
 
 def _primary(scores: Scores, metric: Metric) -> dict[str, tuple[float, int]]:

@@ -3,7 +3,7 @@
 The graph travels once; a version is the same file with other weight bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -22,7 +22,7 @@ from fedfleet.fleet_server.validation import Validation
 from fedfleet.models import bundle, layout
 from fedfleet.models.layout import Layout, patch
 
-__all__ = ["Candidate", "Graph", "Proposal", "open_graph", "propose"]
+__all__ = ["Candidate", "Graph", "Past", "Proposal", "open_graph", "propose"]
 
 GRAPH_LIMIT_BYTES = 1_000_000_000
 
@@ -49,7 +49,8 @@ def open_graph(blob: bytes) -> Graph:
 class Candidate:
     """What may be published next: the step, the file of its vector, the strategy's next state, the scores.
 
-    ``files`` has the model file by region; ``heads`` the regions' own steps, when they have heads of their own.
+    ``files`` has the model file by region; ``heads`` the regions' own steps, when they have heads of their own;
+    ``before`` the scores of the published model; ``norm`` is the length (L2) of the strategy's update.
     """
 
     step: Step
@@ -58,6 +59,8 @@ class Candidate:
     scores: Scores
     files: Mapping[str, bytes]
     heads: Mapping[str, Moved] = field(default_factory=dict)
+    before: Scores = field(default_factory=dict)
+    norm: float = 0.0
 
     @property
     def onnx_sha256(self) -> str:
@@ -73,6 +76,14 @@ class Proposal:
     candidate: Candidate | None = None
 
 
+@dataclass(frozen=True)
+class Past:
+    """What else a proposal depends on: how many vehicles are enrolled (SCAFFOLD), how long the last steps were."""
+
+    vehicles: int = 0
+    norms: Sequence[float] = ()
+
+
 def propose(
     model: Model,
     aggregates: Mapping[str, Aggregate],
@@ -80,19 +91,23 @@ def propose(
     config: ServerConfig,
     graph: Graph,
     validation: Validation,
-    vehicles: int = 0,
+    past: Past | None = None,
 ) -> Proposal:
     """Return what the aggregates of a round make of the published model. Equal arguments give equal bytes.
 
-    `vehicles` is how many are enrolled (SCAFFOLD). Nothing is changed: who refuses the proposal keeps model, residual
-    and strategy state as they were.
+    Nothing is changed: who refuses the proposal keeps model, residual and strategy state as they were.
     """
+    past = past or Past()
     merged, _weights = merge(aggregates, cap=config.merge_cap, trim=config.merge_trim)
     if not all(np.isfinite(each).all() for each in (merged, *(one.mean for one in aggregates.values()))):
         return Proposal(Verdict(accepted=False, reason="aggregate: a value is NaN or infinite"))
     strategy, settings, parts = config.strategy.strategy(), config.downlink.settings(), graph.layout.parts
-    control = merge_controls(aggregates, vehicles=vehicles)
+    control = merge_controls(aggregates, vehicles=past.vehicles)
     optimizer, update = strategy.apply(model.optimizer or strategy.init(merged.size), merged, control)
+    norm, limits = float(np.linalg.norm(update)), config.gate
+    wrong = gate.judge_step(norm, past.norms, limit=limits.step_norm, factor=limits.step_factor)
+    if wrong is not None:
+        return Proposal(wrong)
     try:
         found = step(model.vector, model.error, update, settings, parts=parts)
         heads = {
@@ -110,7 +125,7 @@ def propose(
     verdict = gate.judge(
         before, after, metrics=validation.task.metrics, tolerance=config.gate.tolerance, finite=True
     )
-    return Proposal(verdict, Candidate(found, onnx, optimizer, after, files, heads))
+    return Proposal(verdict, Candidate(found, onnx, optimizer, after, files, heads, before, norm))
 
 
 def _files(model: Model, config: ServerConfig, graph: Graph) -> dict[str, bytes]:

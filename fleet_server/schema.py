@@ -159,6 +159,9 @@ model = Table(
     Column("full_sha256", String, nullable=False),
     Column("delta_sha256", String),  # leads here from version - 1
     Column("created_at_s", Float, nullable=False),
+    Column(
+        "step_norm", Float
+    ),  # length of the step that the strategy took to it; NULL where it was not written down
 )
 
 optimizer = Table(

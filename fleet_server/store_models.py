@@ -68,6 +68,7 @@ class Model:
     round: int | None
     created_at_s: float
     regions: Mapping[str, Regional] = field(default_factory=dict)
+    step_norm: float | None = None
 
     def onnx_of(self, region: str) -> str:
         """Return the SHA-256 (hex) of the model file that a region's vehicles get."""
@@ -126,6 +127,7 @@ def save_model(connection: Connection, model: Model) -> None:
         "full_sha256": model.full_sha256,
         "delta_sha256": model.delta_sha256,
         "created_at_s": model.created_at_s,
+        "step_norm": model.step_norm,
     }
     connection.execute(schema.model.insert(), row)
     replace_heads(connection, model)
@@ -158,7 +160,15 @@ def newest_model(connection: Connection) -> Model | None:
         round=row.round,
         created_at_s=row.created_at_s,
         regions=store_heads.load(connection, row.version, states),
+        step_norm=row.step_norm,
     )
+
+
+def recent_norms(connection: Connection, *, last: int = 10) -> list[float]:
+    """Return the lengths of the newest steps, as far as they were written down, the newest first."""
+    norm = schema.model.c.step_norm
+    query = select(norm).where(norm.is_not(None)).order_by(schema.model.c.version.desc()).limit(last)
+    return list(connection.execute(query).scalars())
 
 
 def _floats32(data: bytes) -> npt.NDArray[np.float32]:
@@ -274,20 +284,23 @@ def find_blob(connection: Connection, digest: str) -> bytes | None:
 def ref(connection: Connection, digest: str) -> BlobRef:
     """Return the reference to a kept blob, as messages carry it."""
     query = select(schema.blob.c.size_bytes).where(schema.blob.c.sha256 == digest)
-    size = connection.execute(query).scalar_one()
+    return _ref(digest, connection.execute(query).scalar_one())
+
+
+def _ref(digest: str, size: int) -> BlobRef:
     return BlobRef(sha256=digest, size_bytes=size, chunks=max(1, -(-size // CHUNK_BYTES)))
 
 
 def kept_blobs(connection: Connection) -> list[BlobRef]:
     """Return the references to all kept blobs: the live ones, and those whose grace is not over."""
-    digests = connection.execute(select(schema.blob.c.sha256).order_by(schema.blob.c.sha256)).scalars().all()
-    return [ref(connection, digest) for digest in digests]
+    query = select(schema.blob.c.sha256, schema.blob.c.size_bytes).order_by(schema.blob.c.sha256)
+    return [_ref(row.sha256, row.size_bytes) for row in connection.execute(query)]
 
 
 def graph_ref(connection: Connection) -> BlobRef:
     """Return the reference to the graph, of which there is one per store."""
-    query = select(schema.blob.c.sha256).where(schema.blob.c.kind == "graph")
-    return ref(connection, connection.execute(query).scalar_one())
+    query = select(schema.blob.c.sha256, schema.blob.c.size_bytes).where(schema.blob.c.kind == "graph")
+    return _ref(*connection.execute(query).one())
 
 
 def retire_blobs(

@@ -158,6 +158,7 @@ def configuration(
         "downlink": {"value": "int8", "density": 0.5},
         "codec": {"value": "int8", "density": 0.5},
         "gate": {"tolerance": 1.0},
+        "release_policy": "every-accepted",
         "enrolment": [
             {"vehicle": name, "region": region, "code": code(name)}
             for region, vehicles in regions.items()

@@ -19,8 +19,8 @@ from fedfleet.protocol.envelope import peek
 __all__ = ["Outcome", "Violation", "simulate"]
 
 FINAL = ("published", "abandoned", "carried")
-MOST_S, CALM_S = 60.0, 400.0
-STEPS_S = (0.1, 0.5, 1.0, 2.0, 4.0)
+MOST_S, CALM_S = 45.0, 400.0
+STEPS_S = (0.1, 1.0, 2.0, 4.0)
 ATOL = 2e-5
 
 
@@ -68,10 +68,11 @@ class Watch:
             ).all()
             for number, region, state in rows:
                 one = None
-                if state == "open" and (restarted or (number, region) not in self.deadlines):
+                if state not in FINAL and (restarted or (number, region) not in self.deadlines):
                     one = store_rounds.find(connection, number=number, region=region)
                 if one is not None:
-                    self.deadlines[number, region] = sim.now_s + one.plan.deadline_s - sim.server_s
+                    left_s = one.plan.deadline_s - max(sim.server_s, one.plan.opened_at_s)
+                    self.deadlines[number, region] = sim.now_s + left_s
             (version,) = connection.exec_driver_sql("select max(version) from model").one()
         demand(version >= self.version, f"version {version} after {self.version}")
         self.version = version
@@ -166,6 +167,11 @@ def _final(sim: Sim) -> None:
         _check_residual(machine)
         _check_models(machine, models, releases)
     sim.counts.update(f"fate {row['fate']} {row['reason']}" for row in updates)
+    rounds = {row["id"]: row["round"] for row in updates}
+    sim.counts["folded when older"] = sum(
+        state == "published" and rounds[id_] != number for id_, number, _, state in members
+    )
+    sim.counts["runs"] = 1
     sim.counts["updates"] = len(updates)
     sim.counts["versions"] = len(models) - 1
 

@@ -58,13 +58,13 @@ def draw(seed: int) -> Scenario:
         },
         jumps=tuple(
             (
-                chance.uniform(0, 60),
+                chance.uniform(0, 45),
                 chance.choice(("", *VEHICLES)),
                 chance.choice((-1, 1)) * chance.uniform(1, 250),
             )
             for _ in range(chance.choice((0, 0, 0, 1, 2)))
         ),
-        losses=tuple(chance.uniform(0, 60) for _ in range(chance.choice((0, 0, 0, 1)))),
+        losses=tuple(chance.uniform(0, 45) for _ in range(chance.choice((0, 0, 0, 1)))),
     )
 
 
@@ -75,7 +75,7 @@ def _rounds(chance: random.Random) -> dict[str, Any]:
         1 if regions == "apart" else chance.choice((1, 2))
     )  # apart, a region with one vehicle would never open
     told: dict[str, Any] = {
-        "total": 2 if mode == "sync" else 3,
+        "total": chance.choice((1, 2, 2)) if mode == "sync" else 3,
         "quorum": quorum,
         "deadline_s": DEADLINE_S,
         "lease_s": LEASE_S,
@@ -112,7 +112,7 @@ def _driver(chance: random.Random) -> Driver:
     )
     away = ()
     if chance.random() < 0.2:
-        start_s = chance.uniform(0, 60)
+        start_s = chance.uniform(0, 45)
         away = ((start_s, start_s + chance.uniform(1, 40)),)
     skew_s = chance.choice((0.0, 0.0, chance.uniform(-200, 200)))
     return Driver(training_s, away, skew_s, is_silent=kind == "silent", is_bad=chance.random() < 0.03)

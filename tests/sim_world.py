@@ -228,6 +228,7 @@ class Sim:
             "rounds": self.scenario.rounds,
             "data_dir": self.folder / "server",
             "gate": {"tolerance": 0.1},
+            "release_policy": "no-worse-than-released",
             "enrolment": [],
         }
         return ServerConfig.model_validate(

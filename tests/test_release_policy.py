@@ -1,0 +1,156 @@
+"""What the gate refuses leaves no trace, steps that explode are refused, and what is slightly worse does not drive."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from server_world import configuration
+from test_coordinator import ALL, World
+
+from fedfleet.fleet_server import store_models
+from fedfleet.fleet_server.gate import judge_release, judge_step
+from fedfleet.fleet_server.store_models import Model
+from fedfleet.models.task import Metric
+
+ERROR = (Metric("error", "m", "lower"),)
+NORTH, SOUTH = {"north": {"error": (10.0, 10)}}, {"south": {"error": (20.0, 10)}}
+
+
+def model(world: World) -> Model:
+    with world.parts.store.read() as connection:
+        found = store_models.newest_model(connection)
+    assert found is not None
+    return found
+
+
+def state(world: World) -> Mapping[str, bytes]:
+    """Vector, residual and the strategy's state."""
+    found = model(world)
+    arrays = {"vector": found.vector, "error": found.error, **found.optimizer}
+    return {name: np.asarray(array).tobytes() for name, array in arrays.items()}
+
+
+def run(folder: Path, **changes: object) -> World:
+    world = World(configuration(folder, **changes))
+    world.drive(*ALL)
+    world.turn(40)
+    return world
+
+
+MOMENTUM: dict[str, Any] = {"name": "fedavgm", "momentum": 0.5, "server_learning_rate": 1.0}
+
+
+def test_a_refusal_reverts_model_residual_and_optimizer_state(tmp_path: Path) -> None:
+    # given a server that has published versions, so that residual and momentum are not zero
+    good = run(tmp_path, strategy=MOMENTUM)
+    before = state(good)
+    assert model(good).version == 3
+    assert model(good).error.any()
+    assert model(good).optimizer["momentum"].any()
+    good.parts.close()
+    # when it is started again with a step that overshoots by far, and no tolerance
+    rounds = {**dict(good.config.rounds), "total": 4}
+    bad = run(
+        tmp_path, strategy=MOMENTUM | {"server_learning_rate": 100.0}, gate={"tolerance": 0.0}, rounds=rounds
+    )
+    # then the round was refused, with a reason, and nothing has changed
+    assert model(bad).version == 3
+    assert state(bad) == before
+    settled = bad.vehicles["n-0"].settlements[4]
+    assert (settled.outcome, settled.version) == ("abandoned", 3)
+    assert settled.reason
+    bad.parts.close()
+
+
+def test_a_step_above_the_limit_is_refused_before_it_is_scored(tmp_path: Path) -> None:
+    world = run(tmp_path, gate={"tolerance": 1.0, "step_norm": 0.001})
+    assert model(world).version == 0
+    assert "step: its length is" in world.vehicles["n-0"].settlements[1].reason
+    assert set(world.vehicles["n-0"].settlements[1].fates.values()) == {"dropped"}
+    world.parts.close()
+
+
+@pytest.mark.parametrize(
+    ("norm", "recent", "limit", "factor", "words"),
+    [
+        (1.0, [], None, None, None),
+        (1.0, [], 1.0, 10.0, None),
+        (1.01, [], 1.0, 10.0, "limit 1"),
+        (float("nan"), [], None, None, "its length is nan"),
+        (float("inf"), [], None, None, "its length is inf"),
+        (1e9, [1.0, 1.0], None, 10.0, None),
+        (10.0, [1.0, 1.0, 1.0], None, 10.0, None),
+        (10.1, [1.0, 1.0, 1.0], None, 10.0, "limit 10 times that"),
+        (10.1, [1.0, 1.0, 1.0], None, None, None),
+        (10.1, [1.0, 5.0, 9.0], None, 10.0, None),
+        (5.0, [0.0, 0.0, 0.0], None, 10.0, None),
+    ],
+)
+def test_a_step_is_judged_by_a_limit_and_by_those_before_it(
+    norm: float, recent: list[float], limit: float | None, factor: float | None, words: str | None
+) -> None:
+    verdict = judge_step(norm, recent, limit=limit, factor=factor)
+    if words is None:
+        assert verdict is None
+    else:
+        assert verdict is not None
+        assert not verdict.accepted
+        assert words in verdict.reason
+
+
+def test_the_lengths_of_steps_are_written_down(tmp_path: Path) -> None:
+    world = run(tmp_path)
+    with world.parts.store.read() as connection:
+        norms = store_models.recent_norms(connection)
+        assert store_models.recent_norms(connection, last=2) == norms[:2]
+    assert len(norms) == 3
+    assert all(norm > 0 for norm in norms)
+    world.parts.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "policy", "accepted"),
+    [
+        (10.0, "no-worse-than-released", True),
+        (9.0, "no-worse-than-released", True),
+        (10.1, "no-worse-than-released", False),
+        (10.1, "every-accepted", True),
+    ],
+)
+def test_what_is_slightly_worse_does_not_drive_unless_the_policy_says_so(
+    error: float, policy: str, accepted: bool
+) -> None:
+    driving = {**NORTH, **SOUTH}
+    candidate = {"north": {"error": (error, 10)}, "south": {"error": (15.0, 10)}}
+    verdict = judge_release(driving, driving, candidate, metrics=ERROR, policy=policy)
+    assert verdict.accepted == accepted
+
+
+def test_scored_on_other_samples_it_is_compared_with_the_published_model() -> None:
+    older = {"north": {"error": (99.0, 11)}}
+    for error, accepted in ((9.0, True), (11.0, False)):
+        candidate = {"north": {"error": (error, 10)}}
+        verdict = judge_release(older, NORTH, candidate, metrics=ERROR, policy="no-worse-than-released")
+        assert verdict.accepted == accepted
+
+
+def test_a_published_version_that_is_worse_is_trained_from_but_not_driven_with(tmp_path: Path) -> None:
+    # given a strategy that overshoots, a gate that lets it pass, and the default policy
+    changes: dict[str, Any] = {
+        "strategy": {"server_learning_rate": 16.0},
+        "gate": {"tolerance": 1.0, "step_factor": None},
+        "release_policy": "no-worse-than-released",
+    }
+    world = run(tmp_path, **changes)
+    shown: Any = world.snapshot()
+    # then there are versions that were published and not released
+    assert shown["version"] > 0
+    assert shown["released"] < shown["version"]
+    assert shown["counters"]["release:held"] >= 1
+    assert world.vehicles["n-0"].plans[3].base_version > shown["released"]
+    # and what drives is the best on validation of all that were released
+    scores = {entry["version"]: entry["scores"]["north"] for entry in shown["history"]}
+    assert scores[shown["released"]] <= scores[shown["version"]]
+    world.parts.close()
