@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 
+import numpy as np
+import numpy.typing as npt
 from sqlalchemy import Connection, func, select
 
-from fedfleet.fleet_server import schema, store_models
+from fedfleet.fleet_server import schema, store_heads, store_models
 from fedfleet.fleet_server.model_state import open_graph
 from fedfleet.fleet_server.rounds import FINAL
 from fedfleet.fleet_server.store_updates import audit_leaf
@@ -104,10 +106,11 @@ def _blobs(connection: Connection) -> Iterator[str]:
     newest = store_models.newest_version(connection)
     released = store_models.newest_release(connection)
     kept = set(connection.execute(select(table.c.sha256)).scalars())
-    for version in {newest, released.version if released else newest} - {None}:
+    for version in {each for each in (newest, released.version if released else None) if each is not None}:
+        regional = [each[2] for each in store_heads.digests(connection, version).values()]
         query = select(schema.model.c.full_sha256).where(schema.model.c.version == version)
-        full = connection.execute(query).scalar_one_or_none()
-        if full not in kept:
+        shared = [connection.execute(query).scalar_one_or_none()]
+        for full in (each for each in regional or shared if each not in kept):
             yield f"version {version}: its blob {str(full)[:12]}… is not there"
 
 
@@ -121,21 +124,30 @@ def _newest(connection: Connection) -> Iterator[str]:
         yield f"version {model.version}: its vector has digest {model.vector_sha256[:12]}…, not {row[1][:12]}…"
     if model.error.size != model.vector.size:
         yield f"version {model.version}: residual of {model.error.size} for {model.vector.size} parameters"
-    if connection.execute(select(func.count()).select_from(schema.regional)).scalar_one():
-        return  # with heads, what drives is each region's own file
+    digests = store_heads.digests(connection, model.version)
+    named = {region: (digests[region][:3], one.vector) for region, one in model.regions.items()}
+    for region, (told, vector) in (named or {"": (row, model.vector)}).items():
+        what = f"version {model.version}" + (f" of {region}" if region else "")
+        yield from _published(connection, what, told, vector)
+
+
+def _published(
+    connection: Connection, what: str, told: tuple[str, str, str], vector: npt.NDArray[np.float32]
+) -> Iterator[str]:
+    """What vehicles fetch is this vector, and its file the one that is named; ``told``: ONNX, vector, full SHA-256."""
     kept = set(connection.execute(select(schema.blob.c.sha256)).scalars())
-    if row[2] not in kept:
+    if told[2] not in kept:
         return  # told already
     try:
-        full = bundle.unpack_vector(store_models.blob_bytes(connection, row[2]), size=model.vector.size)
+        full = bundle.unpack_vector(store_models.blob_bytes(connection, told[2]), size=vector.size)
         graph = open_graph(store_models.blob_bytes(connection, store_models.graph_ref(connection).sha256))
     except PeerError as error:
-        yield f"version {model.version}: {error}"
+        yield f"{what}: {error}"
         return
-    if full.tobytes() != model.vector.tobytes():
-        yield f"version {model.version}: the published blob holds another vector"
-    if sha256(graph.file(model.vector)).hexdigest() != row[0]:
-        yield f"version {model.version}: the model file of its vector has another digest"
+    if full.tobytes() != vector.tobytes():
+        yield f"{what}: the published blob holds another vector"
+    if sha256(graph.file(vector)).hexdigest() != told[0]:
+        yield f"{what}: the model file of its vector has another digest"
 
 
 CHECKS: tuple[Callable[[Connection], Iterator[str]], ...] = (_audit, _fates, _members, _blobs, _newest)

@@ -14,14 +14,14 @@ from sqlalchemy import select
 from fedfleet.codec.parts import Part, Parts
 from fedfleet.codec.payload import decode
 from fedfleet.codec.settings import Settings
-from fedfleet.fleet_server import schema, store_heads, store_models, store_vehicles
+from fedfleet.fleet_server import schema, store_check, store_heads, store_models, store_vehicles
 from fedfleet.fleet_server.announcements import pointer
 from fedfleet.fleet_server.assembly import prepare
 from fedfleet.fleet_server.downlink import step
 from fedfleet.fleet_server.fold import Aggregate
 from fedfleet.fleet_server.heads import Regional, begin, move
 from fedfleet.fleet_server.strategies import fedavg
-from fedfleet.models import layout
+from fedfleet.models import bundle, layout
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.messages import Segment
 
@@ -171,6 +171,23 @@ def test_each_region_gets_the_shared_body_and_learns_its_own_head(make: Make) ->
     for region, vector in (("north", north), ("south", south)):
         own, other = TRUTHS[region][HEAD:], TRUTHS["south" if region == "north" else "north"][HEAD:]
         assert np.abs(vector[HEAD:] - own).sum() < 0.5 * np.abs(vector[HEAD:] - other).sum()
+    # and the store is whole, until a blob of a region holds another vector
+    with both.parts.store.write() as connection:
+        assert store_check.problems(connection) == []
+        wrong = bundle.pack_vector(south)
+        connection.execute(
+            schema.blob.update()
+            .where(schema.blob.c.sha256 == model.regions["north"].full_sha256)
+            .values(data=wrong)
+        )
+        found = store_check.problems(connection)
+        assert any("version 3 of north: the published blob holds another vector" in line for line in found)
+        own = {"data": bundle.pack_vector(north)}
+        connection.execute(
+            schema.blob.update()
+            .where(schema.blob.c.sha256 == model.regions["north"].full_sha256)
+            .values(**own)
+        )
     # and the files that each region's vehicles run are those that were scored
     assert not any(vehicle.refusals for vehicle in both.fleet.vehicles)
     files = {
