@@ -13,7 +13,7 @@ import structlog
 import typer
 from rich.console import Console
 
-from fedfleet.cli import compare_federation, compare_processes, compare_report, compare_result
+from fedfleet.cli import compare_federation, compare_processes, compare_report, compare_result, suits
 from fedfleet.cli.compare_arms import ArmSettings, Point, baseline, centralised, judge, on_site
 from fedfleet.cli.compare_data import Data, load
 from fedfleet.cli.compare_federation import Federated
@@ -107,7 +107,7 @@ def chosen(settings: Settings, *, rounds: int | None, epochs: int | None) -> Arm
 
     Raises UsageError when the rounds do not fit into the budget.
     """
-    arms = ArmSettings().offered(tasks.load(settings.task))
+    arms = suits.arms(tasks.load(settings.task))
     told = settings.server.model_fields_set - {"rounds", "enrolment"}
     federated = arms.federated.model_copy(update={name: getattr(settings.server, name) for name in told})
     budget = epochs or (max(rounds, arms.epochs) if rounds else arms.epochs)
@@ -162,6 +162,8 @@ def measure(
         bytes_down=together.bytes_down,
         seconds=0.0,
         told=_told(settings, data, together, broker=broker),
+        noun=tasks.noun(data.task),
+        trivial=tasks.trivial(data.task),
     )
 
 

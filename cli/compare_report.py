@@ -57,7 +57,7 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
     metric = result.metrics[0]
     value = {arm: mean(test.judged, metric) for arm, test in result.tests.items()}
     against = {
-        f"{metric.name}, federated vs {ARMS[arm]}": gap_percent(value["federated"], value[arm])
+        f"{metric.name}, federated vs {result.arm(arm)}": gap_percent(value["federated"], value[arm])
         for arm in ("constant_velocity", "centralised", "on_site")
     }
     return [
@@ -71,10 +71,10 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
 
 def _table(result: Result) -> str:
     units = [f"{metric.name} [{metric.unit}]" for metric in result.metrics]
-    head = ["region", "arm", *units, *(f"{unit}, all tracks" for unit in units), "vs centralised"]
+    head = ["region", "arm", *units, *(f"{unit}, all {result.noun}" for unit in units), "vs centralised"]
     rows = []
     for region in ("all", *result.regions):
-        for arm, words in ARMS.items():
+        for arm in ARMS:
             test, other = result.tests[arm], result.tests["centralised"]
             names = result.regions if region == "all" else [region]
             judged = {name: test.judged[name] for name in names}
@@ -85,7 +85,7 @@ def _table(result: Result) -> str:
             )
             values = [mean(part, metric) for part in (judged, everything) for metric in result.metrics]
             numbers = ["–" if value is None else f"{value:.3f}" for value in values]
-            rows.append([region, words, *numbers, "–" if gap is None else f"{gap:+.1f} %"])
+            rows.append([region, result.arm(arm), *numbers, "–" if gap is None else f"{gap:+.1f} %"])
     return grid(head, rows)
 
 
@@ -93,7 +93,7 @@ def _draw_curves(axes: Any, result: Result) -> None:  # noqa: ANN401 - matplotli
     metric = result.metrics[0]
     for arm, curve in result.curves.items():
         points = [(point.epochs, mean(point.scores, metric)) for point in curve]
-        axes.plot(*zip(*points, strict=True), color=_ARM_COLOURS[arm], label=ARMS[arm], lw=1.6)
+        axes.plot(*zip(*points, strict=True), color=_ARM_COLOURS[arm], label=result.arm(arm), lw=1.6)
     axes.set(title=f"Validation {metric.name}", xlabel="passes over each vehicle's data", ylabel=metric.unit)
     axes.legend(frameon=False, fontsize=8)
 
@@ -113,11 +113,11 @@ def _draw_by_region(axes: Any, result: Result) -> None:  # noqa: ANN401 - matplo
 
 def _draw_regions(axes: Any, result: Result) -> None:  # noqa: ANN401 - matplotlib's axes
     metric, places = result.metrics[0], range(len(result.regions))
-    for number, (arm, words) in enumerate(ARMS.items()):
+    for number, arm in enumerate(ARMS):
         judged = result.tests[arm].judged
         heights = [mean({name: judged[name]}, metric) or 0.0 for name in result.regions]
         left = [place + (number - 1.5) * 0.2 for place in places]
-        axes.bar(left, heights, 0.2, color=_ARM_COLOURS[arm], label=words)
+        axes.bar(left, heights, 0.2, color=_ARM_COLOURS[arm], label=result.arm(arm))
     axes.set_xticks(list(places), result.regions, fontsize=8)
     axes.set(title=f"Test {metric.name} by region", ylabel=metric.unit)
     axes.legend(frameon=False, fontsize=8)

@@ -16,12 +16,15 @@ from fedfleet.models.task import Metric, Sums
 __all__ = ["ARMS", "Result", "as_json", "gap_percent", "table", "write_json"]
 
 ARMS: Final[Mapping[str, str]] = {
-    "constant_velocity": "constant velocity",
+    "constant_velocity": "trivial answer",
     "centralised": "centralised",
     "on_site": "on-site only",
     "federated": "federated",
 }
-"""Key of an arm -> its name for people, in the order in which they are shown."""
+"""Key of an arm -> its name for people, in the order in which they are shown; `Result.arm` knows the task's own.
+
+The first is the task's trivial answer, whatever it is: the key is that of the first task, and `baseline` says the same.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Result:
     bytes_down: int
     seconds: float
     told: Mapping[str, Any]
+    noun: str = "samples"
+    trivial: str = ARMS["constant_velocity"]
+
+    def arm(self, key: str) -> str:
+        """The name of an arm for people."""
+        return self.trivial if key == "constant_velocity" else ARMS[key]
 
     @property
     def regions(self) -> list[str]:
@@ -67,6 +76,7 @@ def as_json(result: Result) -> dict[str, Any]:
             found[arm]["chosen_epoch"] = result.chosen[arm]
         if arm in result.curves:
             found[arm]["curve"] = [_point(point, result.metrics) for point in result.curves[arm]]
+    found["baseline"] = {"name": result.trivial, **found["constant_velocity"]}
     return {
         **found,
         "bytes_up": result.bytes_up,
@@ -102,10 +112,10 @@ def table(result: Result) -> Table:
     view.add_column("arm", no_wrap=True)
     for metric in result.metrics:
         view.add_column(f"{metric.name}\n{metric.unit}", justify="right", no_wrap=True)
-    for other in ("constant\nvelocity", "central-\nised"):
+    for other in (result.trivial.replace(" ", "\n", 1), "central-\nised"):
         view.add_column(f"vs {other}", justify="right", no_wrap=True)
     for name in ("all", *result.regions):
-        for arm, words in ARMS.items():
+        for arm in ARMS:
             values = [mean(_part(result, arm, name), metric) for metric in result.metrics]
             gaps = [
                 gap_percent(values[0], mean(_part(result, other, name), result.metrics[0]))
@@ -115,7 +125,7 @@ def table(result: Result) -> Table:
             cells = [*map(_number, values), *("–" if gap is None else f"{gap:+.1f} %" for gap in gaps)]
             view.add_row(
                 name if arm == "constant_velocity" else "",
-                words,
+                result.arm(arm),
                 *cells,
                 style=style,
                 end_section=arm == "federated",

@@ -36,7 +36,12 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scenarios: Path | None = Field(None, description="folder of recordings; the shipped pack when not given")
-    vehicles_per_region: int = Field(3, ge=1, le=10_000, description="simulated vehicles in each region")
+    vehicles_per_region: int = Field(
+        3,
+        ge=1,
+        le=10_000,
+        description="simulated vehicles in each region; not chosen: as many as its training drives allow, at most 3",
+    )
     seed: int = Field(1, ge=0, description="seed of the split by whole drives")
     validation: float = Field(0.15, gt=0, lt=1, description="share of drives that the gate is judged on")
     test: float = Field(0.15, ge=0, lt=1, description="share of drives that are opened once, at the end")
@@ -81,8 +86,8 @@ class Settings(BaseSettings):
         return (*sources, TomlConfigSettingsSource(settings_cls)) if file else sources
 
 
-def load(file: Path | None) -> Settings:
-    """Return the configuration of ``file`` (``fedfleet.toml`` when it exists and none is named).
+def load(file: Path | None, *, task: str | None = None) -> Settings:
+    """Return the configuration of ``file`` (``fedfleet.toml`` when it exists and none is named), of ``task`` if given.
 
     Raises UsageError, one line: file, key, what was expected, what was found.
     """
@@ -95,7 +100,8 @@ def load(file: Path | None) -> Settings:
         model_config = SettingsConfigDict(toml_file=chosen)
 
     try:
-        return _FromFile()
+        settings = _FromFile()
+        return settings.model_copy(update={"task": task}) if task else settings
     except ValidationError as error:
         raise UsageError(_line(error, chosen)) from error
 

@@ -45,7 +45,10 @@ def scenarios_dir(settings: Settings, chosen: Path | None = None) -> Path:
 
 
 def split(settings: Settings, folder: Path) -> Partition:
-    """Share the drives of a folder out among vehicles, validation and test, the same for every command."""
+    """Share the drives of a folder out among vehicles, validation and test, the same for every command.
+
+    Where nobody chose a number of vehicles, a region with fewer training drives gets a vehicle for each of them.
+    """
     index = tasks.load(settings.task).index(folder)
     regions = sorted({drive.region for drive in index.drives})
     data = settings.data
@@ -55,6 +58,7 @@ def split(settings: Settings, folder: Path) -> Partition:
         vehicles=dict.fromkeys(regions, data.vehicles_per_region),
         seed=data.seed,
         fractions=(train, data.validation, data.test),
+        fewer="vehicles_per_region" not in data.model_fields_set,
     )
 
 

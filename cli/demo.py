@@ -17,7 +17,7 @@ from fedfleet.cli.claims import Claim, Outcome, judge
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.demo_fleet import DemoFleet, clean
 from fedfleet.cli.demo_scenes import Intrusion, KilledServer, KilledVehicle
-from fedfleet.cli.options import ConfigFile, ScenariosDir, pack_dir
+from fedfleet.cli.options import ConfigFile, ScenariosDir, TaskName, pack_dir
 from fedfleet.cli.report import write_html
 from fedfleet.fleet_server.status import snapshot
 from fedfleet.protocol.errors import UsageError
@@ -38,11 +38,12 @@ def demo(
     faults: Annotated[
         bool, typer.Option(help="Kill a vehicle and the server, and send bad updates, on purpose.")
     ] = True,
+    task: TaskName = None,
 ) -> None:
-    """Run broker, server and vehicles of four regions on this machine; show them learn, fail and recover."""
+    """Run broker, server and vehicles of all regions on this machine; show them learn, fail and recover."""
     begun = time.monotonic()
     console = Console()
-    settings = _settings(load(config), out, rounds=rounds)
+    settings = _settings(load(config, task=task), out, rounds=rounds)
     folder = scenarios or settings.data.scenarios or pack_dir()
     clean(settings.work_dir)
     with DemoFleet(settings, folder) as fleet:
@@ -91,7 +92,7 @@ class Show:
     def cast(self, rounds: int) -> None:
         """Set the cues of the faults: about a third, a half and two thirds through the rounds."""
         third, half, late = max(1, rounds // 3), max(1, rounds // 2), max(1, (2 * rounds) // 3)
-        self.vehicle = KilledVehicle(self._fleet, self._fleet.agents[0], cue_round=third, tell=self.tell)
+        self.vehicle = KilledVehicle(self._fleet, self._fleet.victim(), cue_round=third, tell=self.tell)
         stranger = SigningKey(secrets.token_bytes(32))
         self.intrusion = Intrusion(self._fleet, cue_round=half, stranger=stranger, tell=self.tell)
         self.server = KilledServer(self._fleet, cue_round=late, tell=self.tell)

@@ -3,12 +3,13 @@
 import secrets
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Self
 
 from pydantic import SecretStr
 
-from fedfleet.cli import launch
+from fedfleet.cli import launch, suits
 from fedfleet.cli.config import Settings
 from fedfleet.cli.data import held_out_jobs, jobs_of, prepare, split
 from fedfleet.cli.processes import Child, start
@@ -37,7 +38,10 @@ class DemoFleet:
             {"vehicle": vehicle, "region": region, "code": codes[vehicle]}
             for vehicle, (region, _) in self.parts.vehicles.items()
         ]
-        server = type(settings.server).model_validate({**dict(settings.server), "enrolment": enrolment})
+        told = settings.server.model_copy(update={"enrolment": enrolment})  # what is set stays what was set
+        rounds = told.rounds.model_copy(update={"quorum": min(told.rounds.quorum, *self._sizes().values())})
+        server = suits.server(settings.model_copy(update={"server": told}))
+        server = type(server).model_validate({**dict(server), "rounds": rounds})
         self.settings = settings.model_copy(update={"server": server})
         self.saboteur = SigningKey(secrets.token_bytes(32))
         self.agents = self._one_per_region()
@@ -143,6 +147,15 @@ class DemoFleet:
 
     def _config(self, name: str) -> Path:
         return self.settings.work_dir / "config" / f"{name}.json"
+
+    def victim(self) -> str:
+        """A separate agent whose region still makes a quorum without it, when there is one."""
+        sizes, quorum = self._sizes(), self.settings.server.rounds.quorum
+        able = (agent for agent in self.agents if sizes[self.region_of(agent)] > quorum)
+        return next(able, self.agents[0])
+
+    def _sizes(self) -> Counter[str]:
+        return Counter(region for region, _ in self.parts.vehicles.values())
 
     def _one_per_region(self) -> list[str]:
         first: dict[str, str] = {}

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from pydantic import SecretStr
 
+from fedfleet.cli import suits
 from fedfleet.cli.config import Settings
 from fedfleet.cli.data import validation_dir, vehicle_dir
 from fedfleet.cli.processes import environment
@@ -53,7 +54,8 @@ def server_place(settings: Settings) -> Place:
 
 def server_config(settings: Settings, regions: Sequence[str]) -> ServerConfig:
     """Return the server's whole configuration."""
-    own = {name: getattr(settings.server, name) for name in type(settings.server).model_fields}
+    server = suits.server(settings)
+    own = {name: getattr(server, name) for name in type(server).model_fields}
     return ServerConfig(
         **own,
         fleet=settings.fleet,

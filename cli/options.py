@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["ConfigFile", "Json", "ScenariosDir", "Wait", "pack_dir"]
+__all__ = ["ConfigFile", "Json", "ScenariosDir", "TaskName", "Wait", "pack_dir"]
 
 ConfigFile = Annotated[
     Path | None,
@@ -25,6 +25,10 @@ ScenariosDir = Annotated[
         help="Folder of recordings. Without it: the configured one, else the shipped pack.",
         show_default=False,
     ),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option("--task", help="Learning task; without it the configured one.", show_default=False),
 ]
 Wait = Annotated[
     bool,

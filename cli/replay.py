@@ -185,9 +185,9 @@ def _show(console: Console, task: Task, done: Replayed) -> None:
         rows["all"] = done.total
     for which in ("judged", "all"):
         console.print(result.score_table(task, rows, which))
-    console.print(result.pace_table(rows))
+    console.print(result.pace_table(task, rows))
     if done.total.unanswered:
-        text = f"{done.total.unanswered} tracks are not in the errors: their frame was skipped for lateness"
+        text = f"{done.total.unanswered} {tasks.noun(task)} are not in the errors: their frame was skipped for lateness"
         console.print(text, highlight=False, soft_wrap=True)
     if done.empty:
         some = ", ".join(done.empty[:5])
@@ -196,7 +196,7 @@ def _show(console: Console, task: Task, done: Replayed) -> None:
 
 def _no_frames(task: Task, folder: Path, problems: Mapping[str, int]) -> str:
     why = ", ".join(f"{count} × {reason}" for reason, count in sorted(problems.items()))
-    left_out = f": tracks left out: {why}" if why else ""
+    left_out = f": {tasks.noun(task)} left out: {why}" if why else ""
     return f"{folder}: no frame to replay for task {task.name}{left_out}"
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from fedfleet.cli.replay_run import Driven
-from fedfleet.models.task import Case, Floats, Metric, Samples, Sums, Task, added
+from fedfleet.models.task import Case, Floats, Metric, Samples, Sums, Task, added, noun
 
 __all__ = ["Part", "add_up", "as_json", "merged", "pace_table", "part_of", "score_table", "worst_of"]
 
@@ -111,9 +111,9 @@ def as_json(task: Task, part: Part) -> dict[str, Any]:
 
 def score_table(task: Task, rows: Mapping[str, Part], which: str) -> Table:
     """Return the table of errors on ``judged`` or ``all`` tracks; the baseline's beside the primary metric."""
-    table = Table(title=f"{task.name}, {which} tracks", title_justify="left")
+    table = Table(title=f"{task.name}, {which} {noun(task)}", title_justify="left")
     table.add_column("region", no_wrap=True)
-    table.add_column("tracks", justify="right", no_wrap=True)
+    table.add_column(noun(task), justify="right", no_wrap=True)
     for place, metric in enumerate(task.metrics):
         table.add_column(_head(metric.name, metric.unit), justify="right", no_wrap=True)
         if place == 0:
@@ -123,11 +123,11 @@ def score_table(task: Task, rows: Mapping[str, Part], which: str) -> Table:
     return table
 
 
-def pace_table(rows: Mapping[str, Part]) -> Table:
+def pace_table(task: Task, rows: Mapping[str, Part]) -> Table:
     """Return the table of frames: how many, how late, how fast."""
     table = Table(title="latency of a frame (ms), throughput", title_justify="left")
     table.add_column("region", no_wrap=True)
-    for head in ("frames", "missed", "predictions", "p50", "p99", "tracks/s"):
+    for head in ("frames", "missed", "predictions", "p50", "p99", f"{noun(task)}/s"):
         table.add_column(head, justify="right", no_wrap=True)
     for name, part in rows.items():
         latencies = (_number(part.latency_ms(50)), _number(part.latency_ms(99)))

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedfleet.cli.config import load
-from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, pack_dir
+from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, TaskName, pack_dir
 from fedfleet.cli.progress import steps
 from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
@@ -25,9 +25,11 @@ app = typer.Typer(
 
 
 @app.command("list")
-def list_(config: ConfigFile = None, scenarios: ScenariosDir = None, as_json: Json = False) -> None:
+def list_(
+    config: ConfigFile = None, scenarios: ScenariosDir = None, task: TaskName = None, as_json: Json = False
+) -> None:
     """List regions, drives, recordings and seconds of a folder."""
-    settings = load(config)
+    settings = load(config, task=task)
     folder = scenarios or settings.data.scenarios or pack_dir()
     index = tasks.load(settings.task).index(folder)
     regions: dict[str, list[tasks.Drive]] = defaultdict(list)
@@ -57,16 +59,18 @@ def list_(config: ConfigFile = None, scenarios: ScenariosDir = None, as_json: Js
 
 
 @app.command("check")
-def check(config: ConfigFile = None, scenarios: ScenariosDir = None, as_json: Json = False) -> None:
+def check(
+    config: ConfigFile = None, scenarios: ScenariosDir = None, task: TaskName = None, as_json: Json = False
+) -> None:
     """Read everything in a folder and count what the task would leave out, by reason; fails when nothing is usable."""
-    settings = load(config)
+    settings = load(config, task=task)
     folder = scenarios or settings.data.scenarios or pack_dir()
-    task = tasks.load(settings.task)
-    index = task.index(folder)
+    learned = tasks.load(settings.task)
+    index = learned.index(folder)
     samples: dict[str, int] = {}
     counted: Counter[str] = Counter()
     for drive in index.drives:
-        read = task.samples(folder, [drive.key])
+        read = learned.samples(folder, [drive.key])
         samples[drive.key] = len(read)
         counted.update(read.problems)
     problems = dict(index.problems) if index.is_counted else dict(sorted(counted.items()))
@@ -82,12 +86,12 @@ def check(config: ConfigFile = None, scenarios: ScenariosDir = None, as_json: Js
         typer.echo(json.dumps(result, indent=2))
     else:
         console = Console()
-        console.print(f"{folder}: {len(samples)} drives, {result['samples']} samples for task {task.name}")
+        console.print(f"{folder}: {len(samples)} drives, {result['samples']} samples for task {learned.name}")
         if empty:
             console.print(f"{len(empty)} drives without a usable sample: {', '.join(empty[:5])}")
         _print_problems(console, problems)
     if not result["samples"]:
-        raise UsageError(f"{folder}: no sample is usable for task {task.name}")
+        raise UsageError(f"{folder}: no sample is usable for task {learned.name}")
 
 
 @app.command("generate")

@@ -36,7 +36,9 @@ __all__ = [
     "added",
     "load",
     "names",
+    "noun",
     "resolve",
+    "trivial",
 ]
 
 GROUP = "fedfleet.tasks"
@@ -189,6 +191,9 @@ class Task(Protocol):
     "sparse", "dense" (never sparsified: statistics of a batch norm, biases) or "exclude" (never leaves the vehicle,
     and does not change in the published model); the first pattern that matches counts, the rest are sparse. `head`
     is a tuple of patterns of the tensors that are a region's own. `models/layout.py` puts both into the model's layout.
+    What people read of it: `noun` is what its samples are ("tracks", "patients"), `trivial` what `baseline` answers.
+    `suits` are the settings that suit it, where nobody chose others: mappings `server` (as the configuration's section)
+    and `compare` (as the arms of `fedfleet compare`).
     """
 
     @property
@@ -232,6 +237,16 @@ class Task(Protocol):
 
     def baseline(self, inputs: Numbers) -> Floats:
         """Return the trivial answer f32[N,*out] that a model has to beat."""
+
+
+def noun(task: Task) -> str:
+    """Return what the samples of a task are, in the plural."""
+    return str(getattr(task, "noun", "samples"))
+
+
+def trivial(task: Task) -> str:
+    """Return what the trivial answer of a task is."""
+    return str(getattr(task, "trivial", "trivial answer"))
 
 
 def names() -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -23,7 +23,6 @@ from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import is_id
 from fedfleet.scenarios.donkey_catalog import MANIFEST, Record, read_records
 from fedfleet.scenarios.donkey_files import Files, open_files
-from fedfleet.scenarios.donkey_image import decode
 from fedfleet.scenarios.labels_frames import judge_frames
 from fedfleet.scenarios.records import ScenarioError
 
@@ -118,7 +117,7 @@ def open_tubs(folder: Path) -> Mapping[str, Block]:
 
 
 def shots(block: Block, *, rows: int, columns: int) -> Shots:
-    """Read the frames of a block; a frame that cannot be read is counted, and left out."""
+    """Read the frames of a block; a frame that cannot be read is counted, and left out. UsageError without Pillow."""
     problems: Counter[str] = Counter()
     read = list(_images(block, problems, rows=rows, columns=columns))
     images = np.stack([image for _, image in read]) if read else np.empty((0, 3, rows, columns), np.uint8)
@@ -134,6 +133,7 @@ def shots(block: Block, *, rows: int, columns: int) -> Shots:
 def _images(
     block: Block, problems: Counter[str], *, rows: int, columns: int
 ) -> Iterator[tuple[Record, NDArray[np.uint8]]]:
+    decode = _decoder()
     with block.tub.files.opened() as take:
         for record in block.records:
             try:
@@ -146,6 +146,14 @@ def _images(
                 problems[NO_IMAGE] += 1
             else:
                 yield record, image
+
+
+def _decoder() -> Callable[..., NDArray[np.uint8]]:
+    try:
+        from fedfleet.scenarios.donkey_image import decode
+    except ImportError as error:
+        raise UsageError("camera images need Pillow: install fedfleet[scenarios]") from error
+    return decode
 
 
 @lru_cache(maxsize=2)

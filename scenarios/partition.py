@@ -47,12 +47,14 @@ def partition(
     vehicles: Mapping[str, int] | int,
     seed: int,
     fractions: tuple[float, float, float] = FRACTIONS,
+    fewer: bool = False,
 ) -> Partition:
     """Split every region's drives into train, validation and test, and deal the train drives out to its vehicles.
 
     `vehicles` is a number per region, or of all regions together, then shared out evenly (the first regions by name
     take what is over). Vehicles are named v01, v02, … in the order of the regions' names; drives are dealt in turn,
-    in an order drawn from the seed. A region's validation and test take their fraction, at least one drive.
+    in an order drawn from the seed. A region's validation and test take their fraction, at least one drive. With
+    `fewer`, a region that has not enough drives gets one vehicle for each that is left to train on.
 
     Raises UsageError when a drive appears twice, a region has too few drives, or a number or fraction is out of range.
     """
@@ -69,9 +71,11 @@ def partition(
         order = sorted(
             (drive.key for drive in drives if drive.region == region), key=lambda key: _draw(seed, key)
         )
-        train, validation[region], test[region] = _split(region, order, fractions, vehicles=counts[region])
-        for i in range(counts[region]):
-            dealt[f"v{len(dealt) + 1:0{width}d}"] = (region, tuple(sorted(train[i :: counts[region]])))
+        needed = min(counts[region], 1) if fewer else counts[region]
+        train, validation[region], test[region] = _split(region, order, fractions, vehicles=needed)
+        count = min(counts[region], len(train)) if fewer else counts[region]
+        for i in range(count):
+            dealt[f"v{len(dealt) + 1:0{width}d}"] = (region, tuple(sorted(train[i::count])))
     return Partition(dealt, validation, test)
 
 
