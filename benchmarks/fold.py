@@ -3,10 +3,10 @@
     python benchmarks/fold.py [--updates 500] [--parameters 1000000] [--only NAME,…] [--quick] [--json]
 
 `updates_per_s` counts payloads from bytes to the aggregate (decoded, checked, folded) by seconds of a core; `ms_total`
-is the wall time with one step of the optimizer. `rss_mb` is the largest resident memory of the process, interpreter
-and libraries included, of which `base_mb` were there before the first payload. Payloads are top 1 %, sign and mean;
-where a rule needs the same coordinates of all, the plan's (`common`). They come one by one from a file, as the store
-gives them.
+is the wall time with one step of the optimizer; of up to five folds in two seconds the fastest counts. `rss_mb` is
+the largest resident memory of the process, interpreter and libraries included, of which `base_mb` were there before
+the first payload. Payloads are top 1 %, sign and mean; where a rule needs the same coordinates of all, the plan's
+(`common`). They come one by one from a file, as the store gives them.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ RULES = (
     "bulyan",
     "nnm-trimmed-mean",
 )
+REPEATS = 5
 DISTINCT = 25
 """Payloads that differ; they come again and again under other ids, which changes neither time nor memory."""
 
@@ -112,28 +113,32 @@ def measure(  # noqa: PLR0913 (what a child is told)
         return {}
     config = _config(name)
     strategy, size, parts = config.strategy(), parameters, Parts.whole(parameters)
-    members = Members(
-        lambda: _read(Path(file), updates),
-        lambda data: payload.decode(data, size=size, parts=parts, common=common, control=name == "scaffold"),
-        size,
-        10_000,
-        equal=strategy.weighting == "equal",
-        has_control=name == "scaffold",
-    )
     root = np.random.default_rng(7).normal(size=size).astype(np.float32) if name == "fltrust" else None
-    state, base_mb = strategy.init(size), _rss_mb()
-    start, start_core = time.perf_counter(), time.process_time()
-    rule = config.fold_rule(root)
-    aggregate = fold_members(members, rule, momentum=0.9 if name == "fednova" else None)
-    core_s = time.process_time() - start_core
-    merged, _ = merge({"region": aggregate}, cap=1.0)
-    strategy.apply(state, merged, merge_controls({"region": aggregate}, vehicles=updates))
-    end = time.perf_counter()
+    rule, base_mb, runs = config.fold_rule(root), _rss_mb(), []
+    while not runs or (len(runs) < REPEATS and sum(ms for _, ms in runs) < 2000):
+        members = Members(
+            lambda: _read(Path(file), updates),
+            lambda data: payload.decode(
+                data, size=size, parts=parts, common=common, control=name == "scaffold"
+            ),
+            size,
+            10_000,
+            equal=strategy.weighting == "equal",
+            has_control=name == "scaffold",
+        )
+        start, start_core = time.perf_counter(), time.process_time()
+        aggregate = fold_members(members, rule, momentum=0.9 if name == "fednova" else None)
+        core_s = time.process_time() - start_core
+        merged, _ = merge({"region": aggregate}, cap=1.0)
+        control = merge_controls({"region": aggregate}, vehicles=updates)
+        strategy.apply(strategy.init(size), merged, control)
+        runs.append((core_s, 1000 * (time.perf_counter() - start)))
+    core_s, ms = min(runs)
     return {
         "updates_per_s": round(updates / core_s),
         "rss_mb": round(_rss_mb(), 1),
         "base_mb": round(base_mb, 1),
-        "ms_total": round(1000 * (end - start), 1),
+        "ms_total": round(ms, 1),
         "needs": rule.needs,
     }
 
