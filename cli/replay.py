@@ -48,7 +48,7 @@ def replay(  # noqa: PLR0913 - the options of the command
             metavar="REGION/DRIVE,…", help="Only these drives; without it all of them.", show_default=False
         ),
     ] = None,
-    plot: Annotated[bool, typer.Option("--plot", help="Draw the worst answers, seen from above.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the worst answers.")] = False,
     worst: Annotated[int, typer.Option(min=1, max=200, help="How many of them.")] = 12,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out/replay"),
     as_json: Annotated[

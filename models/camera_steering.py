@@ -20,7 +20,7 @@ from fedfleet.models.task import Floats, Frames, Index, Metric, Numbers, Samples
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.donkey import RATE_HZ, Block, Shots, open_tubs, shots
 
-__all__ = ["COLUMNS", "ROWS", "STRIDE", "TASK", "CameraSteering"]
+__all__ = ["COLUMNS", "ROWS", "STRIDE", "TASK", "CameraSteering", "sampled"]
 
 ROWS: Final = 66
 COLUMNS: Final = 200
@@ -76,7 +76,7 @@ class CameraSteering:
         for block in _blocks(folder, drives):
             seen = _shots(block)
             problems += seen.problems
-            rows = _sampled(seen)
+            rows = sampled(seen)
             inputs.append(seen.images[rows])
             targets.append(seen.angles[rows, None].astype(np.float32))
         images, angles = np.concatenate(inputs), np.concatenate(targets)
@@ -89,7 +89,7 @@ class CameraSteering:
         count = 0
         for block in _blocks(folder, drives):
             seen = _shots(block)
-            rows = _sampled(seen)
+            rows = sampled(seen)
             truth = np.full(len(seen.images), -1, dtype=np.int64)
             truth[rows] = np.arange(count, count + len(rows))
             count += len(rows)
@@ -128,7 +128,7 @@ def _shots(block: Block) -> Shots:
     return shots(block, rows=ROWS, columns=COLUMNS)
 
 
-def _sampled(seen: Shots) -> NDArray[np.int64]:
+def sampled(seen: Shots) -> NDArray[np.int64]:
     """The frames of a block that are samples."""
     return np.flatnonzero(seen.labelled)[::STRIDE]
 

@@ -93,9 +93,11 @@ class Block:
 class Shots:
     """The readable frames of a block: images uint8[frames, 3, rows, columns], angles float64[frames].
 
-    `labelled` bool[frames] can teach; `problems` counts by reason what cannot, unreadable frames included.
+    `numbers` int64[frames] are those of their records; `labelled` bool[frames] can teach; `problems` counts by reason
+    what cannot, unreadable frames included.
     """
 
+    numbers: NDArray[np.int64]
     images: NDArray[np.uint8]
     angles: NDArray[np.float64]
     labelled: NDArray[np.bool_]
@@ -121,13 +123,14 @@ def shots(block: Block, *, rows: int, columns: int) -> Shots:
     problems: Counter[str] = Counter()
     read = list(_images(block, problems, rows=rows, columns=columns))
     images = np.stack([image for _, image in read]) if read else np.empty((0, 3, rows, columns), np.uint8)
+    numbers = np.array([record.index for record, _ in read], dtype=np.int64)
     angles = np.array([record.angle for record, _ in read], dtype=np.float64)
     repeated = np.zeros(len(images), dtype=np.bool_)
     repeated[1:] = [bool((a == b).all()) for a, b in pairwise(images)]
     verdict = judge_frames(angles, repeated)
     if block.number == 0:
         problems += block.tub.found[1]  # what is no record is in no block: told once
-    return Shots(images, angles, verdict.labelled, problems + verdict.problems)
+    return Shots(numbers, images, angles, verdict.labelled, problems + verdict.problems)
 
 
 def _images(
