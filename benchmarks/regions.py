@@ -28,7 +28,7 @@ from fedfleet.codec.settings import Settings
 from fedfleet.fleet_server import heads
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.export import Exported, export
-from fedfleet.fleet_server.fold import Aggregate, fold_ordered
+from fedfleet.fleet_server.fold import Aggregate, fold
 from fedfleet.fleet_server.model_state import Candidate, Graph, propose
 from fedfleet.fleet_server.store_models import Model, first_model
 from fedfleet.fleet_server.validation import Validation
@@ -149,7 +149,7 @@ def run(task: Task, data: Data, patterns: tuple[str, ...], *, rounds: int, seed:
             change = decode(payload, size=parts.size, parts=parts).delta
             updates[region].append((UpdateId(vehicle, 0, number), change, float(trained.examples)))
         folded: dict[str, Aggregate] = {
-            region: fold_ordered(each, size=parts.size) for region, each in updates.items() if each
+            region: fold(each, size=parts.size) for region, each in updates.items() if each
         }
         made = propose(model, folded, config=config, graph=graph, validation=validation).candidate
         model = model if made is None else published(model, made)
