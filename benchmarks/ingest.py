@@ -1,0 +1,207 @@
+"""Durable updates per second through a real Mosquitto and one server process, and what an update costs the server.
+
+``python benchmarks/ingest.py --json``. Keys: ``updates_per_s_20kb`` and ``updates_per_s_3kb`` (from the first publish
+to the last receipt, each sent after the commit; as many on their way as the server takes), ``p99_ms`` and ``p50_ms``
+(publish to receipt, updates of 20 kB coming at ``offered_per_s``), ``server_cpu_ms_per_update`` (CPU of the server's
+process to take in an update of a model of 1 M parameters, top 1 %, plus its decoding and folding),
+``ingest_cpu_ms_20kb``, ``ingest_cpu_ms_3kb``, ``fold_cpu_ms`` (its parts). The store is on ``--folder``'s disk. The
+load comes from a process of its own (tests/ingest_load.py).
+"""
+
+import argparse
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import structlog
+from ingest_load import Client, Load, drive, messages, names
+from server_world import FLEET, key_of
+from test_ingest import PLAN, SERVER_KEY, TASK
+
+from fedfleet.codec import payload
+from fedfleet.fleet_server import main as server_main
+from fedfleet.fleet_server import store_rounds, store_updates, store_vehicles
+from fedfleet.fleet_server.admission import Limits
+from fedfleet.fleet_server.config import GroupCommitConfig
+from fedfleet.fleet_server.fold import fold_ordered
+from fedfleet.fleet_server.ingest import Ingest
+from fedfleet.fleet_server.publisher import Publisher
+from fedfleet.fleet_server.rate import Limiter, Rate
+from fedfleet.fleet_server.requests import Party
+from fedfleet.fleet_server.server import Server
+from fedfleet.fleet_server.store import open_store
+from fedfleet.fleet_server.store_rounds import Round
+from fedfleet.link import embedded
+from fedfleet.link.inbox import Inbox
+from fedfleet.link.options import Options
+from fedfleet.link.paho import Loop
+from fedfleet.link.port import Event
+from fedfleet.protocol.ids import SERVER
+
+LARGE = {"parameters": 1_000_000, "density": 0.01, "value": "int8"}
+SMALL = {"parameters": 100_000, "density": 0.033, "value": "sign"}
+
+
+class _Idle:
+    """In the place of the coordinator: no round ends while the ingest is measured."""
+
+    def tick(self, now_s: float, steady_s: float | None = None) -> bool:
+        del now_s, steady_s
+        return False
+
+
+class _Stop:
+    """Asked for by a line on stdin."""
+
+    @property
+    def asked(self) -> bool:
+        return bool(select.select([sys.stdin], [], [], 0)[0])
+
+
+def serve(folder: Path, port: int, load: Load) -> None:
+    """The server's process: the shipped loop, ingest, link and store. Prints its CPU seconds, and those of the fold."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    store = open_store(folder, fleet=FLEET, task="linear_test")
+    with store.write() as connection:
+        for name in names(load.vehicles):
+            store_vehicles.enrol(connection, name, region="north", public_key=key_of(name).public, now_s=1.0)
+        store_rounds.add_round(connection, Round(PLAN, "open", frozenset(), None, 1.0))
+    limits = Limits(4_000_000, load.parameters, 100)
+    ingest = Ingest(store, Party(FLEET, TASK, SERVER_KEY, {}), limits, Limiter(Rate(1e6, 1e6)))
+    inbox: Inbox[Event] = Inbox(server_main.INBOX_EVENTS)
+    loop = Loop().start()
+    link = loop.connect("127.0.0.1", port, client_id=SERVER, sink=inbox.put, options=Options())
+    server = Server(store, link, ingest, _Idle(), Publisher(link, FLEET, lambda _: b""))  # type: ignore[arg-type]
+    while not server._connected:  # noqa: SLF001 - only then the load may begin
+        server.handle(inbox.drain(1, 0.1), time.time())
+    time.sleep(0.3)  # until the subscriptions are granted
+    begun = time.process_time()
+    print("ready", flush=True)
+    server_main._serve(  # noqa: SLF001 - the loop that is measured
+        server,
+        inbox,
+        _Stop(),  # type: ignore[arg-type]
+        commit=GroupCommitConfig(),
+        seen=server_main._Unseen(),  # noqa: SLF001
+    )
+    used = time.process_time() - begun
+    loop.stop()
+    print(json.dumps([ingest.stored, used, _fold(store, load)]), flush=True)
+    store.close()
+
+
+def _fold(store: Any, load: Load) -> float:  # noqa: ANN401 - the open store
+    """CPU seconds to read, decode and fold what is stored."""
+    begun = time.process_time()
+    with store.read() as connection:
+        ids = store_updates.pending(connection, round_=PLAN.round, region="north")
+    with store.write() as connection:
+        one = Round(PLAN, "open", frozenset(), None, 1.0)
+        store_rounds.close(connection, one, state="closing", members=ids, now_s=2.0, reason="deadline")
+    with store.read() as connection:
+        members = store_updates.members(connection, round_=PLAN.round, region="north")
+        decoded = ((id_, payload.decode(data, size=load.parameters).delta, 1.0) for id_, data, _ in members)
+        fold_ordered(decoded, size=load.parameters)
+    return time.process_time() - begun
+
+
+def run(load: Load, folder: Path) -> dict[str, float]:
+    """One fresh broker and server under one load."""
+    sending, size = messages(load, PLAN)
+    broker = embedded.start(folder / "broker", kind="mosquitto")
+    told = json.dumps([str(folder / "server"), broker.port, asdict(load)])
+    path = os.pathsep.join(sys.path[:1])
+    server = subprocess.Popen(
+        [sys.executable, __file__, "--serve", told],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    try:
+        if server.stdin is None or server.stdout is None or server.stdout.readline() != "ready\n":
+            raise RuntimeError("the server did not start")
+        client = Client("127.0.0.1", broker.port)
+        seconds = drive(client, sending, load)
+        server.stdin.write("stop\n")
+        server.stdin.flush()
+        stored, used, fold = json.loads(server.stdout.readline())
+        server.wait(30)
+    finally:
+        server.kill()
+        server.wait(30)
+        broker.stop()
+    if stored != load.updates:
+        raise RuntimeError(f"{stored} of {load.updates} updates are stored")
+    latencies = sorted(client.latencies)
+    return {
+        "size_bytes": size,
+        "per_s": stored / seconds,
+        "p50_ms": latencies[len(latencies) // 2] * 1e3,
+        "p99_ms": latencies[int(len(latencies) * 0.99)] * 1e3,
+        "ingest_ms": used / stored * 1e3,
+        "fold_ms": fold / stored * 1e3,
+    }
+
+
+def measure(folder: Path, *, updates: int, vehicles: int, offered: float) -> dict[str, float]:
+    """All three loads."""
+    figures: dict[str, float] = {}
+    large = run(Load(**LARGE, updates=updates, vehicles=vehicles), folder / "large")
+    sys.stderr.write(f"ingest: 20 kB: {large}\n")
+    small = run(Load(**SMALL, updates=2 * updates, vehicles=vehicles), folder / "small")
+    sys.stderr.write(f"ingest: 3 kB: {small}\n")
+    paced = run(Load(**LARGE, updates=updates, vehicles=vehicles, rate=offered), folder / "paced")
+    sys.stderr.write(f"ingest: 20 kB at {offered:g}/s: {paced}\n")
+    figures["updates_per_s_20kb"] = round(large["per_s"])
+    figures["updates_per_s_3kb"] = round(small["per_s"])
+    figures["p99_ms"] = round(paced["p99_ms"], 1)
+    figures["p50_ms"] = round(paced["p50_ms"], 1)
+    figures["offered_per_s"] = offered
+    figures["server_cpu_ms_per_update"] = round(large["ingest_ms"] + large["fold_ms"], 3)
+    figures["ingest_cpu_ms_20kb"] = round(large["ingest_ms"], 3)
+    figures["ingest_cpu_ms_3kb"] = round(small["ingest_ms"], 3)
+    figures["fold_cpu_ms"] = round(large["fold_ms"], 3)
+    figures["bytes_20kb"], figures["bytes_3kb"] = large["size_bytes"], small["size_bytes"]
+    return figures
+
+
+def main() -> int:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--updates", type=int, default=6000, help="updates of 20 kB; twice as many of 3 kB")
+    parser.add_argument("--vehicles", type=int, default=1000, help="vehicles that they come from")
+    parser.add_argument(
+        "--offered", type=float, default=1500, help="updates per second while p99 is measured"
+    )
+    parser.add_argument("--folder", type=Path, help="where the store is; a temporary folder when not given")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    told = parser.parse_args()
+    if told.serve:
+        where, port, load = json.loads(told.serve)
+        serve(Path(where), port, Load(**load))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="fedfleet-ingest-", dir=told.folder) as folder:
+        figures = measure(Path(folder), updates=told.updates, vehicles=told.vehicles, offered=told.offered)
+    if told.json:
+        print(json.dumps(figures))
+    else:
+        for name, value in figures.items():
+            print(f"{name:26} {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
