@@ -50,6 +50,13 @@ class CodecConfig(Config):
         le=1,
         description="with index common, share of the coordinates that the seed draws; the rest moved most before",
     )
+    catch_up: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="with index rice, a vehicle's density is multiplied by the rounds since its last update, at most "
+        "by this",
+    )
     links: Mapping[LinkClass, LinkConfig] = Field(
         default_factory=dict, description="what differs by class of link: metered, wifi, ethernet"
     )
@@ -76,6 +83,7 @@ class CodecConfig(Config):
             coordinates=coordinates,
             layer_floor=self.layer_floor,
             seeded=self.seeded,
+            catch_up=self.catch_up,
             links={name: LinkPlan(**link.model_dump()) for name, link in self.links.items()},
         )
 
