@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="file to draw accuracy against bytes into")
     parser.add_argument("--seconds", type=float, default=3600.0, help="start no run after so many seconds")
     parser.add_argument("--seeds", default="1,2,3", help="splits that are reported")
-    parser.add_argument("--tuning-seeds", default="11,12", help="splits that choose the settings")
+    parser.add_argument("--tuning-seeds", default="11", help="splits that choose the settings")
     given = parser.parse_args()
     data = os.environ.get("FEDFLEET_DATA")
     if given.scenarios is None and not data:
