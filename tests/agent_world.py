@@ -12,6 +12,7 @@ import numpy as np
 
 from fedfleet.codec import payload
 from fedfleet.codec.settings import Settings as CodecSettings
+from fedfleet.fleet_server.chain import live, pack_due
 from fedfleet.link.inbox import Inbox
 from fedfleet.link.port import Delivery, Event, Link, Sink
 from fedfleet.models import bundle, layout, prepared
@@ -182,6 +183,22 @@ def pointer(version: int, **changes: Any) -> msg.ModelPointer:
         ),
     )
     return told.model_copy(update=changes)
+
+
+def chained(version: int) -> tuple[msg.ModelPointer, dict[str, bytes]]:
+    """A pointer to a version with deltas and packs from 0 on and a full vector that is dear, and all blobs."""
+    deltas = {to: delta_of(to - 1) for to in range(1, version + 1)}
+    packs = {
+        due[-1]: bundle.pack_deltas(due[0] - 1, [("add", deltas[one]) for one in due])
+        for last in range(1, version + 1)
+        if (due := pack_due(last))
+    }
+    refs = [{to: blob_of(data) for to, data in each.items()} for each in (deltas, packs)]
+    chain = live(refs[0], refs[1], version=version, full_bytes=10**9)
+    told = pointer(version, deltas=chain.deltas, packs=chain.packs)
+    told = told.model_copy(update={"full": told.full.model_copy(update={"size_bytes": 10**7})})
+    blobs = [*deltas.values(), *packs.values(), *blobs_of(version)]
+    return told, {sha256(data).hexdigest(): data for data in blobs}
 
 
 def release(number: int, version: int, **changes: Any) -> msg.Release:

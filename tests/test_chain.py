@@ -118,25 +118,9 @@ def graph() -> Graph:
     return Graph(sha256(aw.blobs_of(0)[0]).hexdigest(), places.to_json(), file)
 
 
-def world(version: int) -> tuple[msg.ModelPointer, dict[str, bytes]]:
-    """A pointer to a version with deltas and packs from 0 on, and all blobs."""
-    deltas = {to: aw.delta_of(to - 1) for to in range(1, version + 1)}
-    packs = {
-        due[-1]: bundle.pack_deltas(due[0] - 1, [("add", deltas[one]) for one in due])
-        for last in range(1, version + 1)
-        if (due := pack_due(last))
-    }
-    refs = [{to: aw.blob_of(data) for to, data in each.items()} for each in (deltas, packs)]
-    chain = live(refs[0], refs[1], version=version, full_bytes=10**9)
-    pointer = aw.pointer(version, deltas=chain.deltas, packs=chain.packs)
-    pointer = pointer.model_copy(update={"full": pointer.full.model_copy(update={"size_bytes": 10**8})})
-    blobs = [*deltas.values(), *packs.values(), *aw.blobs_of(version)]
-    return pointer, {sha256(data).hexdigest(): data for data in blobs}
-
-
 @pytest.mark.parametrize("have", [100, 99, 98, 97, 92, 91, 60, 0])
 def test_a_vehicle_a_hundred_versions_behind_catches_up_to_the_same_bytes(have: int) -> None:
-    pointer, blobs = world(100)
+    pointer, blobs = aw.chained(100)
     held = Held(have, aw.vector(have), graph())
     way = route(pointer, held)
     assert way.chain is not None
@@ -150,7 +134,7 @@ def test_a_vehicle_a_hundred_versions_behind_catches_up_to_the_same_bytes(have: 
 
 
 def test_a_gap_leads_over_the_full_vector() -> None:
-    pointer, _ = world(40)
+    pointer, _ = aw.chained(40)
     holed = pointer.model_copy(update={"packs": (pointer.packs[0], *pointer.packs[2:])})
     assert route(holed, Held(10, aw.vector(10), graph())).chain is None
     assert route(holed, Held(17, aw.vector(17), graph())).chain is not None
@@ -158,7 +142,7 @@ def test_a_gap_leads_over_the_full_vector() -> None:
 
 def test_a_version_that_was_set_back_is_reached_by_its_set_delta() -> None:
     # given version 12 that went back to the weights of version 10: a + (b - a) is not b in float32
-    pointer, blobs = world(11)
+    pointer, blobs = aw.chained(11)
     back = payload.encode(aw.vector(10), Settings("dense", "float32"), steps=0, examples=0)
     hop = msg.DeltaRef(from_version=11, to_version=12, kind="set", blob=aw.blob_of(back))
     told = {
@@ -179,7 +163,7 @@ def test_a_version_that_was_set_back_is_reached_by_its_set_delta() -> None:
 
 @pytest.mark.parametrize("have", [None, 99, 100])
 def test_the_step_is_fetched_when_it_is_to_be_kept_and_not_on_the_way(have: int | None) -> None:
-    pointer, blobs = world(100)
+    pointer, blobs = aw.chained(100)
     pointer = pointer.model_copy(update={"keep_step": True, "full": aw.pointer(100).full})
     held = None if have is None else Held(have, aw.vector(have), graph())
     way = route(pointer, held)
@@ -226,7 +210,7 @@ def test_a_pack_that_is_not_one_is_refused() -> None:
 
 
 def test_a_pack_of_other_versions_than_told_is_refused() -> None:
-    pointer, blobs = world(20)
+    pointer, blobs = aw.chained(20)
     pack = pointer.packs[0]
     other = bundle.pack_deltas(3, [("add", aw.delta_of(i)) for i in range(8)])
     held = Held(0, aw.vector(0), graph())

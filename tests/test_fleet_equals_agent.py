@@ -2,6 +2,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import agent_world as aw
@@ -260,3 +261,26 @@ def test_each_class_of_link_sends_what_its_plan_says_and_nothing_when_nothing_fi
         assert told()["v03"].update_bytes == len(made.server.updates["v03", 1])
         assert ("v02", 1) not in made.server.updates
         assert told()["v02"].link_class == "wifi"
+
+
+def test_a_vehicle_a_hundred_versions_behind_catches_up_in_one_download(tmp_path: Path) -> None:
+    # given a vehicle with version 0, and a server that has no full vector of version 100 to give
+    with yard(tmp_path, vehicles=("v01",)) as made:
+        (vehicle,) = made.fleet.vehicles
+        journal = vehicle.parts.journal
+        made.server.publish_model(0)
+        made.run_until(lambda: journal.base and journal.base.version == 0, "version 0")
+        pointer, blobs = aw.chained(100)
+        for digest, blob in blobs.items():
+            if digest != aw.pointer(100).full.sha256:
+                made.server.publish_blob(blob)
+        # when the pointer comes
+        made.server.publish(pointer)
+        made.run_until(lambda: journal.base and journal.base.version == 100, "version 100")
+        # then its weights are the published ones to the last bit, and one download brought them
+        assert journal.base_vector is not None
+        assert sha256(journal.base_vector.tobytes()).hexdigest() == pointer.vector_sha256
+        fetches = [
+            a for _, _, actions in made.actions["v01"] for a in actions if isinstance(a, act.FetchBase)
+        ]
+        assert [fetch.pointer.version for fetch in fetches] == [0, 100]
