@@ -1,5 +1,6 @@
 """The merge of regions: capped weights by water-filling, and bytes that do not depend on an order."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedfleet.fleet_server.fold import Aggregate
-from fedfleet.fleet_server.merge import capped, merge
+from fedfleet.fleet_server.merge import capped, merge, merge_controls
 
 amounts = st.dictionaries(
     st.sampled_from([f"region-{n}" for n in range(12)]), st.floats(1e-3, 1e9), min_size=1
@@ -115,3 +116,64 @@ def test_a_cap_outside_its_range_is_refused(cap: float) -> None:
 def test_no_region_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one name"):
         merge({}, cap=0.5)
+
+
+# --- trimmed mean over regions ---
+
+
+def test_the_trimmed_merge_leaves_out_the_ends_of_each_coordinate() -> None:
+    # given five regions, one of which is far away in one coordinate each way
+    means = [[1.0, 5.0], [2.0, 6.0], [3.0, 7.0], [1e9, 8.0], [2.5, -1e9]]
+    regions = {f"r{n}": region(mean, 10.0 ** (n + 1)) for n, mean in enumerate(means)}
+    merged, weights = merge(regions, cap=0.5, trim=0.2)
+    # then the three in the middle count, whatever their weights
+    assert merged == pytest.approx([2.5, 6.0])
+    assert weights == {f"r{n}": 0.2 for n in range(5)}
+
+
+@given(count=st.integers(1, 12), trim=st.floats(0.01, 0.49), seed=st.integers(0, 99))
+def test_the_trimmed_merge_equals_a_plain_loop(count: int, trim: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    regions = {f"r{n}": region(rng.normal(size=3).tolist(), float(rng.uniform(1, 9))) for n in range(count)}
+    left_out = int(trim * count)
+    expected = []
+    for coordinate in range(3):
+        ordered = sorted(float(one.mean[coordinate]) for one in regions.values())
+        kept = ordered[left_out : count - left_out]
+        expected.append(sum(kept) / len(kept))
+    assert merge(regions, cap=0.5, trim=trim)[0] == pytest.approx(expected)
+
+
+def test_a_segment_merges_the_slices_of_its_regions() -> None:
+    whole = {f"r{n}": region([float(n), 10.0 * n, -n], n + 1.0) for n in range(4)}
+    part = {name: replace(one, mean=one.mean[1:]) for name, one in whole.items()}
+    for trim in (0.0, 0.3):
+        assert np.array_equal(merge(part, cap=0.4, trim=trim)[0], merge(whole, cap=0.4, trim=trim)[0][1:])
+
+
+@pytest.mark.parametrize("trim", [-0.1, 0.5, float("nan")])
+def test_a_trim_that_leaves_nothing_is_refused(trim: float) -> None:
+    with pytest.raises(ValueError, match=r"expected 0 ≤ trim < 0\.5"):
+        merge({"north": region([1], 1)}, cap=0.5, trim=trim)
+
+
+# --- what FedNova and SCAFFOLD add ---
+
+
+def test_effective_steps_are_merged_with_the_weights_and_multiply_the_mean() -> None:
+    regions = {
+        "a": Aggregate(np.array([1.0]), 30.0, 1, steps=4.0),
+        "b": Aggregate(np.array([3.0]), 10.0, 1, steps=8.0),
+    }
+    # the mean is 1.5 and the steps 5
+    assert merge(regions, cap=1.0)[0].tolist() == [7.5]
+
+
+def test_control_steps_are_divided_by_all_vehicles_or_by_those_that_sent() -> None:
+    regions = {
+        "a": Aggregate(np.zeros(2), 1.0, 3, control=np.array([6.0, 0.0])),
+        "b": Aggregate(np.zeros(2), 1.0, 1, control=np.array([2.0, 4.0])),
+    }
+    assert merge_controls(regions, vehicles=8) == pytest.approx([1.0, 0.5])
+    assert merge_controls(regions, vehicles=2) == pytest.approx([2.0, 1.0])
+    assert merge_controls({"c": region([1.0], 1.0)}, vehicles=8) is None
