@@ -24,6 +24,32 @@ from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, Packet
 
 __all__ = ["Loop"]
 
+_READ_BYTES = 1 << 16
+
+
+class _Client(Client):
+    """paho's client, reading ahead: by itself it asks the socket for a byte, a length and a body one by one."""
+
+    _ahead = b""
+    _at = 0
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if self._at >= len(self._ahead):
+            self._ahead, self._at = super()._sock_recv(max(bufsize, _READ_BYTES)), 0
+        data = self._ahead[self._at : self._at + bufsize]
+        self._at += len(data)
+        if not self.has_more():
+            self.forget()
+        return data
+
+    def has_more(self) -> bool:
+        """Whether bytes are here that no packet was made of."""
+        return self._at < len(self._ahead)
+
+    def forget(self) -> None:
+        """Drop what was read ahead: it belongs to a connection that has ended."""
+        self._ahead, self._at = b"", 0
+
 
 class Loop:
     """One epoll loop in one thread for any number of links. ``clock`` counts seconds; ``rng`` gives jitter."""
@@ -81,7 +107,7 @@ class _Wire:
         self.trouble = ""
         self._packets: list[Packet] = []
         self._reading = False
-        client = self._client = Client(
+        client = self._client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             clean_session=options.clean,
@@ -107,6 +133,7 @@ class _Wire:
         """Connect and send CONNECT (see ``Wire.open``)."""
         self.trouble = "ended the connection"
         self._packets.clear()
+        self._client.forget()
         code = self._client.reconnect()
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise ConnectionError(error_string(code))
@@ -121,16 +148,22 @@ class _Wire:
         return self._client.want_write()
 
     def read(self) -> list[Packet]:
-        """Read one packet (epoll reports again), and what TLS has decrypted already (epoll does not see it)."""
+        """Read what one call to the socket brings, and what TLS has decrypted already (epoll does not see it)."""
         self._reading = True
         try:
             self._note(self._client.loop_read())
-            while isinstance(found := self._client.socket(), ssl.SSLSocket) and found.pending():
+            while self._has_more():
                 self._note(self._client.loop_read())
         finally:
             self._reading = False
         packets, self._packets = self._packets, []
         return packets
+
+    def _has_more(self) -> bool:
+        found = self._client.socket()
+        if found is None:
+            return False
+        return self._client.has_more() or (isinstance(found, ssl.SSLSocket) and found.pending() > 0)
 
     def write(self) -> None:
         """Write what waits."""
@@ -174,6 +207,7 @@ class _Wire:
         found = self.socket()
         if found is not None:
             found.close()
+            self._client.forget()
             self._client.loop_read()
 
     def _note(self, code: MQTTErrorCode) -> None:
