@@ -175,7 +175,7 @@ def _announce(console: Console, drives: Sequence[Drive], way: Way) -> None:
         if way.speed is None
         else f"at speed {way.speed:g}: at most {seconds / way.speed:.0f} s"
     )
-    text = f"{len(drives)} drives in {regions} regions, {seconds:.0f} s of driving, {pace}"
+    text = f"{len(drives)} drives in {regions} regions, {seconds:.0f} s of recordings, {pace}"
     console.print(f"[bold]replay[/] {text}", highlight=False, soft_wrap=True)
 
 

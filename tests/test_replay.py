@@ -102,7 +102,7 @@ def test_a_person_sees_tables_and_plain_lines_of_progress(replay: Any, model: Pa
     done = replay("--model", model, "--scenarios", recordings, "--speed", "max")
     for words in ("town", "coast", "all", "ADE (m)", "FDE (m)", "miss_rate", "baseline", "p99", "tracks/s"):
         assert words in done.out
-    assert "6 drives in 2 regions, 60 s of driving, as fast as possible" in done.out
+    assert "6 drives in 2 regions, 60 s of recordings, as fast as possible" in done.out
     assert "replay: 6/6 drives, last town/d02\n" in done.err
     assert "\x1b" not in done.out + done.err
 
