@@ -133,15 +133,18 @@ class Reader:
 
     def take(self, count: int) -> memoryview:
         """Return the next `count` bytes."""
-        if count > self.left:
+        start, end = self._at, self._at + count
+        if end > len(self._data):
             raise PeerError("truncated", f"{self._what}: needs {count} more bytes, {self.left} are left")
-        start = self._at
-        self._at = start + count
-        return self._data[start : self._at]
+        self._at = end
+        return self._data[start:end]
 
     def u8(self) -> int:
         """Return the next byte as a number."""
-        return self.take(1)[0]
+        if self._at >= len(self._data):
+            raise PeerError("truncated", f"{self._what}: needs 1 more bytes, 0 are left")
+        self._at += 1
+        return self._data[self._at - 1]
 
     def f32(self) -> float:
         """Return the next four bytes as a little-endian float32 (finite or not)."""
@@ -150,12 +153,15 @@ class Reader:
 
     def varint(self) -> int:
         """Return the next unsigned LEB128 number, in its shortest form of at most five bytes."""
-        value = 0
-        for shift in range(0, 7 * _MAX_VARINT_BYTES, 7):
+        value = self.u8()
+        if value < _CONTINUED:
+            return value
+        value &= 0x7F
+        for shift in range(7, 7 * _MAX_VARINT_BYTES, 7):
             byte = self.u8()
             value |= (byte & 0x7F) << shift
             if byte < _CONTINUED:
-                if byte == 0 and shift:
+                if byte == 0:
                     raise PeerError("varint-not-canonical", f"{self._what}: {value} in a longer form")
                 return value
         raise PeerError("varint-not-canonical", f"{self._what}: longer than {_MAX_VARINT_BYTES} bytes")
