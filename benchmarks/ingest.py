@@ -79,7 +79,9 @@ def serve(folder: Path, port: int, load: Load) -> None:
     ingest = Ingest(store, Party(FLEET, TASK, SERVER_KEY, {}), limits, Limiter(Rate(1e6, 1e6)))
     inbox: Inbox[Event] = Inbox(server_main.INBOX_EVENTS)
     loop = Loop().start()
-    link = loop.connect("127.0.0.1", port, client_id=SERVER, sink=inbox.put, options=Options())
+    window = server_main.WINDOW
+    options = Options(receive_window=window, send_window=window)
+    link = loop.connect("127.0.0.1", port, client_id=SERVER, sink=inbox.put, options=options)
     server = Server(store, link, ingest, _Idle(), Publisher(link, FLEET, lambda _: b""))  # type: ignore[arg-type]
     while not server._connected:  # noqa: SLF001 - only then the load may begin
         server.handle(inbox.drain(1, 0.1), time.time())

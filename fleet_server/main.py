@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from fedfleet.fleet_server.store import StoreFailed, StoreLost
 from fedfleet.link.inbox import Inbox
 from fedfleet.link.options import options_for
 from fedfleet.link.paho import Loop
-from fedfleet.link.port import Event
+from fedfleet.link.port import Delivery, Event
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import SERVER
 
@@ -41,6 +42,8 @@ log = structlog.get_logger()
 INBOX_EVENTS = 4096
 TICK_S = 0.05
 RETRY_S = 0.25
+WINDOW = 256
+"""QoS-1 messages on their way between broker and server, each way: some transactions' worth."""
 
 
 class _Stop:
@@ -59,7 +62,7 @@ class _Stop:
 def run(config: ServerConfig) -> int:
     """Serve until a signal asks to end; return the exit code. Raises UsageError for a mistake of the user."""
     stop = _Stop()
-    options = options_for(config.broker)
+    options = replace(options_for(config.broker), receive_window=WINDOW, send_window=WINDOW)
     inbox: Inbox[Event] = Inbox(INBOX_EVENTS)
     telemetry = _telemetry(config, inbox)
     watch = stopwatch(time.perf_counter, telemetry.note) if telemetry else unwatched
@@ -152,9 +155,15 @@ def _collect(inbox: Inbox[Event], commit: GroupCommitConfig, *, until: float) ->
     """Return the events of one transaction: after the first, those that follow within the wait of a group commit."""
     events = inbox.drain(commit.updates, max(0.0, until - time.monotonic()))
     last = time.monotonic() + commit.wait_ms / 1000
-    while 0 < len(events) < commit.updates and (left := last - time.monotonic()) > 0:
-        events += inbox.drain(commit.updates - len(events), left)
+    while events and (room := commit.updates - _deliveries(events)) > 0 and len(events) < INBOX_EVENTS:
+        if (left := last - time.monotonic()) <= 0:
+            break
+        events += inbox.drain(room, left)
     return events
+
+
+def _deliveries(events: Sequence[Event]) -> int:
+    return sum(isinstance(event, Delivery) for event in events)
 
 
 def _read(path: Path) -> ServerConfig:
