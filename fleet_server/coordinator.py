@@ -214,6 +214,7 @@ class Coordinator:
             seed=rounds.seed,
             share=part,
             mode=rounds.mode,
+            late=rounds.late,
             next_round_at_s=now_s + rounds.interval_s if rounds.interval_s else 0.0,
             codec=self.config.codec.plan(),
             training=self.config.training_of(number),

@@ -122,8 +122,9 @@ class CodecPlan(Message):
 class Plan(Message):
     """The round plan of one region: what to train from, how, until when, and who takes part.
 
-    ``mode`` buffered: a training of an older plan is finished and sent, not given up. ``next_round_at_s`` is when a
-    vehicle that has answered comes back for another training; 0: with the next plan.
+    ``late`` other than return: a training of an older plan is finished and sent, not given up, for it still counts; so
+    it is in ``mode`` buffered. ``next_round_at_s`` is when a vehicle that has answered comes back for another
+    training; 0: with the next plan.
     """
 
     task: Id
@@ -138,6 +139,7 @@ class Plan(Message):
     seed: Count
     share: Share
     mode: Literal["sync", "buffered"] = "sync"
+    late: Literal["return", "carry", "staleness-weighted"] = "return"
     next_round_at_s: Seconds = 0.0
     codec: CodecPlan
     training: Annotated[Mapping[Annotated[str, Field(max_length=40)], Setting], Field(max_length=40)]

@@ -6,16 +6,17 @@ Only the trainer and the clocks are stand-ins. Everything is drawn from the seed
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import server_world
 from server_world import FLEET, INPUTS, SIZE, TASK, TRUTH, answer, configuration
-from sim_scenario import REGIONS, VEHICLES, Driver, Scenario
+from sim_scenario import REGIONS, Driver, Scenario
 from sqlalchemy import Connection
 
 from fedfleet.fleet_server import store_vehicles
@@ -158,21 +159,21 @@ class Machine:
 class Template:
     """The files that all runs begin with: an enrolled fleet and the first model."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        config = configuration(folder, regions=REGIONS)
+    def __init__(self, folder: Path, regions: Mapping[str, tuple[str, ...]] = REGIONS) -> None:
+        self.folder, self.regions = folder, regions
+        config = configuration(folder, regions=regions)
         parts = prepare(config, now_s=START_S, draw=lambda n: b"k" * n)
         self.server_key = parts.party.key.public
-        keys = {name: bytes([number + 1]) * 32 for number, name in enumerate(VEHICLES)}
         with parts.store.write() as connection:
-            for region, names in REGIONS.items():
+            for region, names in regions.items():
                 for name in names:
+                    key = sha256(name.encode()).digest()
                     journal = Journal(
                         folder / "agents" / name,
                         vehicle=name,
                         task=task_id(TASK.name),
-                        epoch=int.from_bytes(keys[name][:6], "big"),
-                        seed=keys[name],
+                        epoch=int.from_bytes(key[:6], "big"),
+                        seed=key,
                     )
                     journal.assign(region, self.server_key)
                     store_vehicles.enrol(

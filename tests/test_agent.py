@@ -353,6 +353,14 @@ def test_a_vehicle_that_was_away_for_long_asks_before_it_forgets() -> None:
 # --- rounds that follow each other fast ---
 
 
+@pytest.mark.parametrize("late", ["carry", "staleness-weighted"])
+def test_a_plan_under_which_late_updates_count_lets_the_older_training_end(late: str) -> None:
+    state, actions = run(ready(), plan(7, late=late), plan(8, late=late))
+    assert of(actions, act.StopTraining) == []
+    assert state.training is not None
+    assert state.training.plan.round == 7
+
+
 def test_a_buffered_plan_lets_the_training_of_the_older_one_end() -> None:
     state, _ = run(ready(), plan(7, mode="buffered"), plan(8, mode="buffered"))
     assert state.training is not None

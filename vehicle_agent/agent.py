@@ -135,7 +135,8 @@ def _plan(state: State, event: ev.PlanCame, now_s: float) -> Result:
         state = replace(state, failures=0)
     state, actions = outbox.forget(replace(state, plan=plan), plan.round, now_s)
     training = state.training
-    if training and training.plan.round < plan.round and not training.submitting and plan.mode == "sync":
+    gives_up = plan.mode == "sync" and plan.late == "return"
+    if training and training.plan.round < plan.round and not training.submitting and gives_up:
         actions.append(act.StopTraining(training.plan.round))
         state = replace(state, training=None)
     return state, actions
