@@ -353,6 +353,21 @@ def test_a_vehicle_that_was_away_for_long_asks_before_it_forgets() -> None:
 # --- rounds that follow each other fast ---
 
 
+def test_a_plan_whose_model_no_longer_exists_is_passed_over() -> None:
+    # given a plan for version 4, and the word that its pieces cannot be had
+    state, actions = run(ready(), ev.PointerCame(aw.pointer(4)), ev.PlanCame(aw.plan(7, 4)))
+    assert of(actions, act.StartTraining) == []
+    state, actions = run(state, ev.FetchFailed("base", 4, "blob-timeout", lasting=False))
+    assert state.base == BASE, "what is held is kept"
+    # when the next version and its plan come
+    state, _ = run(state, ev.PlanCame(aw.plan(8, 5)))
+    state, actions = run(state, ev.PointerCame(aw.pointer(5)))
+    assert [each.pointer.version for each in of(actions, act.FetchBase)] == [5]
+    # then it trains for that one
+    _, actions = run(state, ev.BaseReady(5, sha256(aw.file_of(5)).hexdigest()))
+    assert [each.plan.round for each in of(actions, act.StartTraining)] == [8]
+
+
 @pytest.mark.parametrize("late", ["carry", "staleness-weighted"])
 def test_a_plan_under_which_late_updates_count_lets_the_older_training_end(late: str) -> None:
     state, actions = run(ready(), plan(7, late=late), plan(8, late=late))
