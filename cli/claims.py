@@ -8,7 +8,7 @@ __all__ = ["Claim", "Killed", "Outcome", "Refused", "Resumed", "judge"]
 
 MIN_RATIO = 50.0
 LARGE_BYTES = 40_000
-"""Of a smaller model's update, 10,000 parameters, what proves who sent it is a good part: then smaller is all we claim."""
+"""Of the update of a smaller model, the proof of who sent it is a good part: then smaller is all that is claimed."""
 
 
 @dataclass(frozen=True)

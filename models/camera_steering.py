@@ -64,6 +64,16 @@ class CameraSteering:
     noun: str = "frames"
     trivial: str = "angle 0"
 
+    @property
+    def suits(self) -> Mapping[str, Mapping[str, object]]:
+        """Settings that learn from images; `benchmarks/camera.py` tells how they were found."""
+        vehicle = {"optimizer": "adam", "batch_size": 8, "learning_rate": 1e-3, "augment": "mirror-light"}
+        alone = {**vehicle, "batch_size": 16, "schedule": "cosine"}
+        learning = {"training": vehicle, "strategy": {"server_learning_rate": 1.0}}
+        federated = {**learning, "codec": {"density": 0.1}, "downlink": {"density": 0.2}}
+        arms = {"centralised": alone, "on_site": alone, "federated": federated}
+        return {"server": learning, "compare": {"epochs": 16, **arms}}
+
     def index(self, folder: Path) -> Index:
         """List the blocks of consecutive frames of every car; images are not looked at."""
         return Index(tuple(block.drive for block in open_tubs(folder).values()), {}, is_counted=False)
