@@ -14,12 +14,12 @@ from learning_data import TASK, Split, ade
 from fedfleet.codec.payload import decode, encode
 from fedfleet.codec.residual import Feedback, encode_with_feedback
 from fedfleet.codec.settings import Settings
-from fedfleet.fleet_server.downlink import step
+from fedfleet.fleet_server.downlink import DivergedError, step
 from fedfleet.fleet_server.merge import capped
 from fedfleet.fleet_server.strategies import fedavg
 from fedfleet.models.settings import TrainSettings
 from fedfleet.models.task import Floats, Samples
-from fedfleet.models.training import fine_tune
+from fedfleet.models.training import TrainingError, fine_tune
 
 DENSE = Settings("dense", "float32")
 MERGE_CAP = 0.5
@@ -101,7 +101,8 @@ def train(
     """Run all rounds.
 
     Returns `curve` (round, validation ADE, bytes up and down until then per vehicle that took part in every round),
-    the test ADE of the last vector and of the one that validation liked best. Same arguments, same result.
+    the test ADE of the last vector and of the one that validation liked best. A training that diverges stays where
+    it was, its rounds without a gain from there on. Same arguments, same result.
     """
     strategy = fedavg(method.server_rate, method.server_momentum)
     x, error, state = data.first, np.zeros_like(data.first), strategy.init(data.first.size)
@@ -109,11 +110,16 @@ def train(
     draw = np.random.default_rng(seed)
     up = down = 0.0
     best, best_x, curve = math.inf, x, []
+    diverged = False
     for round_ in range(method.rounds):
         turn = _Turn(data, method, x, round_, seed)
-        gradient, sent = turn.merged(memory, _chosen(sorted(data.vehicles), method.share, draw))
-        state, update = strategy.apply(state, gradient)
-        made = step(x, error, update, method.down)
+        try:
+            gradient, sent = turn.merged(memory, _chosen(sorted(data.vehicles), method.share, draw))
+            state, update = strategy.apply(state, gradient)
+            made = step(x, error, update, method.down)
+        except (TrainingError, DivergedError):
+            diverged = True
+            break
         x, error = made.x_next, made.error_next
         up, down = up + sent, down + len(made.payload)
         if round_ % every == every - 1 or round_ == method.rounds - 1:
@@ -122,7 +128,16 @@ def train(
             if value < best:
                 best, best_x = value, x
         tell(round_ + 1)
-    return {"curve": curve, "test_last": ade(x, data.test), "test_chosen": ade(best_x, data.test)}
+    if diverged:
+        start = ade(data.first, data.validation)
+        points = range(every, method.rounds + 1, every)
+        curve += [[number, start, round(up), round(down)] for number in points if number > round_]
+    return {
+        "curve": curve,
+        "diverged": diverged,
+        "test_last": ade(x, data.test),
+        "test_chosen": ade(best_x, data.test),
+    }
 
 
 def _chosen(names: list[str], share: float, draw: np.random.Generator) -> list[str]:
