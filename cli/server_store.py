@@ -169,6 +169,15 @@ def restore(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of the backup.", show_default=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Only compare every byte of the backup.")] = False,
+    ahead: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1_000_000,
+            help="Numbers of rounds and versions to leave out: vehicles may have seen them after the backup. "
+            "0: nothing happened since.",
+        ),
+    ] = 1000,
 ) -> None:
     """Bring a backup back as the server's store; the server's folder, or its database, must hold none yet."""
     from fedfleet.fleet_server import store_backup
@@ -178,6 +187,6 @@ def restore(
         manifest = store_backup.verify(folder)
     else:
         address = settings.server.store.address()
-        manifest = store_backup.restore(folder, server_dir(settings), address=address)
+        manifest = store_backup.restore(folder, server_dir(settings), ahead=ahead, address=address)
     told = f"round {manifest.newest_round}, version {manifest.newest_version}, {manifest.updates} updates"
     typer.echo(f"{folder}: {'whole' if verify else 'restored'}: {told}")

@@ -20,13 +20,15 @@ from sqlalchemy import Connection, func, select, text
 from fedfleet.fleet_server import schema, store_models, store_rounds, store_updates
 from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.store import FILE, Store, address_of, open_reader, open_store, properties
+from fedfleet.fleet_server.store_ahead import step_ahead
 from fedfleet.fleet_server.store_check import problems
 from fedfleet.fleet_server.store_postgres import Address
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["MANIFEST", "Manifest", "backup", "restore", "verify"]
+__all__ = ["AHEAD", "MANIFEST", "Manifest", "backup", "restore", "verify"]
 
 MANIFEST = "manifest.json"
+AHEAD = 1000
 FORMAT = "fedfleet backup"
 VERSION = 1
 KEYS = {"server.key": 0o600, "server.pub": 0o644}
@@ -178,9 +180,11 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def restore(folder: Path, data_dir: Path, *, address: Address | None = None) -> Manifest:
+def restore(folder: Path, data_dir: Path, *, ahead: int = AHEAD, address: Address | None = None) -> Manifest:
     """Make the server's folder ``data_dir``, or the empty database at ``address``, what the backup says.
 
+    So many numbers of rounds, versions and releases are left out ``ahead``, as vehicles may have seen some of them
+    since (see `store_ahead`); 0 where the server has done nothing since the backup, and the store is to be the same.
     Raises UsageError for a backup that is not whole, and when the server has a store already: nothing is replaced.
     """
     manifest = verify(folder)
@@ -193,6 +197,13 @@ def restore(folder: Path, data_dir: Path, *, address: Address | None = None) -> 
             write_file(data_dir / name, (folder / name).read_bytes(), mode=mode)
     if address is None:
         _place(folder / FILE, data_dir / FILE)
+        if ahead:
+            store = open_store(data_dir, fleet=manifest.fleet, task=manifest.task)
+            try:
+                with store.write() as connection:
+                    step_ahead(connection, ahead)
+            finally:
+                store.close()
         return manifest
     target = open_store(data_dir, fleet=manifest.fleet, task=manifest.task, address=address)
     source = open_reader(folder)
@@ -201,6 +212,8 @@ def restore(folder: Path, data_dir: Path, *, address: Address | None = None) -> 
             if store_models.newest_version(writing) is not None or store_updates.audit_head(writing)[0]:
                 raise UsageError(f"{address}: holds a store already; nothing was changed")
             _copy_rows(reading, writing)
+            if ahead:
+                step_ahead(writing, ahead)
     finally:
         source.close()
         target.close()

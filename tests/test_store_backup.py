@@ -76,7 +76,7 @@ def test_a_backup_of_a_running_server_is_the_server(world: World, tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["monday"]
     # and restored elsewhere it is that server, with its key
     restored = tmp_path / "restored"
-    restore(tmp_path / "kept" / "monday", restored)
+    restore(tmp_path / "kept" / "monday", restored, ahead=0)
     assert content(restored) == before
     assert (restored / "server.key").read_bytes() == (data_dir / "server.key").read_bytes()
     assert (restored / "server.key").stat().st_mode & 0o777 == 0o600
@@ -90,6 +90,38 @@ def test_a_backup_of_a_running_server_is_the_server(world: World, tmp_path: Path
     assert wrongs(restored) == []
 
 
+def test_a_restored_server_goes_on_where_no_vehicle_has_been(world: World, tmp_path: Path) -> None:
+    # given vehicles that have gone on for rounds and versions after the backup
+    manifest = backup(world.config.data_dir, tmp_path / "backup", now_s=7.0)
+    turn_until_published(world, 6)
+    seen = max(max(vehicle.plans) for vehicle in world.vehicles.values())
+    assert seen > manifest.newest_round
+    # when the server is restored from it
+    world.kill()
+    restore(tmp_path / "backup", tmp_path / "restored", ahead=100)
+    changes = {"data_dir": tmp_path / "restored", "store": type(world.config.store)()}
+    rounds = world.config.rounds.model_copy(update={"total": 0})
+    world.config = world.config.model_copy(update={**changes, "rounds": rounds})
+    world.start()
+    before = world.snapshot()
+    assert wrongs(tmp_path / "restored") == []
+    assert before["version"] == before["released"] == manifest.newest_version + 100
+    # then they take part in its next rounds at once, and nothing is without a fate
+    turn_until_published(world, 4)
+    assert wrongs(tmp_path / "restored") == []
+    after = world.snapshot()
+    assert after["version"] == manifest.newest_version + 102
+    for vehicle in world.vehicles.values():
+        assert max(vehicle.settlements) > manifest.newest_round + 100
+    # what they still had for a round that the server does not know any more is refused by its reason
+    waiting = [vehicle for vehicle in world.vehicles.values() if vehicle.outbox]
+    for vehicle in waiting:
+        vehicle.resend()
+    world.turn(2)
+    assert waiting
+    assert all("round-unknown" in {one.reason for one in vehicle.receipts} for vehicle in waiting)
+
+
 @pytest.mark.postgres
 def test_a_backup_carries_a_store_into_postgres(tmp_path: Path, postgres: object) -> None:
     # given the backup of a server with an SQLite file
@@ -100,7 +132,7 @@ def test_a_backup_carries_a_store_into_postgres(tmp_path: Path, postgres: object
     backup(made.config.data_dir, tmp_path / "backup", now_s=7.0)
     # when it is restored into an empty database
     address = Address(postgres.database())  # type: ignore[attr-defined]
-    restore(tmp_path / "backup", tmp_path / "moved", address=address)
+    restore(tmp_path / "backup", tmp_path / "moved", ahead=0, address=address)
     # then the rows are the same, new ones find their numbers, and a second restore is refused
     assert content(tmp_path / "moved") == content(tmp_path / "backup")
     store = open_store(tmp_path / "moved", fleet=FLEET, task="server_world:TASK", address=address)
