@@ -233,6 +233,13 @@ class Coordinator:
                 holds_up = "aggregated" in others and not {"open", "closing"} & set(others)
                 with self.store.read() as connection:
                     view = self._view(connection, one, presences, holds_up=holds_up)
+                    is_known = store_models.has_version(connection, one.plan.base_version)
+                if not is_known:  # what its vehicles train from cannot be had: nobody could answer
+                    reason = f"version {one.plan.base_version}, which it trains from, is not there any more"
+                    self._end(one, finishing.abandon, reason, now_s)
+                    log.warning("round abandoned", round=one.plan.round, region=region, reason=reason)
+                    changed = True
+                    continue
                 changed |= self._act(one, view, now_s=now_s, steady_s=steady_s)
             elif one.state == "closing" or (
                 one.state == "aggregated" and (one.plan.round, region) not in self._aggregates

@@ -28,6 +28,7 @@ __all__ = [
     "find_blob",
     "first_model",
     "graph_ref",
+    "has_version",
     "kept_blobs",
     "model_row",
     "newest_model",
@@ -183,6 +184,12 @@ def newest_version(connection: Connection) -> int | None:
     """Return the newest published version, or None before the first."""
     newest: int | None = connection.execute(select(func.max(schema.model.c.version))).scalar_one()
     return newest
+
+
+def has_version(connection: Connection, version: int) -> bool:
+    """Tell whether a version is recorded."""
+    query = select(schema.model.c.version).where(schema.model.c.version == version)
+    return connection.execute(query).one_or_none() is not None
 
 
 def parameters(connection: Connection) -> int:

@@ -9,7 +9,7 @@ import pytest
 from server_world import FLEET, REGIONS, Vehicle, configuration, key_of, sealed_update
 
 from fedfleet.codec import payload
-from fedfleet.fleet_server import store_models, store_updates, store_vehicles
+from fedfleet.fleet_server import store_models, store_rounds, store_updates, store_vehicles
 from fedfleet.fleet_server.assembly import Parts, assemble, prepare
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.server import Server
@@ -323,3 +323,28 @@ def test_a_version_that_the_gate_refuses_changes_nothing(tmp_path: Path) -> None
     assert set(settled.fates.values()) == {"dropped"}
     assert set(settled.reasons.values()) == {"refused-by-gate"}
     world.parts.close()
+
+
+def test_a_round_whose_model_is_not_there_any_more_is_abandoned(world: World) -> None:
+    # given an open round whose plan names a version that the store does not have
+    world.drive(*ALL)
+    for vehicle in world.vehicles.values():
+        vehicle.is_mute = True
+    world.turn(4)
+    with world.parts.store.write() as connection:
+        number = store_rounds.newest(connection)
+        for one in store_rounds.current(connection).values():
+            assert one.state == "open"
+            plan = one.plan.model_copy(update={"base_version": 99})
+            store_rounds.replan(connection, plan, now_s=world.now_s)
+    # when the server looks at it
+    world.turn(2, after_s=60.0)
+    for vehicle in world.vehicles.values():
+        vehicle.is_mute = False
+    world.turn(8)
+    # then it is over, with the reason, and the next one is published
+    with world.parts.store.read() as connection:
+        ended = store_rounds.rounds(connection, number=number)
+    assert {one.state for one in ended} == {"abandoned"}
+    assert ended[0].reason == "version 99, which it trains from, is not there any more"
+    assert world.snapshot()["rounds_published"] != 0
