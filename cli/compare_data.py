@@ -17,6 +17,7 @@ from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import is_id
 from fedfleet.scenarios import prepare as preparation
 from fedfleet.scenarios.labels import WRONG_RATE
+from fedfleet.scenarios.labels_teacher import DISAGREES, Teacher
 from fedfleet.scenarios.partition import Partition
 
 __all__ = ["Data", "load"]
@@ -59,7 +60,8 @@ def load(settings: Settings, folder: Path, test_folder: Path | None) -> Data:
     tests, notes = [region for region, drives in parts.test.items() if drives], list[str]()
     if test_folder is not None:
         tests, notes = _prepare_test(settings, task, test_folder, index)
-    problems = _prepare(task, folder, [job for job in jobs if job.drives], index)
+    teacher = preparation.open_teacher(settings.data.teacher, settings.data.teacher_limit)
+    problems = _prepare(task, folder, [job for job in jobs if job.drives], index, teacher)
     vehicles = {
         vehicle: (region, prepared.open(shared.vehicle_dir(settings, vehicle), "train"))
         for vehicle, (region, _) in parts.vehicles.items()
@@ -74,13 +76,21 @@ def load(settings: Settings, folder: Path, test_folder: Path | None) -> Data:
     return Data(task, parts, vehicles, validation, test, problems, digest, tuple(notes))
 
 
-def _prepare(task: Task, folder: Path, jobs: Sequence[shared.Job], index: Index) -> dict[str, int]:
+def _prepare(
+    task: Task, folder: Path, jobs: Sequence[shared.Job], index: Index, teacher: Teacher | None = None
+) -> dict[str, int]:
     """Prepare in this process, which has read the recordings for the index; return what was left out, by reason."""
     made = [preparation.Job(out=job.out, drives=tuple(job.drives), parts=tuple(job.parts)) for job in jobs]
-    metas = preparation.prepare(task, folder, made)
+    metas = preparation.prepare(task, folder, made, teacher=teacher)
     problems = Counter(index.problems)
-    for meta in () if index.is_counted else metas:
-        problems.update(meta.problems)
+    for meta in metas:
+        problems.update(
+            {
+                reason: count
+                for reason, count in meta.problems.items()
+                if not index.is_counted or reason == DISAGREES
+            }
+        )
     if wrong := problems[WRONG_RATE]:
         raise UsageError(f"{folder}: {wrong} tracks are at another sampling rate than {task.name} needs")
     return dict(sorted(problems.items()))

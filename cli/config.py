@@ -7,9 +7,9 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -42,9 +42,22 @@ class DataConfig(BaseModel):
         le=10_000,
         description="simulated vehicles in each region; not chosen: as many as its training drives allow, at most 3",
     )
+    teacher: Path | None = Field(
+        None,
+        description="model file of the task: training labels that it is far from are left out and counted",
+    )
+    teacher_limit: float | None = Field(
+        None, description="primary metric of a sample beyond which the teacher is far from its label"
+    )
     seed: int = Field(1, ge=0, description="seed of the split by whole drives")
     validation: float = Field(0.15, gt=0, lt=1, description="share of drives that the gate is judged on")
     test: float = Field(0.15, ge=0, lt=1, description="share of drives that are opened once, at the end")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.teacher is None) != (self.teacher_limit is None):
+            raise ValueError("teacher and teacher_limit come together")
+        return self
 
 
 class Settings(BaseSettings):

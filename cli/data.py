@@ -89,6 +89,9 @@ def prepare(settings: Settings, folder: Path, jobs: Sequence[Job]) -> None:
         json.dump(rows, listed)  # a file of our own: another command may prepare other vehicles now
         listed.flush()
         arguments = ["--task", settings.task, "--scenarios", str(folder), "--jobs", listed.name, "--progress"]
+        if settings.data.teacher is not None:
+            limit = str(settings.data.teacher_limit)
+            arguments += ["--teacher", str(settings.data.teacher), "--teacher-limit", limit]
         with steps("preparing recordings") as report:
             run(
                 "fedfleet.scenarios.prepare",

@@ -14,13 +14,28 @@ from numpy.typing import NDArray
 
 from fedfleet.scenarios.records import Scenario
 
-__all__ = ["GAP", "JUMP", "MAX_SPEED_MPS", "TOO_SHORT", "WRONG_RATE", "Verdict", "judge"]
+__all__ = [
+    "GAP",
+    "JERK",
+    "JUMP",
+    "MAX_ACCELERATION_MPS2",
+    "MAX_SPEED_MPS",
+    "TOO_SHORT",
+    "WRONG_RATE",
+    "Verdict",
+    "judge",
+]
 
 MAX_SPEED_MPS: Final = 60.0
 """A faster step between two observed frames is a measurement error, or two objects under one name."""
+MAX_ACCELERATION_MPS2: Final = 30.0
+"""No tyre holds three times its load; positions of a tracker that say so are wrong."""
+STEADY_S: Final = 0.5
+"""Speeds are means over so long: from one frame to the next, most of an acceleration is noise of the positions."""
 
 WRONG_RATE: Final = "wrong-rate"
 JUMP: Final = "jump"
+JERK: Final = "impossible-acceleration"
 TOO_SHORT: Final = "too-short"
 GAP: Final = "gap"
 
@@ -42,7 +57,8 @@ def judge(scenario: Scenario, *, frames: int, rate_hz: float) -> Verdict:
     """Judge each track against a window of the first `frames` frames at `rate_hz`.
 
     The first of these reasons counts: `wrong-rate` (of the scenario), `jump` (above MAX_SPEED_MPS), `too-short` (seen
-    without a gap, but not in every frame of the window), `gap` (not seen in some frame in between).
+    without a gap, but not in every frame of the window), `gap` (not seen in some frame in between),
+    `impossible-acceleration` (above MAX_ACCELERATION_MPS2 in the window; such a track may be looked at).
     """
     count = len(scenario.track_ids)
     if abs(scenario.rate_hz - rate_hz) > 1e-3 * rate_hz:
@@ -57,7 +73,21 @@ def judge(scenario: Scenario, *, frames: int, rate_hz: float) -> Verdict:
     gap = (before & after & ~seen)[:, :frames].any(axis=1)
     reasons = Counter({JUMP: int(jump.sum()), GAP: int((gap & ~jump).sum())})
     reasons[TOO_SHORT] = int((~whole & ~gap & ~jump).sum())
-    return Verdict(~jump, whole & ~jump, +reasons)
+    labelled = whole & ~jump
+    wild = np.zeros(count, dtype=np.bool_)
+    wild[labelled] = _is_wild(scenario.xy[labelled, :frames], rate_hz)
+    reasons[JERK] = int(wild.sum())
+    return Verdict(~jump, labelled & ~wild, +reasons)
+
+
+def _is_wild(xy: NDArray[np.float64], rate_hz: float) -> NDArray[np.bool_]:
+    """Which of float64[tracks, frames, 2], seen throughout, change their mean speed faster than a car can."""
+    step = max(1, round(STEADY_S * rate_hz))
+    if xy.shape[1] <= 2 * step:
+        return np.zeros(len(xy), dtype=np.bool_)
+    speed = (xy[:, step:] - xy[:, :-step]) * (rate_hz / step)
+    change = (speed[:, step:] - speed[:, :-step]) * (rate_hz / step)
+    return np.asarray(np.hypot(change[..., 0], change[..., 1]).max(axis=1) > MAX_ACCELERATION_MPS2)
 
 
 def _jumps(xy: NDArray[np.float64], seen: NDArray[np.bool_], rate_hz: float) -> NDArray[np.bool_]:

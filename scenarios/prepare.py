@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedfleet.models import prepared
 from fedfleet.models.prepared import PARTS, Meta, Part
-from fedfleet.models.task import Index, Samples, Task, load
+from fedfleet.models.task import Frames, Index, Samples, Task, load
 from fedfleet.protocol.errors import UsageError
+from fedfleet.scenarios.labels_teacher import DISAGREES, Teacher, believed, kept
 
-__all__ = ["Job", "main", "prepare", "read_jobs"]
+__all__ = ["Job", "main", "open_teacher", "prepare", "read_jobs"]
 
 
 Report = Callable[[int, int, str], None]
@@ -36,11 +37,19 @@ class Job(BaseModel):
     parts: Annotated[tuple[Part, ...], Field(min_length=1)]
 
 
-def prepare(task: Task, scenarios: Path, jobs: Sequence[Job], *, report: Report | None = None) -> list[Meta]:
+def prepare(
+    task: Task,
+    scenarios: Path,
+    jobs: Sequence[Job],
+    *,
+    report: Report | None = None,
+    teacher: Teacher | None = None,
+) -> list[Meta]:
     """Write every job's folder, each whole or not at all; folders written before a failure stay.
 
-    `report` is called with (done, total, name of the folder) before each job. Raises UsageError for a folder without
-    recordings, a malformed recording and an unknown drive.
+    `report` is called with (done, total, name of the folder) before each job. With a `teacher`, training samples that
+    it is far from are left out and counted. Raises UsageError for a folder without recordings, a malformed
+    recording, an unknown drive and a teacher that is no model of the task.
     """
     index = task.index(scenarios)
     everything = tuple(drive.key for drive in index.drives)
@@ -48,7 +57,8 @@ def prepare(task: Task, scenarios: Path, jobs: Sequence[Job], *, report: Report 
     for job in jobs:
         if report is not None:
             report(len(metas), len(jobs), job.out.name)
-        metas.append(_prepare_one(task, scenarios, job, everything=everything, index=index))
+        read = _read(task, scenarios, job, job.drives or everything, teacher)
+        metas.append(_write(task, job, job.drives or everything, read, index))
     return metas
 
 
@@ -69,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         jobs = _jobs(given.out, given.drives, given.parts, given.jobs)
-        metas = prepare(load(given.task), given.scenarios, jobs, report=_tell if given.progress else None)
+        tell, teach = _tell if given.progress else None, open_teacher(given.teacher, given.teacher_limit)
+        metas = prepare(load(given.task), given.scenarios, jobs, report=tell, teacher=teach)
     except (UsageError, OSError) as error:
         sys.stderr.write(f"prepare: {error}\n")
         return 2
@@ -79,20 +90,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _prepare_one(task: Task, scenarios: Path, job: Job, *, everything: tuple[str, ...], index: Index) -> Meta:
-    drives = job.drives or everything
+def _read(
+    task: Task, scenarios: Path, job: Job, drives: tuple[str, ...], teacher: Teacher | None
+) -> tuple[Samples | None, Frames | None]:
+    """Read the samples and the frames that a job asks for."""
+    samples = task.samples(scenarios, drives) if set(job.parts) - {"frames"} else None
+    frames = task.frames(scenarios, drives) if "frames" in job.parts else None
+    if teacher is None or samples is None or "train" not in job.parts:
+        return samples, frames
+    if set(job.parts) & {"validation", "test"}:
+        raise UsageError(f"{job.out}: a teacher chooses what to train on, never what to be judged on")
+    return kept(samples, frames, believed(teacher, task, samples))
+
+
+def _write(
+    task: Task,
+    job: Job,
+    drives: tuple[str, ...],
+    read: tuple[Samples | None, Frames | None],
+    index: Index,
+) -> Meta:
+    samples, frames = read
     parts = tuple(part for part in PARTS if part in job.parts)
     counts: dict[str, int] = {}
-    samples: dict[Part, Samples] = {}
-    problems = index.problems
-    if parts != ("frames",):
-        read = task.samples(scenarios, drives)
-        problems = index.problems if index.is_counted else read.problems
+    problems = dict(index.problems)
+    named: dict[Part, Samples] = {}
+    if samples is not None:
+        held_back = {name: count for name, count in samples.problems.items() if name == DISAGREES}
+        problems = {**problems, **held_back} if index.is_counted else dict(samples.problems)
         for part in parts:
             if part != "frames":
-                samples[part] = read
-                counts[f"{part}_samples"], counts[f"{part}_judged"] = len(read), int(read.judged.sum())
-    frames = task.frames(scenarios, drives) if "frames" in parts else None
+                named[part] = samples
+                counts[f"{part}_samples"], counts[f"{part}_judged"] = len(samples), int(samples.judged.sum())
     if frames is not None:
         counts["frames"], counts["frames_inputs"] = len(frames), len(frames.inputs)
     meta = Meta(
@@ -104,8 +133,18 @@ def _prepare_one(task: Task, scenarios: Path, job: Job, *, everything: tuple[str
         problems=problems,
         rate_hz=None if frames is None else frames.rate_hz,
     )
-    prepared.write(job.out, meta, samples=samples, frames=frames)
+    prepared.write(job.out, meta, samples=named, frames=frames)
     return meta
+
+
+def open_teacher(model: Path | None, limit: float | None) -> Teacher | None:
+    """The teacher of a model file, where one is given; UsageError for an unreadable file, or one without the other."""
+    if (model is None) != (limit is None):
+        raise UsageError("expected --teacher and --teacher-limit together")
+    try:
+        return None if model is None or limit is None else Teacher(model.read_bytes(), limit)
+    except OSError as error:
+        raise UsageError(f"teacher {model}: cannot be read: {error.strerror}") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--drives", default="", help="region/drive,… (default: all)")
     parser.add_argument("--parts", default="", help=f"of {','.join(PARTS)}, separated by commas")
     parser.add_argument("--jobs", type=Path, help='instead: JSON list of {"out", "drives", "parts"}')
+    parser.add_argument("--teacher", type=Path, help="model file whose answers training labels must be near")
+    parser.add_argument("--teacher-limit", type=float, help="primary metric beyond which they are not")
     parser.add_argument("--progress", action="store_true", help="tell on stderr which folder comes next")
     return parser
 
