@@ -12,8 +12,8 @@ from fedfleet.codec.residual import Feedback
 from fedfleet.codec.settings import Settings
 
 CENTRAL_RATES = (0.02, 0.05, 0.1, 0.2)
-FEDSGD_RATES = (0.5, 1.0, 2.0, 4.0)
-"""Of the full gradient, not clipped; a rate of 8 diverges."""
+FEDSGD_RATES = (0.25, 0.5, 1.0, 2.0)
+"""Of the full gradient, not clipped; a rate of 2 diverges."""
 GRID = tuple(product((0.1, 0.2), (1.0, 2.0)))
 """Learning rate of the vehicles, and of the server."""
 
