@@ -30,6 +30,7 @@ class Correction:
     FedProx (Li et al. 2020, equation 2) minimises loss + (μ / 2) ‖w - base‖²: g has μ (w - base) added. Then the norm
     of g is clipped. SCAFFOLD (Karimireddy et al. 2020, algorithm 1, option II): the step goes along g - c_k + c, and
     c_k⁺ = c_k - c + (base - w) / Σ_j η_j, which is the mean of the g. The model must hold the base when this is made.
+    `rates` is Σ_j η_j so far.
     """
 
     def __init__(self, model: nn.Module, settings: TrainSettings, control: Control | None) -> None:
@@ -37,7 +38,7 @@ class Correction:
         parameters = list(model.parameters())
         self._anchors = [each.detach().clone() for each in parameters] if settings.proximal_mu else []
         self._drift = _by_parameter(model, control.server - control.own) if control else []
-        self._rates = 0.0
+        self.rates = 0.0
 
     def apply(self, rate: float) -> None:
         """Change the gradients of a batch whose step has this learning rate."""
@@ -51,16 +52,16 @@ class Correction:
             for parameter, drift in zip(parameters, self._drift, strict=False):
                 if parameter.grad is not None:
                     parameter.grad.add_(drift)
-        self._rates += rate
+        self.rates += rate
 
     def control_step(self, delta: Floats) -> Floats | None:
         """Return c_k⁺ - c_k of what was trained; zero without a batch, and for what gradients do not train."""
         if self._control is None:
             return None
         step = np.zeros_like(delta)
-        if self._rates:
+        if self.rates:
             trained = _is_parameter(self._model)
-            step[trained] = (-self._control.server - delta / np.float32(self._rates))[trained]
+            step[trained] = (-self._control.server - delta / np.float32(self.rates))[trained]
         return step
 
 

@@ -44,6 +44,16 @@ class TrainSettings(BaseModel):
         default="none",
         description="scaffold: gradients are corrected by control variates (needs sgd, momentum 0)",
     )
+    trainable: Literal["all", "head"] = Field(
+        default="all",
+        description="what learns: all, or only the task's head, else the last layer (weak vehicles)",
+    )
+    batch_bytes: int = Field(
+        default=0,
+        ge=0,
+        le=2**40,
+        description="largest memory of a batch, in bytes: batches become smaller where they need more; 0 = no limit",
+    )
 
     def learning_rate_at(self, done: float) -> float:
         """Return the learning rate after this share of the batches, from 0 to 1."""

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedfleet.models.checkpoint import Arrays, optimizer_arrays, restore_optimizer
 from fedfleet.models.correction import Control, Correction, check_control
+from fedfleet.models.frugal import bytes_of_a_sample, freeze_body
 from fedfleet.models.settings import Augment, TrainSettings
 from fedfleet.models.task import Floats, Samples, Task, resolve
 from fedfleet.protocol.errors import UsageError
@@ -77,6 +79,7 @@ class FineTuning:
     gradient has μ (w - base) added before it is clipped. With `control` (SCAFFOLD, Karimireddy et al. 2020, algorithm
     1, option II) each step goes along g - c_k + c, g clipped, and c_k⁺ = c_k - c + (base - w) / Σ_j η_j, which is
     the mean of the g; settings.correction must be "scaffold", the optimizer sgd without momentum.
+    `snapshot` and `restore` let another one go on where this is; it ends with the same bytes.
 
     Raises UsageError when base or samples do not fit the task or it offers no augmentation and one is asked for,
     TrainingError for no samples and for a loss or a weight that is not finite; then there is no result.
@@ -95,17 +98,19 @@ class FineTuning:
         torch.set_num_threads(1)
         _check(task, samples)
         check_control(settings, control, base)
-        self._base, self._settings, self._size = base, settings, len(samples)
+        self._base, self._size = base, len(samples)
         self._model = network(task, seed=seed)
         load_vector(self._model, base)
+        self._learns = freeze_body(task, self._model) if settings.trainable == "head" else None
         self._loss = cast("Callable[[Tensor, Tensor], Tensor]", resolve(task.loss))
         self._inputs, self._targets = (
             torch.from_numpy(np.array(a)) for a in (samples.inputs, samples.targets)
         )
+        self._settings = settings = self._fitting(settings)
         self._correction = Correction(self._model, settings, control)
         self._optimizer = _optimizer(self._model, settings)
         self._chance = torch.Generator().manual_seed(seed)
-        self._vary = _augmentation(task, settings.augment, seed=seed)
+        self._vary, self._varied = _augmentation(task, settings.augment, seed=seed)
         self._per_epoch = math.ceil(len(samples) / settings.batch_size)
         self.steps = settings.epochs * self._per_epoch
         if settings.max_steps:
@@ -147,7 +152,51 @@ class FineTuning:
             raise TrainingError(f"weights are not finite after {self._done} steps")
         examples = min(self._size, self._done * self._settings.batch_size)
         control = self._correction.control_step(delta)
+        if self._learns is not None:
+            delta[~self._learns] = 0  # statistics of the body move without a gradient
+            if control is not None:
+                control[~self._learns] = 0
         return Trained(delta, self._done, examples, self._loss_before, self._measure(), control)
+
+    def snapshot(self) -> Arrays:
+        """Where this is: weights, optimizer, place in the order, chance; copies."""
+        return {
+            "done": np.array(self._done),
+            "loss_before": np.array(self._loss_before),
+            "rates": np.array(self._correction.rates),
+            "order": self._order.numpy().copy(),
+            "chance": self._chance.get_state().numpy().copy(),
+            "varied": self._varied.get_state().numpy().copy(),
+            "global": torch.get_rng_state().numpy().copy(),
+            **{f"model.{name}": t.numpy().copy() for name, t in self._model.state_dict().items()},
+            **optimizer_arrays(self._optimizer),
+        }
+
+    def restore(self, arrays: Arrays) -> None:
+        """Go on from a snapshot of a fine-tuning with the same arguments; ValueError or KeyError for any other."""
+        state = {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}
+        held = self._model.state_dict()
+        if any(state[f"model.{name}"].shape != tensor.shape for name, tensor in held.items()):
+            raise ValueError("checkpoint: tensors of another model")
+        done = int(arrays["done"])
+        if not 0 <= done <= self.steps or (done and arrays["order"].shape != (self._size,)):
+            raise ValueError(f"checkpoint: {done} of {self.steps} steps")
+        restore_optimizer(self._optimizer, arrays)
+        with torch.no_grad():
+            for name, tensor in held.items():
+                tensor.copy_(state[f"model.{name}"])
+        self._done, self._order = done, state["order"]
+        self._loss_before, self._correction.rates = float(arrays["loss_before"]), float(arrays["rates"])
+        self._chance.set_state(state["chance"])
+        self._varied.set_state(state["varied"])
+        torch.set_rng_state(state["global"])
+
+    def _fitting(self, settings: TrainSettings) -> TrainSettings:
+        """Return the settings with batches no larger than their memory allows."""
+        if not settings.batch_bytes:
+            return settings
+        most = settings.batch_bytes // max(1, bytes_of_a_sample(self._model, self._inputs[:1]))
+        return settings.model_copy(update={"batch_size": max(1, min(settings.batch_size, most))})
 
     def _measure(self) -> float:
         step = max(1, math.ceil(self._size / LOSS_SAMPLES))
@@ -225,15 +274,15 @@ def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimiz
     return torch.optim.SGD(model.parameters(), lr=settings.learning_rate, momentum=settings.momentum)
 
 
-def _augmentation(task: Task, kind: Augment, *, seed: int) -> Vary:
-    """Return what varies a batch; its chance is apart from the order's, so that the order is that of "none"."""
+def _augmentation(task: Task, kind: Augment, *, seed: int) -> tuple[Vary, torch.Generator]:
+    """Return what varies a batch, and its chance, apart from the order's, so that the order is that of "none"."""
+    chance = torch.Generator().manual_seed((seed + AUGMENT_STREAM) % 2**63)
     if kind == "none":
-        return lambda inputs, targets: (inputs, targets)
+        return lambda inputs, targets: (inputs, targets), chance
     name = getattr(task, "augment", "")
     if not name:
         raise UsageError(f"task {task.name} offers no augmentation, asked for {kind}")
-    chance = torch.Generator().manual_seed((seed + AUGMENT_STREAM) % 2**63)
-    return partial(resolve(name), kind=kind, chance=chance)
+    return partial(resolve(name), kind=kind, chance=chance), chance
 
 
 def _check(task: Task, samples: Samples) -> None:

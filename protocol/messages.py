@@ -247,7 +247,9 @@ class Status(Message):
 class Metrics(Message):
     """A vehicle's counters since its start, and the latency of inference over its last window, in milliseconds.
 
-    ``update_bytes`` and ``update_codec`` tell the size and the setting of its last update.
+    ``update_bytes`` and ``update_codec`` tell the size and the setting of its last update. ``late`` counts frames later
+    than the guard allows, ``guard_pauses`` and ``guard_paused_s`` how often and how long it stopped the process's
+    trainers; ``shadow_answers`` were compared before a release drove, ``shadow_disagreed`` of them disagreed.
     """
 
     vehicle: Id
@@ -264,6 +266,11 @@ class Metrics(Message):
     bytes_up: Count
     bytes_down: Count
     trainings: Count
+    late: Count = 0
+    guard_pauses: Count = 0
+    guard_paused_s: Seconds = 0.0
+    shadow_answers: Count = 0
+    shadow_disagreed: Count = 0
     link_class: Annotated[str, Field(max_length=16)] = ""
     update_bytes: Count = 0
     update_codec: Annotated[str, Field(max_length=80)] = ""

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from fedfleet.vehicle_agent.jobs import Job, Told
+from fedfleet.vehicle_agent.scheduling import Scheduling
 from fedfleet.vehicle_agent.trainer_port import TrainerPool, trainer_command
 
+NICE = Scheduling("batch", 5)
 STAND_IN = (sys.executable, str(Path(__file__).with_name("agent_trainer.py")))
 
 
@@ -46,7 +48,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    made = Bench(tmp_path, TrainerPool(trainer_command(5), max_trainers=1, idle_s=1000))
+    made = Bench(tmp_path, TrainerPool(trainer_command(), max_trainers=1, idle_s=1000, scheduling=NICE))
     yield made
     made.pool.close()
 
@@ -58,6 +60,8 @@ def test_a_warm_trainer_trains_the_same_way_twice_and_can_be_stopped(
     wait_until(lambda: bench.heard("done", "a"), "first job", timeout_s=60)
     (pid,) = bench.pool.pids
     assert os.getpriority(os.PRIO_PROCESS, pid) == os.getpriority(os.PRIO_PROCESS, 0) + 5
+    assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    assert (os.getpgid(pid), os.getsid(pid)) == (pid, os.getsid(0))
     # when the same job comes again, and one that would take very long
     bench.pool.submit(bench.job("b"))
     bench.pool.submit(bench.job("long", epochs=1000))

@@ -175,6 +175,15 @@ def _training_progress(state: State, event: ev.TrainingProgress, now_s: float) -
     return replace(state, training=replace(state.training, steps=event.steps)), []
 
 
+def _training_held(state: State, event: ev.TrainingHeld, now_s: float) -> Result:
+    """Allow for the time that a training stood still: it does not hang."""
+    del now_s
+    if state.training is None or state.training.plan.round != event.round:
+        return state, []
+    started_s = state.training.started_s + event.seconds
+    return replace(state, training=replace(state.training, started_s=started_s)), []
+
+
 def _update_journaled(state: State, event: ev.UpdateJournaled, now_s: float) -> Result:
     answered = frozenset(sorted({*state.answered, event.round})[-KEEP_ANSWERED:])
     if state.training is not None:
@@ -288,6 +297,7 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], Result]] = {
     ev.TrainingDone: _training_done,
     ev.TrainingFailed: _training_failed,
     ev.TrainingProgress: _training_progress,
+    ev.TrainingHeld: _training_held,
     ev.UpdateJournaled: _update_journaled,
     ev.UpdateGivenUp: _update_given_up,
     ev.ConditionsRead: _conditions,

@@ -11,6 +11,9 @@ from fedfleet.protocol.ids import SERVER, Id, is_id
 from fedfleet.protocol.messages import LinkClass
 from fedfleet.protocol.signing import KEY_BYTES
 from fedfleet.vehicle_agent.eligibility import Rule, Signal
+from fedfleet.vehicle_agent.guard import GuardSettings
+from fedfleet.vehicle_agent.scheduling import Policy
+from fedfleet.vehicle_agent.shadow import ShadowSettings
 
 __all__ = [
     "AgentConfig",
@@ -43,7 +46,54 @@ class AgentSettings(BaseModel):
         default=None,
         description="trace of signals instead (CSV: time_s, signal, value), replayed from the start",
     )
+    conditions_command: tuple[str, ...] = Field(
+        default=(),
+        description="program that tells signals instead, a JSON object a line (see docs/running.md)",
+    )
+    conditions_stale_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e7,
+        description="seconds after which a signal of a trace or a program without a new value counts as missing",
+    )
     nice: int = Field(default=10, ge=0, le=19, description="how much the trainer process yields to others")
+    trainer_policy: Policy = Field(
+        default="idle",
+        description="scheduling class of the trainer: what it gets when inference wants the core",
+    )
+    trainer_cores: tuple[Annotated[int, Field(ge=0, le=4095)], ...] = Field(
+        default=(), description="numbers of the cores that the trainer may use; empty: all of the process"
+    )
+    trainer_memory_mb: int = Field(
+        default=4096, ge=64, le=2**20, description="resident memory at which the trainer is killed, in MiB"
+    )
+    trainer_hang_s: Positive = Field(
+        default=120.0, description="seconds without a word after which a trainer at work is killed"
+    )
+    guard: GuardSettings = Field(
+        default=GuardSettings(), description="the latency guard, which stops the trainer when a frame is late"
+    )
+    shadow: ShadowSettings = Field(
+        default=ShadowSettings(), description="a release beside the active model, before it drives"
+    )
+    training_budget_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=1e6,
+        description="seconds for the training of a round, after which what was done so far is sent; None: no limit",
+    )
+    checkpoint_s: Positive = Field(
+        default=5.0, description="seconds of training that an interruption may cost"
+    )
+    trainable: Literal["all", "head"] = Field(
+        default="all", description="what this vehicle trains: all, or only the head (weak vehicles)"
+    )
+    batch_memory_mb: float | None = Field(
+        default=None,
+        gt=0,
+        le=2**20,
+        description="memory of a batch of training, in MiB: larger batches are made smaller; None: no limit",
+    )
     max_warm_trainers: int = Field(
         default=2, ge=1, le=16, description="trainer processes at a time; others wait"
     )
@@ -104,8 +154,13 @@ class AgentSettings(BaseModel):
 
     @model_validator(mode="after")
     def _one_source_of_conditions(self) -> Self:
-        if self.conditions and self.conditions_file is not None:
-            raise ValueError("conditions and conditions_file: expected one of them")
+        given = {
+            "conditions": self.conditions,
+            "conditions_file": self.conditions_file,
+            "conditions_command": self.conditions_command,
+        }
+        if len(named := [name for name, value in given.items() if value]) > 1:
+            raise ValueError(f"{' and '.join(named)}: expected one of them")
         return self
 
 

@@ -63,6 +63,9 @@ class Downlink:
         self._task, self._limits = task, limits
         self._under: _Under | None = None
         self._fetched: tuple[Release, Model, tuple[Floats, Floats]] | None = None
+        self._sessions: Sessions | None = None
+        self._given_up: set[str] = set()
+        self.shadow_answers = self.shadow_disagreed = 0
         self._link: Link | None = None
         self._fleet = ""
         self._jitter: Callable[[], float] = lambda: 0.5
@@ -73,7 +76,7 @@ class Downlink:
 
     def resume(self, sessions: Sessions) -> str:
         """Drive with the active release of the journal, else the previous one; returns why not, or nothing."""
-        reason = ""
+        self._sessions, reason = sessions, ""
         for slot in ("active", "previous"):
             released = self._journal.released(slot)
             if released is None:
@@ -109,13 +112,18 @@ class Downlink:
         if self._fetched is None or self._fetched[0].number != release.number:
             return [ev.ActivationRefused(release.number, "not-fetched")]
         _, model, canary = self._fetched
+        if model.onnx_sha256 in self._given_up:
+            return [ev.ActivationRefused(release.number, "failed-before")]
         self._replay.swap_begins()
-        self._swapper.submit(Candidate(self._owner, release.number, model.onnx_sha256, model.onnx, canary))
+        who = (self._owner, release.number, model.onnx_sha256)
+        self._swapper.submit(Candidate(*who, model.onnx, canary, beside=self._replay))
         return []
 
     def tried(self, tried: Tried) -> list[ev.Event]:
         """Journal and drive with what passed; keep the model before it otherwise."""
         number, fetched = tried.candidate.number, self._fetched
+        self.shadow_answers += tried.shadow.answers
+        self.shadow_disagreed += tried.shadow.disagreed
         self._fetched = None
         if tried.run is None or fetched is None:
             self._replay.swap_ends(None)
@@ -130,6 +138,18 @@ class Downlink:
             return [ev.FetchFailed("release", number, error.reason, lasting=False)]
         self._replay.swap_ends(tried.run)
         return [ev.Activated(number, version, tried.candidate.onnx_sha256)]
+
+    def fall_back(self) -> list[ev.Event]:
+        """When the active model was left because it failed, keep to the one before, and never take it again."""
+        reason, left = self._replay.failed(), self._journal.active
+        if not reason or left is None:
+            return []
+        self._given_up.add(left.onnx_sha256)
+        before = self._journal.revert()
+        refused = ev.ActivationRefused(left.number, reason)
+        if before is None:
+            return [refused]
+        return [ev.Activated(before.number, before.version, before.onnx_sha256), refused]
 
     def _begin(
         self, pointer: ModelPointer, release: Release | None, now_s: float, *, full: bool

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["Conditions", "Fixed", "Rule", "Signal", "Trace", "Verdict", "judge", "parse_trace"]
+__all__ = ["Conditions", "Fixed", "Rule", "Signal", "Trace", "Verdict", "fresh", "judge", "parse_trace"]
 
 Signal = StrictBool | StrictInt | StrictFloat | StrictStr
 SIGNAL_MISSING = "signal-missing"
@@ -83,11 +83,14 @@ def _kind(value: Signal) -> str:
 
 
 class Conditions(Protocol):
-    """Where signals come from; a databroker's client would be another."""
+    """Where signals come from: fixed ones, a trace, or a program (``conditions.py``), such as a databroker's client."""
 
     def at(self, scenario_s: float) -> Mapping[str, Signal]:
         """Return the signals as they are ``scenario_s`` seconds after the start."""
         ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
 
 
 @dataclass(frozen=True)
@@ -101,24 +104,44 @@ class Fixed:
         del scenario_s
         return self.signals
 
+    def close(self) -> None:
+        """Hold nothing."""
+
 
 @dataclass(frozen=True)
 class Trace:
-    """Signals recorded over time; each holds its value until the next one. Before the first value it is missing."""
+    """Signals recorded over time; each holds its value until the next one. Before the first value it is missing.
+
+    It is missing too from an empty value on, and when its last value is ``stale_s`` seconds old (None: never). A
+    snapshot has time and value of every signal.
+    """
 
     times_s: tuple[float, ...]
-    snapshots: tuple[Mapping[str, Signal], ...]
+    snapshots: tuple[Mapping[str, tuple[float, Signal]], ...]
+    stale_s: float | None = None
 
     def at(self, scenario_s: float) -> Mapping[str, Signal]:
         """Return the last value of every signal at or before this time."""
         count = bisect_right(self.times_s, scenario_s)
-        return self.snapshots[count - 1] if count else {}
+        return fresh(self.snapshots[count - 1], scenario_s, self.stale_s) if count else {}
+
+    def close(self) -> None:
+        """Hold nothing."""
 
 
-def parse_trace(text: str, *, name: str) -> Trace:
+def fresh(
+    known: Mapping[str, tuple[float, Signal]], now_s: float, stale_s: float | None
+) -> dict[str, Signal]:
+    """Return the values whose time is not longer than ``stale_s`` ago."""
+    return {
+        name: value for name, (at_s, value) in known.items() if stale_s is None or now_s - at_s <= stale_s
+    }
+
+
+def parse_trace(text: str, *, name: str, stale_s: float | None = None) -> Trace:
     """Read a trace: CSV with the columns ``time_s, signal, value``, times never falling.
 
-    ``true`` and ``false`` are truth values, what reads as a number is one, the rest are words.
+    ``true`` and ``false`` are truth values, what reads as a number is one, nothing is a gap, the rest are words.
     UsageError naming ``name`` and the line for anything else.
     """
     rows = csv.DictReader(text.splitlines(), strict=True)
@@ -126,16 +149,18 @@ def parse_trace(text: str, *, name: str) -> Trace:
         got = ",".join(rows.fieldnames or ()) or "nothing"
         raise UsageError(f"{name}: expected the columns time_s,signal,value, got {got[:80]}")
     times: list[float] = []
-    snapshots: list[Mapping[str, Signal]] = []
+    snapshots: list[Mapping[str, tuple[float, Signal]]] = []
     try:
         for row in rows:
             _add(times, snapshots, row)
     except (ValueError, csv.Error) as error:
         raise UsageError(f"{name}, line {rows.line_num}: {error}") from error
-    return Trace(tuple(times), tuple(snapshots))
+    return Trace(tuple(times), tuple(snapshots), stale_s)
 
 
-def _add(times: list[float], snapshots: list[Mapping[str, Signal]], row: Mapping[str, str | None]) -> None:
+def _add(
+    times: list[float], snapshots: list[Mapping[str, tuple[float, Signal]]], row: Mapping[str, str | None]
+) -> None:
     time_text, signal, value = row["time_s"], row["signal"], row["value"]
     if time_text is None or not signal or value is None:
         raise ValueError("expected three values")
@@ -143,7 +168,9 @@ def _add(times: list[float], snapshots: list[Mapping[str, Signal]], row: Mapping
     if not math.isfinite(time_s) or (times and time_s < times[-1]):
         raise ValueError(f"time {time_text}: expected a number, not below the one before")
     known = snapshots[-1] if snapshots else {}
-    merged = {**known, signal.strip(): _read(value.strip())}
+    merged = {each: found for each, found in known.items() if each != signal.strip()}
+    if value.strip():
+        merged[signal.strip()] = (time_s, _read(value.strip()))
     if times and times[-1] == time_s:
         snapshots[-1] = merged
     else:

@@ -35,6 +35,7 @@ __all__ = [
     "Tick",
     "TrainingDone",
     "TrainingFailed",
+    "TrainingHeld",
     "TrainingProgress",
     "UpdateGivenUp",
     "UpdateJournaled",
@@ -186,6 +187,14 @@ class TrainingProgress:
 
 
 @dataclass(frozen=True)
+class TrainingHeld:
+    """A fine-tuning stood still for so long, because inference needed the machine."""
+
+    round: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class UpdateJournaled:
     """An update is on disk with its residual, ready to be sent."""
 
@@ -234,6 +243,7 @@ Event: TypeAlias = (
     | TrainingDone
     | TrainingFailed
     | TrainingProgress
+    | TrainingHeld
     | UpdateJournaled
     | UpdateGivenUp
     | ConditionsRead

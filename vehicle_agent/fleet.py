@@ -22,17 +22,20 @@ from fedfleet.protocol.ids import task_id
 from fedfleet.vehicle_agent import config as configs
 from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent.actions import Action
+from fedfleet.vehicle_agent.conditions import Program
 from fedfleet.vehicle_agent.config import FleetConfig, VehicleEntry
 from fedfleet.vehicle_agent.downlink import Downlink, Limits
 from fedfleet.vehicle_agent.eligibility import Conditions, Fixed, parse_trace
 from fedfleet.vehicle_agent.journal import Journal
 from fedfleet.vehicle_agent.runtime import Inference, Replay
+from fedfleet.vehicle_agent.scheduling import Scheduling, check
 from fedfleet.vehicle_agent.state import Resumed, Settings, start
 from fedfleet.vehicle_agent.swap import Sessions, Swapper
-from fedfleet.vehicle_agent.trainer_port import TrainerPool, Trainers, trainer_command
+from fedfleet.vehicle_agent.trainer_port import TrainerPool, Trainers, Watched, trainer_command
 from fedfleet.vehicle_agent.trusted import Trusted
-from fedfleet.vehicle_agent.tuning import Tuning
+from fedfleet.vehicle_agent.tuning import Means, Tuning
 from fedfleet.vehicle_agent.vehicle import Parts, Vehicle
+from fedfleet.vehicle_agent.watch import Watch
 
 __all__ = ["Connect", "Fleet", "World"]
 
@@ -78,8 +81,12 @@ class Fleet:
         self.task = tasks.load(config.task)
         self._inbox: Inbox[tuple[int, Event]] = Inbox(INBOX_ITEMS)
         self._sessions = Sessions(self.task)
-        self._swapper = Swapper(self._sessions, background=config.inference)
-        self.pool = _trainers(trainer or trainer_command(config.nice), config)
+        clock = world.monotonic_s
+        self._swapper = Swapper(
+            self._sessions, background=config.inference, shadow=config.shadow, clock=clock
+        )
+        self.pool = _trainers(trainer or trainer_command(), config)
+        self.watch = Watch(config.guard, self.pool) if isinstance(self.pool, TrainerPool) else None
         self._links: list[Link] = []
         self.vehicles: list[Vehicle] = []
         try:
@@ -113,6 +120,8 @@ class Fleet:
         for index, event in self._inbox.drain(DRAIN, timeout_s):
             self.vehicles[index].on_link(event, self._world.now_s())
         now_s, monotonic_s = self._world.now_s(), self._world.monotonic_s()
+        if self.watch is not None:
+            self.watch.tick(monotonic_s)
         for told in self.pool.poll(monotonic_s):
             self.vehicles[self._owners[told.id.partition("/")[0]]].on_told(told, now_s)
         for tried in self._swapper.poll():
@@ -147,8 +156,9 @@ class Fleet:
         config, world = self._config, self._world
         folder, wire_task = config.work_dir / entry.vehicle, task_id(self.task.name)
         prepared.check(prepared.open_meta(entry.data_dir), self.task)
-        conditions = _conditions(config)
+        conditions = _conditions(config, entry.vehicle)
         replay = _replay(self.task, entry, config, world)
+        replay.watch = self.watch
         seed = world.bits(256).to_bytes(32, "big")
         # 53 bits: a status carries the epoch in JSON, where every reader keeps it exactly.
         journal = Journal(folder, vehicle=entry.vehicle, task=wire_task, epoch=world.bits(53), seed=seed)
@@ -176,6 +186,7 @@ class Fleet:
         tuning.max_update_bytes = config.max_update_bytes
         tuning.link_class = config.link_classes.get(entry.vehicle, config.link_class)
         tuning.budget_bytes = config.update_budget_bytes
+        tuning.means = _means(config)
         vehicle = Vehicle(
             start(settings, resumed),
             trusted,
@@ -191,8 +202,21 @@ class Fleet:
 
 def _trainers(trainer: Sequence[str] | Trainers, config: FleetConfig) -> Trainers:
     if isinstance(trainer, Sequence):
-        return TrainerPool(trainer, max_trainers=config.max_warm_trainers, idle_s=config.trainer_idle_s)
+        scheduling = Scheduling(config.trainer_policy, config.nice, config.trainer_cores)
+        check(scheduling)
+        watched = Watched(hang_s=config.trainer_hang_s, memory_bytes=config.trainer_memory_mb << 20)
+        idle_s, most = config.trainer_idle_s, config.max_warm_trainers
+        return TrainerPool(trainer, max_trainers=most, idle_s=idle_s, scheduling=scheduling, watched=watched)
     return trainer
+
+
+def _means(config: FleetConfig) -> Means:
+    settings: dict[str, int | float | str] = {}
+    if config.trainable != "all":
+        settings["trainable"] = config.trainable
+    if config.batch_memory_mb is not None:
+        settings["batch_bytes"] = int(config.batch_memory_mb * 2**20)
+    return Means(config.training_budget_s or 0.0, config.checkpoint_s, settings)
 
 
 def _settings(config: FleetConfig, entry: VehicleEntry, wire_task: str) -> Settings:
@@ -232,14 +256,16 @@ def _trusted(config: FleetConfig, entry: VehicleEntry, journal: Journal, wire_ta
     )
 
 
-def _conditions(config: FleetConfig) -> Conditions:
+def _conditions(config: FleetConfig, vehicle: str) -> Conditions:
+    if config.conditions_command:
+        return Program(config.conditions_command, vehicle=vehicle, stale_s=config.conditions_stale_s)
     if config.conditions_file is None:
         return Fixed(config.conditions)
     try:
         text = config.conditions_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"conditions_file {config.conditions_file}: cannot be read: {error}") from error
-    return parse_trace(text, name=str(config.conditions_file))
+    return parse_trace(text, name=str(config.conditions_file), stale_s=config.conditions_stale_s)
 
 
 def _replay(task: Task, entry: VehicleEntry, config: FleetConfig, world: World) -> Replay:

@@ -14,7 +14,8 @@ class Job(BaseModel):
     """One fine-tuning. ``base`` and ``out`` are ``.npy`` files of float32[M]; ``data_dir`` a prepared folder.
 
     ``control``, when given, is one of float32[2, M], the control variates c_k and c (SCAFFOLD); then ``out`` has the
-    delta and the step of c_k, float32[2, M].
+    delta and the step of c_k, float32[2, M]. ``checkpoint`` is a file that the job goes on from when it is its own, and
+    keeps up every ``checkpoint_s`` seconds. After ``budget_s`` seconds in all what was done so far is the result.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,6 +28,9 @@ class Job(BaseModel):
     seed: int
     out: Text
     control: Text = ""
+    checkpoint: Text = ""
+    checkpoint_s: Annotated[float, Field(gt=0)] = 5.0
+    budget_s: Annotated[float, Field(ge=0)] = 0.0
 
 
 class Order(BaseModel):
@@ -39,16 +43,20 @@ class Order(BaseModel):
 
 
 class Told(BaseModel):
-    """A line from the trainer. ``done`` comes after ``out`` is whole; ``failed`` has a reason code."""
+    """A line from the trainer. ``done`` comes after ``out`` is whole; ``failed`` has a reason code.
+
+    ``held`` is the pool's own word: the job's trainer was in a pause for so many ``seconds``.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    kind: Literal["ready", "progress", "done", "failed"]
+    kind: Literal["ready", "progress", "done", "failed", "held"]
     id: Text = ""
     step: int = 0
     steps: int = 0
     examples: int = 0
     loss_before: float = 0.0
     loss_after: float = 0.0
+    seconds: float = 0.0
     reason: str = ""
     detail: str = ""

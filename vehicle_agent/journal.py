@@ -303,6 +303,15 @@ class Journal:
             row = (self._task, released.number, released.version, released.onnx_sha256, released.model)
             self._db.execute("INSERT INTO release VALUES (?, 'active', ?, ?, ?, ?)", row)
 
+    def revert(self) -> Released | None:
+        """Make the previous release the active one again, and forget the active one; None when there is none."""
+        before = self.released("previous")
+        if before is not None:
+            with self._change():
+                self._db.execute("DELETE FROM release WHERE task = ? AND slot = 'active'", (self._task,))
+                self._db.execute("UPDATE release SET slot = 'active' WHERE task = ?", (self._task,))
+        return before
+
     def released(self, slot: str) -> Released | None:
         """Return the ``active`` or the ``previous`` release; None when absent or its bytes are not its digest's."""
         row = self._db.execute(

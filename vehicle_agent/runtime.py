@@ -1,22 +1,28 @@
 """Inference at the rate of the frames: every frame has a deadline, and what misses it is counted.
 
 One thread serves all vehicles of the process, each with its own phase. Sessions are ONNX Runtime's; swapping one is
-a single reference assignment between two frames.
+a single reference assignment between two frames, and so is going back to the one before. The latency guard sees
+every frame (``watch``), a candidate some (``shadow``).
 """
 
 import heapq
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from fedfleet.models.task import Floats, Frames, Samples, Task
+from fedfleet.protocol.errors import PeerError
+from fedfleet.vehicle_agent.watch import Watch
 
-__all__ = ["Answer", "Figures", "Inference", "Replay", "Run"]
+__all__ = ["Answer", "Figures", "Inference", "Replay", "Run", "See"]
 
 RING = 600
+SCALE_ROWS = 256
+See: TypeAlias = Callable[[Floats | None, Floats | None], None]
+"""Takes inputs f32[N, *in] of a frame and the active model's outputs; None for a frame without a row."""
 
 
 class Run(Protocol):
@@ -29,7 +35,10 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Figures:
-    """Counters since the start; latencies in milliseconds from a frame's time to its result, of the last frames."""
+    """Counters since the start; latencies in milliseconds from a frame's time to its result, of the last frames.
+
+    The guard's: frames ``late`` for it, ``pauses`` of the trainers and their time, of all vehicles of the process.
+    """
 
     frames: int
     missed: int
@@ -38,6 +47,9 @@ class Figures:
     p50_ms: float
     p99_ms: float
     scores: dict[str, tuple[float, int]]
+    late: int = 0
+    pauses: int = 0
+    paused_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,9 @@ class Replay:
     ``scores`` are of the active model, over the judged predictions whose truth is known (``truth``: the samples that
     ``frames.sample`` points into). Without a model no frame counts. With ``seen`` the drive
     is replayed once, and ``seen`` gets every answer, after its latency was taken.
+
+    A model that fails on a frame, or whose answer is not finite, drives no more: the one before it takes the same
+    frame, and ``failed`` says so, once. Without one before, a model that fails raises.
     """
 
     def __init__(
@@ -75,6 +90,10 @@ class Replay:
         self._seen = seen
         self._next = 0
         self._run: Run | None = None
+        self._previous: Run | None = None
+        self._failure = ""
+        self._shadow: tuple[See, int] | None = None
+        self.watch: Watch | None = None
         self._swapping = False
         self._lock = threading.Lock()
         self._counts = {"frames": 0, "missed": 0, "missed_in_swap": 0, "swaps": 0}
@@ -87,6 +106,29 @@ class Replay:
         """Whether a drive that is replayed once has come to its end."""
         return self._seen is not None and self._next >= len(self._frames)
 
+    @property
+    def drives(self) -> bool:
+        """Whether there are frames, and a model that answers them."""
+        return self._run is not None and len(self._frames) > 0
+
+    @property
+    def scale(self) -> float:
+        """The typical size of the truth: root of its mean square; 1 where there is none."""
+        if self._truth is None or not len(self._truth):
+            return 1.0
+        some = np.asarray(self._truth.targets[:: max(1, len(self._truth) // SCALE_ROWS)], dtype=np.float64)
+        size = float(np.sqrt(np.mean(some**2)))
+        return size if np.isfinite(size) and size > 0 else 1.0
+
+    def shadow(self, see: See | None, *, frames: int = 0) -> None:
+        """Let ``see`` have the next frames and their answers; None: nobody."""
+        self._shadow = None if see is None or frames <= 0 else (see, frames)
+
+    def failed(self) -> str:
+        """Return why the active model was left for the one before since the last call, or nothing."""
+        failure, self._failure = self._failure, ""
+        return failure
+
     def swap_begins(self) -> None:
         """From now on missed frames also count as missed in a swap."""
         self._swapping = True
@@ -96,7 +138,7 @@ class Replay:
         with self._lock:
             if run is not None:
                 self._counts["swaps"] += self._run is not None
-                self._run = run
+                self._previous, self._run = self._run, run
                 self._scores = {}
         self._swapping = False
 
@@ -116,12 +158,18 @@ class Replay:
             return
         rows = slice(int(self._frames.offsets[index]), int(self._frames.offsets[index + 1]))
         inputs = np.ascontiguousarray(self._frames.inputs[rows], dtype=np.float32)
-        outputs = run(inputs) if len(inputs) else None
+        outputs, run = self._answer(run, inputs) if len(inputs) else (None, run)
         end_s = self._clock()
+        if self.watch is not None:
+            self.watch.frame(end_s - due_s + late * self.period_s, end_s)
         self._count(1 + late, late + (end_s > due_s + self.period_s), run)
         with self._lock:
             self._latencies[self._latency_count % RING] = (end_s - due_s) * 1e3
             self._latency_count += 1
+        if self._shadow is not None:
+            see, left = self._shadow
+            self._shadow = (see, left - 1) if left > 1 else None
+            see(None if outputs is None else inputs, outputs)
         if outputs is not None and self._truth is not None:
             self._score(outputs, rows, run)
         if self._seen is not None:
@@ -133,7 +181,29 @@ class Replay:
             known = self._latencies[: min(RING, self._latency_count)].copy()
             counts, scores = dict(self._counts), dict(self._scores)
         p50, p99 = np.percentile(known, (50, 99)) if len(known) else (0.0, 0.0)
-        return Figures(**counts, p50_ms=max(0.0, float(p50)), p99_ms=max(0.0, float(p99)), scores=scores)
+        guard = self.watch.figures() if self.watch is not None else {}
+        return Figures(
+            **counts, p50_ms=max(0.0, float(p50)), p99_ms=max(0.0, float(p99)), scores=scores, **guard
+        )
+
+    def _answer(self, run: Run, inputs: Floats) -> tuple[Floats, Run]:
+        """Return the answer and who gave it: the one before, when the active model cannot."""
+        before = self._previous
+        try:
+            outputs = run(inputs)
+        except PeerError:
+            if before is None:
+                raise
+            return self._return(run, before, "active-failed")(inputs), before
+        if before is not None and not np.isfinite(outputs).all():
+            return self._return(run, before, "active-not-finite")(inputs), before
+        return outputs, run
+
+    def _return(self, run: Run, before: Run, reason: str) -> Run:
+        with self._lock:
+            if self._run is run:
+                self._run, self._previous, self._scores, self._failure = before, None, {}, reason
+        return before
 
     def _count(self, frames: int, missed: int, run: Run | None) -> None:
         if run is None:

@@ -88,8 +88,8 @@ class Pending:
 class State:
     """All that ``agent.step`` decides upon. ``draws`` numbers the jitter draws, so that none is used twice.
 
-    ``rests`` is from when until when the last answered plan lets this vehicle rest; ``ticked_s`` is the last tick,
-    ``reread_at_s`` when retained messages are read again.
+    ``trying``: a fetched release is being tried. ``rests`` is from when until when the last answered plan lets this
+    vehicle rest; ``ticked_s`` is the last tick, ``reread_at_s`` when retained messages are read again.
     """
 
     settings: Settings
@@ -108,6 +108,7 @@ class State:
     release: Release | None = None
     active: Active | None = None
     fetching: bool = False
+    trying: bool = False
     fetch_failures: int = 0
     fetch_at_s: float = 0.0
     plan: Plan | None = None

@@ -1,4 +1,4 @@
-"""From a model file to a session that may drive: digest, new session, form, canary. In a thread of its own.
+"""From a model file to a session that may drive: digest, new session, form, canary, shadow. In a thread of its own.
 
 The weights are in the file's bytes; ``SessionOptions.add_initializer`` is never used (its outputs are silently wrong).
 Vehicles of one process share a session per model digest.
@@ -17,34 +17,41 @@ import numpy as np
 from fedfleet.models import scoring
 from fedfleet.models.task import Floats, Task
 from fedfleet.protocol.errors import PeerError
-from fedfleet.vehicle_agent.runtime import Run
+from fedfleet.vehicle_agent.runtime import Replay, Run
+from fedfleet.vehicle_agent.shadow import Shadow, ShadowSettings, compare, verdict
 
 __all__ = ["CANARY_ATOL", "CANARY_RTOL", "Candidate", "Sessions", "Swapper", "Tried"]
 
 CANARY_ATOL = 1e-4
 CANARY_RTOL = 1e-4
 Canary: TypeAlias = tuple[Floats, Floats]
+NOTHING = Shadow()
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model file that wants to drive: for whom, which release, and what it must answer (flat rows, or None)."""
+    """A model file that wants to drive: for whom, which release, and what it must answer (flat rows, or None).
+
+    ``beside`` is the replay whose active model it runs beside first.
+    """
 
     owner: int
     number: int
     onnx_sha256: str
     model: bytes
     canary: Canary | None
+    beside: Replay | None = None
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of a candidate: a session to drive with, or the reason against it."""
+    """What became of a candidate: a session to drive with, or the reason against it; ``shadow`` counts."""
 
     candidate: Candidate
     run: Run | None
     reason: str = ""
     detail: str = ""
+    shadow: Shadow = NOTHING
 
 
 class Loaded:
@@ -98,17 +105,46 @@ class Sessions:
             raise PeerError("canary-mismatch", f"an output differs by {worst:.3g} from the release's own")
 
 
+class _Trial:
+    """A candidate that runs beside the active model of a replay. ``seen`` comes in the thread of the frames."""
+
+    def __init__(self, candidate: Candidate, run: Run, hand_over: "Callable[[_Frame], None]") -> None:
+        self.candidate, self.run, self.shadow = candidate, run, Shadow()
+        self._hand_over = hand_over
+
+    def seen(self, inputs: Floats | None, outputs: Floats | None) -> None:
+        self._hand_over(_Frame(self, inputs, outputs))
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """A frame for a trial: what came, and what the active model said."""
+
+    trial: _Trial
+    inputs: Floats | None
+    outputs: Floats | None
+
+
 class Swapper:
     """Tries candidates one after the other in a background thread, so that no frame waits for it.
 
-    Not in the ``background`` a candidate is tried when it is submitted: where no frame waits, and the order counts.
+    What passes its canary runs beside the active model for some frames, many candidates at a time.
+    Not in the ``background`` a candidate is tried when it is submitted, without a shadow: where no frame waits, and
+    the order counts.
     """
 
     def __init__(
-        self, sessions: Sessions, *, wake: Callable[[], None] = lambda: None, background: bool = True
+        self,
+        sessions: Sessions,
+        *,
+        wake: Callable[[], None] = lambda: None,
+        background: bool = True,
+        shadow: ShadowSettings | None = None,
+        clock: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._sessions, self._wake, self._background = sessions, wake, background
-        self._wanted: queue.SimpleQueue[Candidate | None] = queue.SimpleQueue()
+        self._settings, self._clock = shadow or ShadowSettings(frames=0), clock
+        self._wanted: queue.SimpleQueue[Candidate | _Frame | None] = queue.SimpleQueue()
         self._tried: queue.SimpleQueue[Tried] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="swap", daemon=True)
         if background:
@@ -135,13 +171,44 @@ class Swapper:
             self._thread.join()
 
     def _loop(self) -> None:
-        while (candidate := self._wanted.get()) is not None:
-            self._try(candidate)
-            self._wake()
+        while (item := self._wanted.get()) is not None:
+            if isinstance(item, _Frame):
+                self._see(item)
+            else:
+                self._try(item)
 
     def _try(self, candidate: Candidate) -> None:
         try:
             run = self._sessions.load(candidate.model, candidate.onnx_sha256, candidate.canary)
-            self._tried.put(Tried(candidate, run))
         except PeerError as error:
-            self._tried.put(Tried(candidate, None, error.reason, error.detail))
+            self._say(Tried(candidate, None, error.reason, error.detail))
+            return
+        beside, frames = candidate.beside, self._settings.frames
+        if not (self._background and beside is not None and frames and beside.drives):
+            self._say(Tried(candidate, run))
+            return
+        beside.shadow(_Trial(candidate, run, self._wanted.put).seen, frames=frames)
+
+    def _see(self, frame: _Frame) -> None:
+        trial, beside = frame.trial, frame.trial.candidate.beside
+        if beside is None or trial.shadow.frames >= self._settings.frames:
+            return
+        start_s = self._clock()
+        try:
+            outputs = None if frame.inputs is None else trial.run(frame.inputs)
+        except PeerError as error:
+            beside.shadow(None)
+            self._say(Tried(trial.candidate, None, error.reason, error.detail, trial.shadow))
+            trial.shadow = Shadow(frames=self._settings.frames)  # nothing of it counts any more
+            return
+        limit = self._settings.tolerance * beside.scale
+        took_s = self._clock() - start_s
+        trial.shadow = compare(trial.shadow, frame.outputs, outputs, took_s=took_s, limit=limit)
+        if trial.shadow.frames < self._settings.frames:
+            return
+        reason, detail = verdict(trial.shadow, self._settings, period_s=beside.period_s)
+        self._say(Tried(trial.candidate, None if reason else trial.run, reason, detail, trial.shadow))
+
+    def _say(self, tried: Tried) -> None:
+        self._tried.put(tried)
+        self._wake()

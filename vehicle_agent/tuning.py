@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +29,18 @@ from fedfleet.vehicle_agent.jobs import Job, Told
 from fedfleet.vehicle_agent.journal import Journal, JournalError
 from fedfleet.vehicle_agent.trainer_port import Trainers
 
-__all__ = ["Tuning"]
+__all__ = ["Means", "Tuning"]
 
 Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a vehicle has for a training: seconds (0: no limit), and settings that stand above the plan's."""
+
+    budget_s: float = 0.0
+    checkpoint_s: float = 5.0
+    settings: Mapping[str, int | float | str] = field(default_factory=dict)
 
 
 class Tuning:
@@ -58,6 +68,7 @@ class Tuning:
         self.max_update_bytes = 4_000_000
         self.link_class = ""
         self.budget_bytes: int | None = None
+        self.means = Means()
         self.trainings = self.update_bytes = 0
         self.update_codec = ""
         self.trouble = ""
@@ -86,8 +97,11 @@ class Tuning:
         except OSError as error:
             self.trouble = f"cannot write {files['base']}: {error.strerror}"
             return [ev.TrainingFailed(plan.round, "disk-full")]
-        settings: Mapping[str, int | float | str] = plan.training
-        self._round = plan.round
+        settings: Mapping[str, int | float | str] = {**plan.training, **self.means.settings}
+        self._round, kept = plan.round, self._folder / f"round-{plan.round}.checkpoint"
+        for stale in self._folder.glob("*.checkpoint"):
+            if stale != kept:
+                stale.unlink(missing_ok=True)
         self._job = Job(
             id=f"{self._vehicle}/{name}",
             task=self._task,
@@ -97,6 +111,9 @@ class Tuning:
             seed=seed,
             out=str(files["delta"]),
             control=str(files["control"]) if has_control else "",
+            checkpoint=str(kept),
+            checkpoint_s=self.means.checkpoint_s,
+            budget_s=self.means.budget_s,
         )
         self._pool.submit(self._job)
         return []
@@ -113,6 +130,8 @@ class Tuning:
             return []
         if told.kind == "progress":
             return [ev.TrainingProgress(self._round, told.step)]
+        if told.kind == "held":
+            return [ev.TrainingHeld(self._round, told.seconds)]
         if told.kind == "failed":
             self.trouble = f"{told.reason}: {told.detail}"
             self._end(self._job)
@@ -135,6 +154,7 @@ class Tuning:
         finally:
             self._end(job)
         self.trainings += 1
+        Path(job.checkpoint).unlink(missing_ok=True)
         return [ev.UpdateJournaled(entry.id.sequence, str(entry.id), entry.sealed_sha256, plan.round)]
 
     def _commit(self, plan: Plan, job: Job, action: act.SubmitUpdate) -> OutboxEntry:

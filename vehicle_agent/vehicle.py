@@ -136,7 +136,12 @@ class Vehicle:
         if signals != self._signals:
             self._signals = signals
             self.handle(ev.ConditionsRead(signals), now_s)
-        for event in self.parts.downlink.tick(now_s):
+        try:
+            fallen = self.parts.downlink.fall_back()
+        except JournalError as error:
+            self._journal_failed(error)
+            fallen = []
+        for event in (*fallen, *self.parts.downlink.tick(now_s)):
             self.handle(event, now_s)
         self.handle(ev.Tick(), now_s)
         self._uplink.retry()
@@ -151,6 +156,7 @@ class Vehicle:
         Returns the ticket of the last status, None when there is no connection to take it.
         """
         self.parts.tuning.stop()
+        self.parts.conditions.close()
         ticket = self._uplink.farewell(self._told("OFFLINE", now_s))
         self.parts.journal.close()
         return ticket if self.state.connected else None
@@ -296,6 +302,11 @@ class Vehicle:
             swaps=figures.swaps,
             p50_ms=figures.p50_ms,
             p99_ms=figures.p99_ms,
+            late=figures.late,
+            guard_pauses=figures.pauses,
+            guard_paused_s=figures.paused_s,
+            shadow_answers=self.parts.downlink.shadow_answers,
+            shadow_disagreed=self.parts.downlink.shadow_disagreed,
             bytes_up=self._uplink.bytes_up,
             bytes_down=self.bytes_down,
             trainings=self.parts.tuning.trainings,

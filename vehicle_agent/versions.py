@@ -61,7 +61,7 @@ def release_fetched(state: State, event: ev.ReleaseFetched, now_s: float) -> Res
     del now_s
     if state.release is None or state.release.number != event.number:
         return replace(state, fetching=False), []
-    return state, [act.Activate(state.release)]
+    return replace(state, fetching=False, trying=True), [act.Activate(state.release)]
 
 
 def activated(state: State, event: ev.Activated, now_s: float) -> Result:
@@ -69,7 +69,7 @@ def activated(state: State, event: ev.Activated, now_s: float) -> Result:
     del now_s
     release = None if state.release and state.release.number <= event.number else state.release
     active = Active(event.number, event.version, event.onnx_sha256)
-    return replace(state, active=active, release=release, fetching=False, fetch_failures=0), []
+    return replace(state, active=active, release=release, trying=False, fetch_failures=0), []
 
 
 def activation_refused(state: State, event: ev.ActivationRefused, now_s: float) -> Result:
@@ -78,13 +78,18 @@ def activation_refused(state: State, event: ev.ActivationRefused, now_s: float) 
     release = None if state.release and state.release.number == event.number else state.release
     what = f"release {event.number} refused ({event.reason})"
     line = f"vehicle {state.settings.vehicle}: {what}, the model before it drives on"
-    return replace(state, release=release, fetching=False), [act.Count(event.reason), act.Report(line)]
+    return replace(state, release=release, trying=False), [act.Count(event.reason), act.Report(line)]
 
 
 def fetch_failed(state: State, event: ev.FetchFailed, now_s: float) -> Result:
     """Ask again later; not at all when asking again gives the same."""
     state, wait_s = outbox.wait(state, state.fetch_failures + 1)
-    state = replace(state, fetching=False, fetch_failures=state.fetch_failures + 1, fetch_at_s=now_s + wait_s)
+    state = replace(state, fetch_failures=state.fetch_failures + 1, fetch_at_s=now_s + wait_s)
+    state = (
+        replace(state, trying=False)
+        if event.purpose == "release" and state.trying
+        else replace(state, fetching=False)
+    )
     if event.lasting and state.pointer and event.purpose == "base" and state.pointer.version == event.number:
         state = replace(state, pointer=None)
     if (
@@ -98,11 +103,14 @@ def fetch_failed(state: State, event: ev.FetchFailed, now_s: float) -> Result:
 
 
 def fetch(state: State, now_s: float) -> Result:
-    """One model at a time, the base first: a release is mostly the same version and then costs nothing."""
+    """One model at a time, the base first: a release is mostly the same version and then costs nothing.
+
+    While a release is tried the next base may come, but no other release.
+    """
     if state.fetching or now_s < state.fetch_at_s or not state.connected:
         return state, []
     if state.pointer is not None:
         return replace(state, fetching=True), [act.FetchBase(state.pointer)]
-    if state.release is not None:
+    if state.release is not None and not state.trying:
         return replace(state, fetching=True), [act.FetchRelease(state.release)]
     return state, []
