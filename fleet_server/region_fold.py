@@ -129,7 +129,7 @@ def _normalised(members: Members, momentum: float) -> Aggregate:
             effective += weight * norm
             yield member.id, _scaled(payload.delta, member.scale), weight / norm
 
-    found = fold_ordered(nonempty(rows()), size=members.size)
+    found = fold_ordered(nonempty(rows()), size=members.size, checked=True)
     return replace(found, mean=found.mean * (found.weight / total), weight=total, steps=effective / total)
 
 

@@ -81,7 +81,7 @@ def mean() -> Rule:
     """Return the weighted mean Σ w_k δ_k / Σ w_k: one update can move it anywhere."""
 
     def fold(updates: Iterable[Update], size: int) -> Aggregate:
-        return fold_ordered(nonempty(updates), size=size)
+        return fold_ordered(nonempty(updates), size=size, checked=True)
 
     return Rule("mean", "sum", fold)
 
@@ -102,7 +102,7 @@ def norm_clip(bound: float | None = None) -> Rule:
         _enough("norm-clip", len(norms), smallest)
         limit = median(norms.values()) if bound is None else bound
         factors = {id_: limit / norm for id_, norm in norms.items() if norm > limit}
-        return fold_ordered(updates, size=size, factors=factors)
+        return fold_ordered(updates, size=size, factors=factors, checked=True)
 
     return Rule("norm-clip", "sum", fold, smallest=smallest)
 
@@ -141,7 +141,7 @@ def fltrust(root: npt.NDArray[np.float32] | None) -> Rule:
         if not trust:
             raise VoidError("fltrust: no update agrees with the root set")
         trusted = ((id_, delta, trust[id_]) for id_, delta, _ in updates if id_ in trust)
-        found = fold_ordered(trusted, size=size, factors=factors)
+        found = fold_ordered(trusted, size=size, factors=factors, checked=True)
         return Aggregate(found.mean, vote_weight(weights), found.count, dropped)
 
     return Rule("fltrust", "sum", fold)
