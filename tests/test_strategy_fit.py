@@ -1,5 +1,7 @@
 """What optimizer, rule, coordinates, training and rounds do not go together: one clear error at start."""
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,9 @@ def test_what_does_not_go_together_is_refused_at_start(content: dict[str, Any], 
 def test_the_whole_servers_configuration_is_checked_the_same_way(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"rule krum needs rounds\.quorum of at least 5, got 1"):
         configuration(tmp_path, strategy={"rule": "krum"})
+
+
+def test_the_configuration_that_the_page_recommends_is_valid() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "strategies.md").read_text()
+    (told,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert ServerSettings.model_validate(tomllib.loads(told)["server"]).strategy.rule == "nnm-trimmed-mean"
