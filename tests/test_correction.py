@@ -7,12 +7,14 @@ import pytest
 import tiny_task
 import torch
 
-from fedfleet.models import training
+from fedfleet.models import prepared, training
 from fedfleet.models.correction import Control
 from fedfleet.models.settings import TrainSettings
 from fedfleet.models.task import Floats, Samples
 from fedfleet.models.training import fine_tune
 from fedfleet.protocol.errors import UsageError
+from fedfleet.vehicle_agent.jobs import Job
+from fedfleet.vehicle_agent.trainer import perform
 
 TINY = tiny_task.TASK
 PLAIN = TrainSettings(epochs=5, batch_size=65536, learning_rate=0.05, momentum=0, clip_norm=0)
@@ -179,3 +181,44 @@ def test_scaffold_removes_the_drift_between_unlike_vehicles(base: Floats, sample
     plain, corrected = run(60, corrected=False), run(60, corrected=True)
     # then the gradient over all samples is smaller where SCAFFOLD ends
     assert np.linalg.norm(gradient(corrected, samples)) < 0.5 * np.linalg.norm(gradient(plain, samples))
+
+
+# --- the trainer's job ---
+
+
+def test_a_job_with_control_variates_writes_the_delta_and_the_step(tmp_path: Path, samples: Samples) -> None:
+    # given a prepared folder, the base, and both control variates as files
+    meta = prepared.Meta(
+        task=TINY.name,
+        task_version=TINY.version,
+        drives=("somewhere/d0",),
+        parts=("train",),
+        counts={"train_samples": len(samples), "train_judged": len(samples)},
+        problems={},
+    )
+    prepared.write(tmp_path / "data", meta, samples={"train": samples})
+    weights = training.vector(training.network(TINY, seed=0))
+    controls = np.stack([some(1, weights.size), some(2, weights.size)])
+    np.save(tmp_path / "base.npy", weights)
+    np.save(tmp_path / "control.npy", controls)
+    job = Job(
+        id="a",
+        task="tiny_task:TASK",
+        data_dir=str(tmp_path / "data"),
+        base=str(tmp_path / "base.npy"),
+        settings=SCAFFOLD.model_dump(),
+        seed=1,
+        out=str(tmp_path / "out.npy"),
+        control=str(tmp_path / "control.npy"),
+    )
+    # when the trainer does it
+    told = perform(job, lambda _: None)
+    # then the file has both
+    assert (told.kind, told.reason) == ("done", "")
+    expected = fine_tune(TINY, weights, samples, SCAFFOLD, seed=1, control=Control(*controls))
+    assert expected.control is not None
+    assert np.load(tmp_path / "out.npy").tobytes() == np.stack([expected.delta, expected.control]).tobytes()
+    # and without them it fails with one clear word
+    told = perform(job.model_copy(update={"control": ""}), lambda _: None)
+    assert (told.kind, told.reason) == ("failed", "bad-job")
+    assert "correction is scaffold, got none" in told.detail
