@@ -123,7 +123,7 @@ def test_the_base_is_fetched_before_the_release_and_one_at_a_time() -> None:
     state, actions = run(state, ev.ReleaseFetched(1))
     assert actions == [act.Activate(aw.release(1, 4)), act.FetchBase(aw.pointer(4))]
     state, actions = run(state, ev.ReleaseCame(aw.release(2, 5)))
-    assert actions == []
+    assert actions == [act.HurryFetch()]
     state, _ = run(state, ev.ReleaseCame(aw.release(1, 4)))
     state, actions = run(state, ev.Activated(1, 4))
     assert state.active == Active(1, 4)
@@ -354,6 +354,20 @@ def test_a_vehicle_that_was_away_for_long_asks_before_it_forgets() -> None:
 
 
 # --- rounds that follow each other fast ---
+
+
+def test_a_download_does_not_wait_long_for_pieces_when_a_newer_version_is_wanted() -> None:
+    # given a download under way, whose blobs the server has cleared meanwhile
+    state, actions = run(ready(), ev.PointerCame(aw.pointer(4)))
+    assert of(actions, act.FetchBase) == [act.FetchBase(aw.pointer(4))]
+    assert run(state, ev.PointerCame(aw.pointer(4)))[1] == []
+    # when a newer version comes
+    state, actions = run(state, ev.PointerCame(aw.pointer(5)))
+    assert actions == [act.HurryFetch()]
+    # then it is fetched next
+    state, _ = run(state, ev.FetchFailed("base", 4, "blob-timeout", lasting=False))
+    _, actions = run(state, ev.Tick(), now_s=1100.0)
+    assert of(actions, act.FetchBase) == [act.FetchBase(aw.pointer(5))]
 
 
 def test_a_plan_whose_model_no_longer_exists_is_passed_over() -> None:

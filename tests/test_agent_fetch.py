@@ -86,6 +86,16 @@ def test_a_blob_that_comes_late_is_taken_and_one_that_never_comes_is_given_up() 
         taking.turns(500)
 
 
+def test_one_in_a_hurry_gives_up_after_it_has_asked_twice() -> None:
+    taking = Taking()
+    taking.fetch = Fetch(taking.link, aw.FLEET, [aw.blob_of(b"never")], timeout_s=10.0, jitter=lambda: 0.5)
+    taking.fetch.start(0.0)
+    taking.fetch.hurry()
+    assert taking.turns(12) is None
+    with pytest.raises(PeerError, match="did not come, asked 2 times"):
+        taking.turns(30)
+
+
 @pytest.mark.parametrize(("size", "count"), [(5, 2), (256_001, 1), (10**9, 1)])
 def test_a_reference_that_cannot_be_true_is_refused(size: int, count: int) -> None:
     ref = msg.BlobRef(sha256="0" * 64, size_bytes=size, chunks=count)

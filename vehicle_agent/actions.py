@@ -11,6 +11,7 @@ __all__ = [
     "Count",
     "FetchBase",
     "FetchRelease",
+    "HurryFetch",
     "PublishStatus",
     "Report",
     "Send",
@@ -67,6 +68,11 @@ class FetchRelease:
     """Fetch and verify a release's model and canary."""
 
     release: Release
+
+
+@dataclass(frozen=True)
+class HurryFetch:
+    """Give the download under way up soon when a piece of it does not come: something newer is wanted."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,7 @@ Action: TypeAlias = (
     | SendRequest
     | FetchBase
     | FetchRelease
+    | HurryFetch
     | Activate
     | StartTraining
     | StopTraining

@@ -93,6 +93,12 @@ class Downlink:
         """Begin to fetch the published model, or a release."""
         return self._begin(pointer, release, now_s, full=False)
 
+    def hurry(self) -> list[ev.Event]:
+        """Give the download under way up soon when a piece of it does not come; a newer one is wanted."""
+        if self._under is not None:
+            self._under.fetch.hurry()
+        return []
+
     def deliver(self, topic: Topic, payload: bytes, now_s: float) -> list[ev.Event]:
         """Take a chunk."""
         if self._under is None:

@@ -19,7 +19,7 @@ __all__ = ["PARALLEL", "Fetch"]
 
 PARALLEL = 4
 """Chunks asked for at a time."""
-ATTEMPTS = 6
+ATTEMPTS, HURRIED_ATTEMPTS = 6, 2
 MOST_TIMES = 8.0
 BLOB_ATTEMPTS = 3
 
@@ -67,6 +67,7 @@ class Fetch:
         )
         self._asked: dict[tuple[str, int], _Asked] = {}
         self._error: PeerError | None = None
+        self._most = ATTEMPTS
 
     def start(self, now_s: float) -> None:
         """Ask for the first chunks."""
@@ -90,14 +91,18 @@ class Fetch:
         if self._error is None:
             self.start(now_s)
 
+    def hurry(self) -> None:
+        """Wait less long for what does not come."""
+        self._most = HURRIED_ATTEMPTS
+
     def tick(self, now_s: float) -> None:
         """Ask again for what has not come."""
         for key, asked in list(self._asked.items()):
             waits = now_s < asked.due_s <= now_s + self._timeout_s * MOST_TIMES  # else the clock was set back
             if waits or self._error is not None:
                 continue
-            if asked.attempts >= ATTEMPTS:
-                waited = f"chunk {key[1]} of blob {key[0][:12]}… did not come, asked {ATTEMPTS} times"
+            if asked.attempts >= self._most:
+                waited = f"chunk {key[1]} of blob {key[0][:12]}… did not come, asked {asked.attempts} times"
                 self._fail(PeerError("blob-timeout", waited))
                 continue
             topic = topics.blob(self._fleet, *key)

@@ -76,6 +76,7 @@ class Vehicle:
             act.PublishStatus: self._status,
             act.SendRequest: self._request,
             act.FetchBase: lambda a, now_s: parts.downlink.fetch(a.pointer, None, now_s),
+            act.HurryFetch: lambda _, __: parts.downlink.hurry(),
             act.FetchRelease: lambda a, now_s: parts.downlink.fetch(a.release.model, a.release, now_s),
             act.Activate: lambda a, _: parts.downlink.activate(a.release),
             act.StartTraining: lambda a, _: parts.tuning.start(a.plan, a.seed),

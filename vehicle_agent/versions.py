@@ -32,7 +32,9 @@ def pointer(state: State, event: ev.PointerCame, now_s: float) -> Result:
         and (held.step or not new.keep_step)
     ):
         return replace(state, pointer=None), []
-    return replace(state, pointer=new, fetch_failures=0, fetch_at_s=0.0), []
+    is_newer = state.pointer is not None and new.version > state.pointer.version
+    hurry: list[act.Action] = [act.HurryFetch()] if state.fetching and is_newer else []
+    return replace(state, pointer=new, fetch_failures=0, fetch_at_s=0.0), hurry
 
 
 def release(state: State, event: ev.ReleaseCame, now_s: float) -> Result:
@@ -45,7 +47,9 @@ def release(state: State, event: ev.ReleaseCame, now_s: float) -> Result:
     same = active is not None and active.onnx_sha256 in {"", came.model.onnx_sha256}
     if active is not None and came.number <= active.number and same:
         return state, []
-    return replace(state, release=event.release, fetch_failures=0, fetch_at_s=0.0), []
+    is_newer = state.release is not None and came.number > state.release.number
+    hurry: list[act.Action] = [act.HurryFetch()] if state.fetching and is_newer else []
+    return replace(state, release=event.release, fetch_failures=0, fetch_at_s=0.0), hurry
 
 
 def base_ready(state: State, event: ev.BaseReady, now_s: float) -> Result:
