@@ -47,7 +47,7 @@ class GroupCommitConfig(Config):
 
     updates: int = Field(default=128, ge=1, le=10_000, description="updates per transaction at most")
     wait_ms: float = Field(
-        default=10.0, ge=0, le=1000, description="milliseconds that an update waits for others"
+        default=2.0, ge=0, le=1000, description="milliseconds that an update waits for others"
     )
 
 

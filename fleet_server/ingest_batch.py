@@ -1,5 +1,6 @@
 """One batch of messages in one transaction: opened, judged, written, answered. `ingest` decides what comes in here."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
@@ -153,6 +154,7 @@ class Batch:
         opened = [one.manifest.id for _, _, one in run if isinstance(one, Candidate)]
         known = store_updates.known_of(self.connection, opened)
         accepted: list[Accepted] = []
+        is_debugging = log.is_enabled_for(logging.DEBUG)
         for delivery, topic, one in run:
             try:
                 if isinstance(one, PeerError):
@@ -163,9 +165,11 @@ class Batch:
                 continue
             if isinstance(verdict, Accepted):
                 accepted.append(verdict)
-                about = self._about(topic)
-                self._say(log.debug, "update stored", **about, update=str(one.manifest.id), fate=verdict.fate)
-                found = Known(str(one.manifest.id), one.digest, verdict.fate, verdict.reason)
+                name = str(one.manifest.id)
+                if is_debugging:
+                    about = self._about(topic)
+                    self._say(log.debug, "update stored", **about, update=name, fate=verdict.fate)
+                found = Known(name, one.digest, verdict.fate, verdict.reason)
                 known[one.manifest.id] = found
             else:
                 self.counts["duplicates"] += 1

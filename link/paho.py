@@ -10,9 +10,12 @@ import socket as sockets
 import ssl
 import time
 from collections.abc import Callable
+from typing import Literal
 
 from paho.mqtt.client import Client, ConnectFlags, MQTTMessage, error_string
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fedfleet.link.live import LiveLink
@@ -25,6 +28,9 @@ from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, Packet
 __all__ = ["Loop"]
 
 _READ_BYTES = 1 << 16
+_MID_BYTES = 2
+_SUCCESS = ReasonCode(PacketTypes.PUBACK)
+_NO_PROPERTIES = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
 
 
 class _Client(Client):
@@ -41,6 +47,18 @@ class _Client(Client):
         if not self.has_more():
             self.forget()
         return data
+
+    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        packet = self._in_packet["packet"]
+        if len(packet) != _MID_BYTES:
+            return super()._handle_pubackcomp(cmd)
+        mid = int.from_bytes(packet, "big")
+        with self._out_message_mutex:
+            if (
+                mid in self._out_messages
+            ):  # paho makes a code and properties anew for each, which MQTT 3.1.1 lacks
+                return self._do_on_publish(mid, _SUCCESS, _NO_PROPERTIES)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def has_more(self) -> bool:
         """Whether bytes are here that no packet was made of."""

@@ -1,7 +1,7 @@
 """What a link remembers between connections, without I/O: messages out, deliveries in, subscriptions."""
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fedfleet.link.port import Delivery, LinkFull
 
@@ -102,7 +102,8 @@ class Incoming:
         mid, delivery = self._backlog.popleft()
         token = self.next_token()
         self._held[token] = mid
-        return replace(delivery, token=token)
+        topic, payload, qos = delivery.topic, delivery.payload, delivery.qos
+        return Delivery(topic, payload, qos, delivery.retain, delivery.duplicate, token=token)
 
     def next_token(self) -> int:
         """Return a token that no delivery of this link has had."""

@@ -6,6 +6,7 @@ all of them: ``[a-z0-9-]{1,36}``.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated
 
@@ -27,6 +28,7 @@ _U32 = 0xFFFFFFFF
 _U64 = 0xFFFFFFFFFFFFFFFF
 
 
+@lru_cache(maxsize=65_536)
 def is_id(text: str) -> bool:
     """Tell whether ``text`` is a well-formed id."""
     return _MATCH.fullmatch(text) is not None
@@ -40,6 +42,7 @@ def check_id(text: str, what: str) -> str:
     return text
 
 
+@lru_cache(maxsize=65_536)
 def shard(vehicle: str) -> str:
     """Return the vehicle's shard, ``00`` to ``63``: the first two bytes of SHA-256(id), big-endian, mod 64."""
     return f"{int.from_bytes(sha256(vehicle.encode()).digest()[:2], 'big') % SHARDS:02d}"

@@ -9,12 +9,18 @@ __all__ = ["LIMIT_BYTES", "pack", "unpack"]
 LIMIT_BYTES = 1_000_000
 """Longest JSON that is unpacked."""
 _LEVEL = 9
+_idle: list[zstandard.ZstdCompressor] = []  # making one costs more than a message; in use by one thread at a time
 _MAGIC = b"\x28\xb5\x2f\xfd"  # of a zstd frame; no JSON begins so
 
 
 def pack(text: bytes) -> bytes:
     """Return the shorter of the JSON and its zstd frame, whose content size is declared."""
-    frame = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True).compress(text)
+    try:
+        compressor = _idle.pop()
+    except IndexError:
+        compressor = zstandard.ZstdCompressor(level=_LEVEL, write_content_size=True)
+    frame = compressor.compress(text)
+    _idle.append(compressor)
     return min(text, frame, key=len)
 
 

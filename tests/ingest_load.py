@@ -41,7 +41,7 @@ class Load:
     updates: int
     vehicles: int
     rate: float = 0.0
-    window: int = 256
+    window: int = 400
 
 
 @dataclass(frozen=True)
