@@ -45,7 +45,7 @@ Name = Annotated[str, Field(max_length=40)]
 class GroupCommitConfig(Config):
     """How many updates one transaction of the store takes."""
 
-    updates: int = Field(default=128, ge=1, le=10_000, description="updates per transaction at most")
+    updates: int = Field(default=256, ge=1, le=10_000, description="updates per transaction at most")
     wait_ms: float = Field(
         default=2.0, ge=0, le=1000, description="milliseconds that an update waits for others"
     )

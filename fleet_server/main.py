@@ -42,7 +42,7 @@ log = structlog.get_logger()
 INBOX_EVENTS = 4096
 TICK_S = 0.05
 RETRY_S = 0.25
-WINDOW = 256
+WINDOW = 500
 """QoS-1 messages on their way between broker and server, each way: some transactions' worth."""
 
 

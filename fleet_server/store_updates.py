@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, func, select
 
 from fedfleet.fleet_server.schema import audit, chunk, counter, member, update
-from fedfleet.fleet_server.upsert import insert
+from fedfleet.fleet_server.upsert import insert, insert_many
 from fedfleet.protocol.chunks import Chunk
 from fedfleet.protocol.ids import UpdateId, shard
 from fedfleet.protocol.messages import Fate
@@ -106,7 +106,7 @@ def add_updates(
     """Add the dedupe rows with the updates' bytes, fate and reason, and their leaves in the audit chain."""
     if not updates:
         return
-    connection.execute(update.insert(), [_row(*one, now_s=now_s) for one in updates])
+    insert_many(connection, update, [_row(*one, now_s=now_s) for one in updates])
     position, leaf = audit_head(connection)
     leaves = []
     for number, (stored, _, _) in enumerate(updates, start=position + 1):
@@ -115,7 +115,7 @@ def add_updates(
         leaves.append(
             {"position": number, "update_id": name, "sealed_sha256": stored.sealed_sha256, "leaf": leaf}
         )
-    connection.execute(audit.insert(), leaves)
+    insert_many(connection, audit, leaves)
 
 
 def _row(stored: StoredUpdate, fate: Fate | None, reason: str, *, now_s: float) -> dict[str, object]:

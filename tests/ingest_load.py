@@ -41,7 +41,7 @@ class Load:
     updates: int
     vehicles: int
     rate: float = 0.0
-    window: int = 400
+    window: int = 600
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class Client:
     latencies: list[float] = field(default_factory=list)
     received: int = 0
     _buffer: bytearray = field(default_factory=bytearray)
+    _acks: bytearray = field(default_factory=bytearray)
     _sent: dict[bytes, deque[float]] = field(default_factory=lambda: defaultdict(deque))
 
     def __post_init__(self) -> None:
@@ -122,8 +123,14 @@ class Client:
     def send(self, message: Message, number: int) -> None:
         """Publish under a packet id."""
         struct.pack_into(">H", message.packet, message.id_at, number % 65_535 + 1)
+        self.flush()
         self._write(message.packet)
         self._sent[message.receipt_topic].append(time.perf_counter())
+
+    def flush(self) -> None:
+        """Send the acknowledgements that are due; never in the middle of another packet."""
+        acks, self._acks = self._acks, bytearray()
+        self._write(acks)
 
     def _write(self, data: bytes | bytearray) -> None:
         view = memoryview(data)
@@ -134,13 +141,13 @@ class Client:
                 self.read(0.001)
 
     def read(self, timeout_s: float) -> None:
-        """Take what has come: receipts are acknowledged and timed."""
+        """Take what has come: receipts are timed, their acknowledgements wait for `flush`."""
         if not select.select([self.socket], [], [], timeout_s)[0]:
             return
         data = self.socket.recv(READ_BYTES)
         if not data:
             raise ConnectionError("the broker ended the load's connection")
-        now, acks = time.perf_counter(), bytearray()
+        now = time.perf_counter()
         self._buffer += data
         at, buffer = 0, self._buffer
         while (found := _packet(buffer, at)) is not None:
@@ -148,13 +155,11 @@ class Client:
             if buffer[at] >> 4 == 3:
                 size = int.from_bytes(buffer[start : start + 2], "big")
                 topic = bytes(buffer[start + 2 : start + 2 + size])
-                acks += b"\x40\x02" + buffer[start + 2 + size : start + 4 + size]
+                self._acks += b"\x40\x02" + buffer[start + 2 + size : start + 4 + size]
                 self.latencies.append(now - self._sent[topic].popleft())
                 self.received += 1
             at = end
         del buffer[:at]
-        if acks:
-            self._write(acks)
 
 
 def _packet(buffer: bytearray, at: int) -> tuple[int, int] | None:
@@ -183,4 +188,5 @@ def drive(client: Client, sending: Sequence[Message], load: Load) -> float:
             if sent % 16 == 0:
                 client.read(0.0)
         client.read(0.001)
+        client.flush()
     return time.perf_counter() - begun
