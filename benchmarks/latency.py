@@ -322,7 +322,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--task", action="append", help="task(s) to measure")
     parser.add_argument("--modes", action="store_true", help="search the scheduling mode instead")
-    parser.add_argument("--mode", default="idle", choices=list(MODES), help="scheduling mode of the trainer")
+    parser.add_argument(
+        "--mode", default="batch, nice 19", choices=list(MODES), help="scheduling mode of the trainer"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20.0, help="length of a window")
     parser.add_argument("--seed", type=int, default=1)

@@ -56,10 +56,10 @@ class AgentSettings(BaseModel):
         le=1e7,
         description="seconds after which a signal of a trace or a program without a new value counts as missing",
     )
-    nice: int = Field(default=10, ge=0, le=19, description="how much the trainer process yields to others")
+    nice: int = Field(default=19, ge=0, le=19, description="how much the trainer process yields to others")
     trainer_policy: Policy = Field(
-        default="idle",
-        description="scheduling class of the trainer: what it gets when inference wants the core",
+        default="batch",
+        description="scheduling class of the trainer; idle: only what all others leave",
     )
     trainer_cores: tuple[Annotated[int, Field(ge=0, le=4095)], ...] = Field(
         default=(), description="numbers of the cores that the trainer may use; empty: all of the process"

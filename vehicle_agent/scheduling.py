@@ -20,8 +20,8 @@ FIRST_TO_GO = "800"
 class Scheduling:
     """``nice`` is added to the own one; ``cores`` are the numbers of those it may use, empty: as the parent."""
 
-    policy: Policy = "idle"
-    nice: int = 10
+    policy: Policy = "batch"
+    nice: int = 19
     cores: tuple[int, ...] = ()
 
 
