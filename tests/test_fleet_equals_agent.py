@@ -121,9 +121,12 @@ def test_every_vehicle_ends_with_the_server_s_model_and_no_frame_was_missed(tmp_
         for version in range(3):
             made.server.publish_model(version)
             made.run_until(lambda v=version: all_have(made, v), f"version {version} here")
+        # and then drives on: the scores are those of the active model alone
+        figures = [vehicle.parts.replay.figures for vehicle in made.fleet.vehicles]
         made.run_until(
-            lambda: all(v.parts.replay.figures().frames >= 10 for v in made.fleet.vehicles), "ten frames each"
+            lambda: all("error" in each().scores for each in figures), "scores of the active model"
         )
+        made.run_until(lambda: all(each().frames >= 10 for each in figures), "ten frames each")
         for vehicle in made.fleet.vehicles:
             # then the journal holds the whole file, its predecessor, and weights reached by deltas
             active, previous = (
@@ -135,9 +138,9 @@ def test_every_vehicle_ends_with_the_server_s_model_and_no_frame_was_missed(tmp_
             assert active.model == aw.file_of(2)
             assert previous.model == aw.file_of(1)
             assert (vehicle.parts.journal.base_vector == aw.vector(2)).all()
-            figures = vehicle.parts.replay.figures()
-            assert (figures.missed_in_swap, figures.swaps) == (0, 2)
-            assert figures.scores["error"][1] > 0
+            told = vehicle.parts.replay.figures()
+            assert (told.missed_in_swap, told.swaps) == (0, 2)
+            assert told.scores["error"][1] > 0
 
 
 def test_a_fleet_that_stops_says_offline_and_resumes_without_the_server(tmp_path: Path) -> None:

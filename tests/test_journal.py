@@ -5,6 +5,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -212,12 +213,79 @@ def test_a_second_process_another_vehicle_and_another_key_are_one_line_each(tmp_
         opened(tmp_path, vehicle="v02")
 
 
-def test_a_journal_that_is_none_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "journal.sqlite").write_bytes(b"no database at all, but long enough to be looked at" * 100)
-    with pytest.raises(
-        UsageError, match=r"^vehicle v01: journal .* cannot be opened: file is not a database$"
-    ):
+def no_database(path: Path) -> None:
+    path.write_bytes(b"no database at all, but long enough to be looked at" * 100)
+
+
+def half_of_it(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:12_288])
+
+
+def noise_in_it(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[4096:12_288] = np.random.default_rng(1).bytes(8192)
+    path.write_bytes(data)
+
+
+def owner_missing(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("DELETE FROM meta WHERE name = 'vehicle'")
+    db.close()
+
+
+def table_missing(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE meta")
+    db.close()
+
+
+@pytest.mark.parametrize("damage", [no_database, half_of_it, noise_in_it, owner_missing, table_missing])
+def test_a_damaged_journal_is_kept_aside_and_a_fresh_one_begins_under_another_epoch(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    # given the journal of an enrolled vehicle, and what a fault made of it
+    journal = opened(tmp_path)
+    journal.assign("north", b"s" * 32)
+    journal.commit_update(entry(journal, 3, bytes(50_000)), vector(1, 2))
+    journal.close()
+    damage(tmp_path / "journal.sqlite")
+    broken = (tmp_path / "journal.sqlite").read_bytes()
+    # when it is opened
+    again = opened(tmp_path, epoch=8)
+    # then nothing of it is read, nothing is lost, and it is another epoch of the same vehicle with the same server
+    assert again.salvaged == tmp_path / "journal.damaged-1.sqlite"
+    assert len(again.salvaged.read_bytes()) == len(broken)
+    assert (again.epoch, again.outbox, again.next_id) == (8, (), UpdateId("v01", 8, 1))
+    known = (again.key.public, again.server_key, again.enrolled, again.region)
+    assert known == (journal.key.public, b"s" * 32, True, "")
+    again.commit_update(entry(again, 4), vector(1, 2))
+    again.close()
+    # and a second fault has another name
+    no_database(tmp_path / "journal.sqlite")
+    third = opened(tmp_path, epoch=9)
+    assert (third.salvaged, third.epoch) == (tmp_path / "journal.damaged-2.sqlite", 9)
+    third.close()
+    assert opened(tmp_path).salvaged is None
+
+
+def test_a_journal_that_cannot_be_opened_now_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    (tmp_path / "journal.sqlite").mkdir()
+    with pytest.raises(UsageError, match=r"^vehicle v01: journal .* cannot be opened: unable to open"):
         opened(tmp_path)
+    assert [path.name for path in tmp_path.glob("journal*")] == ["journal.sqlite"]
+
+
+def test_the_previous_release_comes_back_and_the_failed_one_is_gone(tmp_path: Path) -> None:
+    from hashlib import sha256
+
+    journal = opened(tmp_path)
+    assert journal.revert() is None
+    for number in (1, 2):
+        model = bytes([number]) * 9
+        journal.activate(Released(number, number, sha256(model).hexdigest(), model))
+    assert journal.revert() == journal.released("active")
+    assert journal.active is not None
+    assert (journal.active.number, journal.released("previous"), journal.revert()) == (1, None, None)
 
 
 WRITER = """

@@ -106,6 +106,12 @@ class Fleet:
         """Drive with what the journals hold, and connect."""
         self._started_s = self._world.monotonic_s()
         for vehicle in self.vehicles:
+            if (kept := vehicle.parts.journal.salvaged) is not None:
+                vehicle.handle(ev.MessageRefused("journal-corrupt"), self._world.now_s())
+                told = f"journal is damaged, kept as {kept.name}; beginning anew"
+                self._world.report(
+                    f"vehicle {vehicle.name}: {told}, as epoch {vehicle.parts.journal.epoch:x}"
+                )
             reason = vehicle.parts.downlink.resume(self._sessions)
             if reason:
                 vehicle.handle(ev.MessageRefused(f"active-{reason}"), self._world.now_s())

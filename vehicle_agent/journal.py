@@ -1,7 +1,8 @@
 """What a vehicle must not forget, in one SQLite file: WAL, synchronous=FULL, every change one transaction.
 
 Whatever kills the process, the outbox row, the residual and the sequence number fit together, and the active release
-is one that passed its checks. A full disk is a JournalError: the transaction is void, the journal as before.
+is one that passed its checks. A full disk is a JournalError: the transaction is void, the journal as before. A damaged
+file is kept aside (``salvage.py``): a fresh journal takes its place, under a new epoch, so that no id comes twice.
 """
 
 import os
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from fedfleet.codec.delta import Delta
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
+from fedfleet.vehicle_agent import salvage
 from fedfleet.vehicle_agent.entries import Graph, OutboxEntry, Released
 from fedfleet.vehicle_agent.keys import load_or_create, lock
 from fedfleet.vehicle_agent.schema import STEPS, TABLES, VERSION
@@ -44,25 +46,43 @@ class Journal:
     def __init__(self, folder: Path, *, vehicle: str, task: str, epoch: int, seed: bytes) -> None:
         """Open the journal in ``folder``, or create it with this epoch (64 bits) and this seed of its key.
 
-        Raises UsageError when another process holds it, or it is another vehicle's or not a journal.
+        ``salvaged`` is where a damaged one was put, in whose place this one begins anew; None mostly.
+        Raises UsageError when another process holds it, or it is another vehicle's.
         """
         self._folder, self._task, self._vehicle = folder, task, vehicle
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder, vehicle)
             self.key = load_or_create(folder, draw=lambda _: seed)
-            self._db = sqlite3.connect(folder / "journal.sqlite", isolation_level=None, cached_statements=32)
-            self._prepare(epoch)
+            self.salvaged: Path | None = None
+            try:
+                self._open(epoch)
+            except (sqlite3.Error, ValueError) as error:
+                if isinstance(error, sqlite3.Error) and not salvage.is_damage(error):
+                    raise
+                self._db.close()
+                self.salvaged = salvage.set_aside(folder)
+                self._open(epoch)
         except (OSError, sqlite3.Error) as error:
             raise UsageError(f"vehicle {vehicle}: journal {folder} cannot be opened: {error}") from error
+
+    def _open(self, epoch: int) -> None:
+        self._db = sqlite3.connect(
+            self._folder / "journal.sqlite", isolation_level=None, cached_statements=32
+        )
+        self._prepare(epoch)
         self.epoch = int(self._meta("epoch"), 16)
 
     def _prepare(self, epoch: int) -> None:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-512", "wal_autocheckpoint=256"):
             self._db.execute(f"PRAGMA {pragma}")
+        salvage.check(self._db)
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             first = {"vehicle": self._vehicle, "epoch": f"{epoch:016x}", "session": "0", "sequence": "0"}
+            pin = salvage.pinned(self._folder)
+            if pin is not None:
+                first |= {"server_key": pin, "enrolled": "1"}
             values = ",".join(f"('{name}', '{value}')" for name, value in first.items())
             self._db.executescript(
                 f"BEGIN IMMEDIATE; {TABLES} INSERT INTO meta VALUES {values}; PRAGMA user_version={VERSION}; COMMIT;"  # noqa: S608
@@ -72,6 +92,8 @@ class Journal:
             self._db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={VERSION}; COMMIT;")
         elif version > VERSION:
             raise UsageError(f"journal {self._folder} has version {version}, this program writes {VERSION}")
+        if not self._meta("vehicle"):
+            raise ValueError("the journal does not say whose it is")
         if self._meta("vehicle") != self._vehicle:
             raise UsageError(
                 f"journal {self._folder} is that of vehicle {self._meta('vehicle')}, not {self._vehicle}"
@@ -125,6 +147,8 @@ class Journal:
             self._set("region", region)
             self._set("enrolled", "1")
             self._set("server_key", server_key.hex() if server_key else "")
+        with suppress(OSError):  # only a damaged journal would need it
+            salvage.keep_pin(self._folder, server_key)
 
     # --- outbox and residual ---
 
@@ -364,8 +388,14 @@ class Journal:
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
                 raise
-        except sqlite3.OperationalError as error:
-            full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+        except sqlite3.DatabaseError as error:
+            code = error.sqlite_errorcode
+            damaged = code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+            if not damaged and not isinstance(error, sqlite3.OperationalError):
+                raise
+            reason = {sqlite3.SQLITE_FULL: "disk-full"}.get(
+                code, "journal-corrupt" if damaged else "journal-failed"
+            )
             where = f"vehicle {self._vehicle}: journal {self._folder}"
             text = f"{where} cannot be written: {error}; inference goes on, what was learned is given up"
-            raise JournalError("disk-full" if full else "journal-failed", text) from error
+            raise JournalError(reason, text) from error
