@@ -6,9 +6,10 @@ as it must be refuses the whole folder: there is no such thing as half of these 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -22,14 +23,16 @@ from fedfleet.scenarios.argoverse1_index import (
     derive,
     read_index,
 )
-from fedfleet.scenarios.members import Member, plain_files, zip_members
+from fedfleet.scenarios.members import Member, head, plain_file, zip_members
 from fedfleet.scenarios.records import Scenario, ScenarioError
 
-__all__ = ["Argoverse1", "is_here", "open_folder"]
+__all__ = ["Argoverse1", "detect", "scan"]
 
 _ENOUGH_COLUMNS: Final = 3
 """So many of the format's columns tell the format; the others may be missing, which is then said."""
-_SHOWN: Final = 65536
+
+_NAMES: Final = re.compile(r"\A(MIA|PIT)\b|argoverse|forecasting", re.IGNORECASE)
+"""Zips of such a name are this format when they are damaged: so what is wrong with them is said."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class Argoverse1:
     entries: Mapping[str, tuple[Entry, ...]]
     members: Mapping[str, Member]
     is_lazy: bool = True
+    problems: Mapping[str, int] = field(default_factory=dict)
 
-    def scenarios(self, drive: str) -> Iterator[Scenario]:
+    def read(self, drive: str) -> Iterator[Scenario]:
         """Read the scenarios of one drive, by id; ScenarioError naming file and member."""
         from fedfleet.scenarios.argoverse1_csv import parse  # with pyarrow, which an index does not need
 
@@ -50,23 +54,31 @@ class Argoverse1:
             yield parse(member.read(), member.where, entry)
 
 
-def is_here(folder: Path) -> bool:
-    """Whether the folder holds this format, by the header of a CSV file in it; a broken zip counts as this format."""
-    zips = sorted(folder.glob("*.zip"))
-    for path in zips:
-        try:
-            members = zip_members(path, ".csv")
-        except ScenarioError:
-            return True
-        if members:
-            return _is_ours(members[0])
-    first = next((member for member in plain_files(folder, ".csv") if member.where != INDEX_FILE), None)
-    return first is not None and _is_ours(first)
+def detect(folder: Path) -> tuple[Path, ...]:
+    """The zips and CSV files of this format, by the header of a CSV file; damaged zips by their name.
+
+    Files named by a number, as the publisher does, are told by the first of them in their folder, since there may be
+    very many; other names one by one.
+    """
+    found = [path for path in sorted(folder.glob("*.zip")) if _is_ours(path)]
+    numbered: dict[Path, bool] = {}
+    for path in sorted([*folder.glob("*.csv"), *folder.glob("*/*.csv")]):
+        if path.name == INDEX_FILE:
+            continue
+        if not path.stem.isdecimal():
+            ours = _is_ours(path)
+        elif path.parent in numbered:
+            ours = numbered[path.parent]
+        else:
+            ours = numbered[path.parent] = _is_ours(path)
+        if ours:
+            found.append(path)
+    return tuple(found)
 
 
-def open_folder(folder: Path) -> Argoverse1:
+def scan(folder: Path, sources: Sequence[Path]) -> Argoverse1:
     """Find every scenario and its drive; ScenarioError when files and index differ, or a name appears twice."""
-    members = _members(folder)
+    members = _members(folder, sources)
     index = folder / INDEX_FILE
     entries = read_index(index) if index.is_file() else derive(members)
     absent = sorted(set(entries) - set(members))
@@ -88,15 +100,13 @@ def open_folder(folder: Path) -> Argoverse1:
     return Argoverse1(drives, listed, members)
 
 
-def _members(folder: Path) -> dict[str, Member]:
+def _members(folder: Path, sources: Sequence[Path]) -> dict[str, Member]:
     members: dict[str, Member] = {}
-    zips = sorted(folder.glob("*.zip"))
-    for path in zips:
-        found = zip_members(path, ".csv")
-        if not found:
-            raise ScenarioError("no-scenarios", f"{path.name}: expected one CSV per scenario, got none")
-        _add(members, found)
-    _add(members, [member for member in plain_files(folder, ".csv") if member.where != INDEX_FILE])
+    for path in sources:
+        _add(
+            members,
+            zip_members(path, ".csv") if path.suffix == ".zip" else [plain_file(folder, path, ".csv")],
+        )
     return members
 
 
@@ -108,12 +118,13 @@ def _add(members: dict[str, Member], found: list[Member]) -> None:
         members[member.stem] = member
 
 
-def _is_ours(member: Member) -> bool:
-    try:
-        header = member.read()[:_SHOWN].partition(b"\n")[0].decode(errors="replace").strip().split(",")
-    except ScenarioError:
-        return True
-    return len(set(header) & set(COLUMNS)) >= _ENOUGH_COLUMNS
+def _is_ours(path: Path) -> bool:
+    first = head(path, ".csv")
+    if first is None:
+        return False
+    if first.is_damaged:
+        return path.suffix == ".zip" and _NAMES.search(path.name) is not None
+    return len(set(first.line.replace(";", ",").split(",")) & set(COLUMNS)) >= _ENOUGH_COLUMNS
 
 
 def _some(names: list[str]) -> str:

@@ -8,20 +8,43 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from fedfleet.scenarios.records import ScenarioError
 
-__all__ = ["MAX_MEMBERS", "MAX_MEMBER_BYTES", "MAX_RATIO", "Member", "plain_files", "zip_members"]
+__all__ = [
+    "HEAD_BYTES",
+    "MAX_MEMBERS",
+    "MAX_MEMBER_BYTES",
+    "MAX_RATIO",
+    "Head",
+    "Member",
+    "head",
+    "plain_file",
+    "zip_members",
+]
+
+HEAD_BYTES: Final = 65536
+"""So much of a file is looked at to tell its format."""
 
 MAX_MEMBER_BYTES: Final = 16 * 2**20
 MAX_MEMBERS: Final = 1_000_000
 MAX_RATIO: Final = 200
 """Text of recordings packs 5 to 10 times; an archive that unpacks to more than this is not one of recordings."""
 
+_DAMAGED: Final = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+)
 _ENCRYPTED: Final = 0x1
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -51,12 +74,55 @@ class Member:
         return data
 
 
-def plain_files(folder: Path, suffix: str) -> Iterator[Member]:
-    """The files of that ending in the folder and one level below it, sorted by path."""
-    for path in sorted([*folder.glob(f"*{suffix}"), *folder.glob(f"*/*{suffix}")]):
-        if path.is_file():
-            where = path.relative_to(folder).as_posix()
-            yield Member(where, path.name.removesuffix(suffix), path.stat().st_size, path.read_bytes)
+@dataclass(frozen=True)
+class Head:
+    """The name of a file or member and its first HEAD_BYTES bytes; none of a damaged one."""
+
+    name: str
+    start: bytes
+    is_damaged: bool = False
+
+    @property
+    def line(self) -> str:
+        """Its first line."""
+        return self.start.partition(b"\n")[0].decode(errors="replace").strip()
+
+
+def head(path: Path, suffix: str) -> Head | None:
+    """The head of a file, or of the first member of that ending of a zip; None when there is none such.
+
+    Of an archive that cannot be opened it is a damaged one, named as the archive.
+    """
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return _head(path, suffix, (stat.st_size, stat.st_mtime_ns))
+
+
+@lru_cache(maxsize=256)
+def _head(path: Path, suffix: str, stamp: tuple[int, int]) -> Head | None:  # noqa: ARG001 - the key
+    name = path.name
+    try:
+        if path.suffix != ".zip":
+            with path.open("rb") as file:
+                return Head(name, file.read(HEAD_BYTES))
+        with zipfile.ZipFile(path) as archive:
+            entries = (entry for entry in archive.infolist() if entry.filename.endswith(suffix))
+            first = next((entry for entry in entries if not entry.is_dir()), None)
+            if first is None:
+                return None
+            name = first.filename
+            with archive.open(first) as file:
+                return Head(name, file.read(HEAD_BYTES))
+    except _DAMAGED:
+        return Head(name, b"", is_damaged=True)
+
+
+def plain_file(folder: Path, path: Path, suffix: str) -> Member:
+    """A file that lies in the folder or below it."""
+    where = path.relative_to(folder).as_posix()
+    return Member(where, path.name.removesuffix(suffix), path.stat().st_size, path.read_bytes)
 
 
 def zip_members(path: Path, suffix: str) -> list[Member]:

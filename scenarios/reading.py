@@ -1,13 +1,20 @@
-"""Reads a folder of recordings, whatever its format: one reader per recorded format, found by what is in the folder.
+"""Reads a folder of recordings, whatever their formats: each file by the reader that knows it.
 
-May live here: the list of readers and what a folder as a whole must be. A reader lives in its own file and is
-imported only when folders are looked at; pyarrow only when recordings are read.
+May live here: the list of readers and what a folder as a whole must be. A reader lives in its own file, imported only
+when a folder is looked at; what it needs to read recordings (pyarrow and others) is imported when they are read.
+
+A reader is a module with two functions:
+
+- `detect(folder)`: the files or folders, directly in the folder or one level below it, that are of its format, by name
+  and a header of at most 64 kB; none: it is not here. It never fails: a broken archive is nobody's, or one's by name.
+- `scan(folder, sources)`: finds the drives in them (`Recordings`), reading no more than it must.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,35 +23,45 @@ from typing import Final, Protocol, cast
 
 from fedfleet.models.task import Drive
 from fedfleet.protocol.errors import UsageError
+from fedfleet.scenarios.members import zip_members
 from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.windows import check_speed
 
-__all__ = ["READERS", "Reader", "Recordings", "open_recordings", "read", "stream"]
+__all__ = ["READERS", "Found", "Reader", "Recorded", "Recordings", "open_recordings", "read", "stream"]
+
+IGNORED: Final = ("index.csv",)
+RECORDED: Final = (".csv", ".parquet", ".zip")
+"""A file of such a name that no reader knows is refused: it would be left out in silence."""
 
 
 class Recordings(Protocol):
-    """An opened folder."""
+    """The recordings of one format in a folder."""
 
     @property
     def drives(self) -> Mapping[str, Drive]:
-        """Every drive by its key, sorted by region and name."""
+        """Every drive by its key `region/drive`, sorted by region and name."""
 
     @property
     def is_lazy(self) -> bool:
         """Tell whether scenarios are read only when asked for, so that going through all of them takes its time."""
 
-    def scenarios(self, drive: str) -> Iterable[Scenario]:
+    @property
+    def problems(self) -> Mapping[str, int]:
+        """What was left out so far, counted by reason (kebab-case)."""
+
+    def read(self, drive: str) -> Iterable[Scenario]:
         """Give the scenarios of one drive, sorted by id; ScenarioError for what is not as it must be."""
 
 
 class _Format(Protocol):
-    def is_here(self, folder: Path) -> bool: ...
+    def detect(self, folder: Path) -> tuple[Path, ...]: ...
 
-    def open_folder(self, folder: Path) -> Recordings: ...
+    def scan(self, folder: Path, sources: Sequence[Path]) -> Recordings: ...
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A recorded format: its name, what its files look like, and the module that knows `is_here` and `open_folder`."""
+    """A recorded format: its name, what its files look like, and the module that knows `detect` and `scan`."""
 
     format: str
     files: str
@@ -61,10 +78,47 @@ READERS: Final = (
 )
 
 
-def open_recordings(folder: Path) -> Recordings:
+@dataclass(frozen=True)
+class Found:
+    """What one reader found in a folder."""
+
+    reader: Reader
+    sources: tuple[Path, ...]
+    recordings: Recordings
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An opened folder: what each reader found, and all drives together."""
+
+    parts: tuple[Found, ...]
+    drives: Mapping[str, Drive]
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether any of it is read only when asked for."""
+        return any(part.recordings.is_lazy for part in self.parts)
+
+    @property
+    def problems(self) -> Mapping[str, int]:
+        """What was left out so far, by reason."""
+        counted: Counter[str] = sum((Counter(part.recordings.problems) for part in self.parts), Counter())
+        return dict(sorted(counted.items()))
+
+    def part(self, drive: str) -> Found:
+        """What the drive was found by."""
+        return next(part for part in self.parts if drive in part.recordings.drives)
+
+    def read(self, drive: str) -> Iterable[Scenario]:
+        """The scenarios of one drive, sorted by id."""
+        return self.part(drive).recordings.read(drive)
+
+
+def open_recordings(folder: Path) -> Recorded:
     """Open a folder; the last ones stay open as long as their files stay as they are.
 
-    Raises UsageError for a folder that is absent, empty, of no known format or of two, and for what its reader refuses.
+    Raises UsageError for a folder that is absent, empty or of no known format, for a file that no reader or two readers
+    know, for a drive in two formats, and for what its reader refuses.
     """
     if not folder.is_dir():
         got = "a file" if folder.exists() else "nothing"
@@ -75,8 +129,8 @@ def open_recordings(folder: Path) -> Recordings:
 def stream(folder: Path, drives: Sequence[str] | None = None) -> Iterator[Scenario]:
     """The scenarios of a folder one after the other, sorted by region, drive and id; all, or those of named drives.
 
-    `drives` are `region/drive` keys. Raises as `open_recordings`, and UsageError for an unknown drive or a malformed
-    recording: whoever reads to the end has all of them.
+    `drives` are `region/drive` keys. Raises as `open_recordings`, and UsageError for an unknown drive, a malformed
+    recording or a scenario id in two formats: whoever reads to the end has all of them.
     """
     recordings = open_recordings(folder)
     wanted = set(recordings.drives if drives is None else drives)
@@ -92,33 +146,90 @@ def read(folder: Path, drives: Sequence[str] | None = None) -> tuple[Scenario, .
     return tuple(stream(folder, drives))
 
 
-def _each(recordings: Recordings, keys: Sequence[str]) -> Iterator[Scenario]:
+def _each(recordings: Recorded, keys: Sequence[str]) -> Iterator[Scenario]:
+    formats: dict[str, str] = {}
     try:
         for key in keys:
-            yield from recordings.scenarios(key)
+            part = recordings.part(key)
+            for scenario in part.recordings.read(key):
+                if len(recordings.parts) > 1:
+                    _check_format(formats, scenario.scenario_id, part.reader.format)
+                _check_units(scenario, part.reader.format)
+                yield scenario
     except ScenarioError as error:
         raise UsageError(str(error)) from error
+
+
+def _check_units(scenario: Scenario, name: str) -> None:
+    try:
+        check_speed(scenario)
+    except ScenarioError as error:
+        raise ScenarioError(error.reason, f"{name}: {error.detail}") from None
+
+
+def _check_format(formats: dict[str, str], scenario: str, name: str) -> None:
+    before = formats.setdefault(scenario, name)
+    if before != name:
+        text = f"scenario {scenario} is in {before} and again in {name}"
+        raise ScenarioError("duplicate-scenario", text)
 
 
 @lru_cache(maxsize=2)
-def _open(folder: Path, stamp: tuple[object, ...]) -> Recordings:  # noqa: ARG001 - another stamp, another reading
+def _open(folder: Path, stamp: tuple[object, ...]) -> Recorded:  # noqa: ARG001 - another stamp, another reading
+    try:
+        here = _detect(folder)
+        found = [(reader, sources, module.scan(folder, sources)) for reader, module, sources in here]
+        return _together(folder, [Found(*one) for one in found])
+    except ScenarioError as error:
+        raise UsageError(str(error)) from error
+
+
+def _detect(folder: Path) -> list[tuple[Reader, _Format, tuple[Path, ...]]]:
     found = [(reader, reader.load()) for reader in READERS]
-    here = [(reader, module) for reader, module in found if module.is_here(folder)]
-    if len(here) > 1:
-        formats = " and ".join(f"{reader.files} ({reader.format})" for reader, _ in here)
-        raise UsageError(f"{folder}: expected recordings of one format, got {formats}")
-    if not here:
+    here = [(reader, module, module.detect(folder)) for reader, module in found]
+    owner: dict[Path, Reader] = {}
+    for reader, _, sources in here:
+        for path in sources:
+            if owner.setdefault(path, reader) is not reader:
+                text = f"{path.relative_to(folder)} looks like {owner[path].format} and like {reader.format}"
+                raise ScenarioError("two-formats", text)
+    _refuse_unknown(folder, owner)
+    if not owner:
         expected = ", ".join(f"{reader.files} ({reader.format})" for reader in READERS)
         got = _some(sorted(path.name for path in folder.iterdir())) or "an empty folder"
         raise UsageError(f"{folder}: no recordings: expected {expected}, got {got}")
-    reader, module = here[0]
-    try:
-        recordings = module.open_folder(folder)
-    except ScenarioError as error:
-        raise UsageError(str(error)) from error
-    if not recordings.drives:
-        raise UsageError(f"{folder}: no recordings: {reader.files} ({reader.format}) without a scenario")
-    return recordings
+    return [one for one in here if one[2]]
+
+
+def _refuse_unknown(folder: Path, owner: Mapping[Path, Reader]) -> None:
+    """A file that looks like a recording and is nobody's: what is wrong with it, or that no reader knows it."""
+    claimed = set(owner) | {path.parent for path in owner}
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.endswith(RECORDED) and entry.is_file())
+    for path in (folder / name for name in names if name not in IGNORED):
+        if path in claimed:
+            continue
+        if path.suffix == ".zip":
+            zip_members(path, "")
+        if not owner:
+            continue
+        known = ", ".join(reader.format for reader in READERS)
+        raise ScenarioError("unknown-file", f"{path.name}: no recordings of a known format: expected {known}")
+
+
+def _together(folder: Path, found: Sequence[Found]) -> Recorded:
+    by_key: dict[str, tuple[Drive, str]] = {}
+    for part in found:
+        if not part.recordings.drives:
+            what = f"{part.reader.files} ({part.reader.format})"
+            raise UsageError(f"{folder}: no recordings: {what} without a scenario")
+        for key, drive in part.recordings.drives.items():
+            if key in by_key:
+                text = f"drive {key} is in {by_key[key][1]} and again in {part.reader.format}"
+                raise ScenarioError("duplicate-drive", text)
+            by_key[key] = drive, part.reader.format
+    ordered = sorted(by_key.items(), key=lambda item: (item[1][0].region, item[1][0].drive))
+    return Recorded(tuple(found), {key: drive for key, (drive, _) in ordered})
 
 
 def _stamp(folder: Path) -> tuple[object, ...]:

@@ -23,11 +23,13 @@ __all__ = [
     "MAX_NAME_CHARS",
     "MAX_RATE_HZ",
     "MAX_TRACKS",
+    "TYPES",
     "Scenario",
     "ScenarioError",
 ]
 
 KINDS: Final = ("AV", "AGENT", "OTHERS")
+TYPES: Final = ("vehicle", "truck", "bus", "motorcycle", "cyclist", "pedestrian", "static", "unknown")
 MAX_FRAMES: Final = 4096
 MAX_TRACKS: Final = 4096
 MAX_RATE_HZ: Final = 1000.0
@@ -52,7 +54,8 @@ class Scenario:
 
     `xy` is float64[tracks, frames, 2] in metres, x east and y north in a local plane, read-only, NaN where a
     track was not observed (both coordinates or none; at least one observed frame per track). Frame i is at
-    `t0_s + i / rate_hz` seconds. `kinds` holds "AV" (at most one), "AGENT" (judged) or "OTHERS" per track.
+    `t0_s + i / rate_hz` seconds. `kinds` holds "AV" (at most one), "AGENT" (judged) or "OTHERS" per track,
+    `types` one of TYPES; "unknown" for each track where none are given.
 
     Raises ScenarioError naming the scenario and, where there is one, the track.
     """
@@ -65,11 +68,15 @@ class Scenario:
     track_ids: tuple[str, ...]
     kinds: tuple[str, ...]
     xy: NDArray[np.float64]
+    types: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.types:
+            object.__setattr__(self, "types", ("unknown",) * len(self.track_ids))
         self._check_names()
         self._check_clock()
         self._check_tracks()
+        self._check_types()
         self._check_positions()
         self.xy.flags.writeable = False
 
@@ -124,6 +131,15 @@ class Scenario:
             self._fail("duplicate-track", f"track {track!r} appears {times} times, expected once")
         if self.kinds.count("AV") > 1:
             self._fail("bad-kinds", f"expected at most one AV track, got {self.kinds.count('AV')}")
+
+    def _check_types(self) -> None:
+        count = len(self.track_ids)
+        if len(self.types) != count:
+            self._fail("bad-type", f"expected {count} types, one per track, got {len(self.types)}")
+        for track, each in zip(self.track_ids, self.types, strict=True):
+            if each not in TYPES:
+                text = f"track {track!r}: type must be one of {', '.join(TYPES)}, got {each!r:.60}"
+                self._fail("bad-type", text)
 
     def _check_positions(self) -> None:
         xy = self.xy

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedfleet.models.task import Drive
 from fedfleet.scenarios.records import Scenario, ScenarioError
 
-__all__ = ["TableFolder", "is_here", "open_folder"]
+__all__ = ["TableFolder", "detect", "scan"]
 
 
 @dataclass(frozen=True)
@@ -18,25 +18,26 @@ class TableFolder:
     """All scenarios of a folder, in memory, by `region/drive`."""
 
     drives: Mapping[str, Drive]
-    read: Mapping[str, Sequence[Scenario]]
+    each: Mapping[str, Sequence[Scenario]]
     is_lazy: bool = False
+    problems: Mapping[str, int] = field(default_factory=dict)
 
-    def scenarios(self, drive: str) -> Sequence[Scenario]:
+    def read(self, drive: str) -> Sequence[Scenario]:
         """The scenarios of one drive, by id."""
-        return self.read[drive]
+        return self.each[drive]
 
 
-def is_here(folder: Path) -> bool:
-    """Whether there is a Parquet file in the folder."""
-    return any(path.is_file() for path in folder.glob("*.parquet"))
+def detect(folder: Path) -> tuple[Path, ...]:
+    """The Parquet files in the folder."""
+    return tuple(sorted(path for path in folder.glob("*.parquet") if path.is_file()))
 
 
-def open_folder(folder: Path) -> TableFolder:
+def scan(folder: Path, sources: Sequence[Path]) -> TableFolder:
     """Read every table; ScenarioError for a malformed one, or a scenario that appears twice."""
     from fedfleet.scenarios.table import read_table  # with pyarrow
 
     found: list[Scenario] = []
-    for path in sorted(path for path in folder.glob("*.parquet") if path.is_file()):
+    for path in sources:
         try:
             found.extend(read_table(path))
         except ScenarioError as error:

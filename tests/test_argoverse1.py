@@ -16,7 +16,7 @@ import traffic
 from fedfleet.models import prepared
 from fedfleet.models.motion_forecast import TASK
 from fedfleet.protocol.errors import UsageError
-from fedfleet.scenarios import members
+from fedfleet.scenarios import argoverse1, members
 from fedfleet.scenarios.argoverse1_drives import is_west, same_drive
 from fedfleet.scenarios.partition import partition
 from fedfleet.scenarios.prepare import Job, prepare
@@ -344,7 +344,7 @@ def test_another_compression_is_refused(tmp_path: Path) -> None:
 
 def test_a_zip_without_scenarios_is_refused(folder: Path) -> None:
     argoverse.write_zip(folder / "ZZZ.zip", {"readme.txt": "hello"})
-    assert "no-scenarios: ZZZ.zip: expected one CSV per scenario, got none" in refusal(folder)
+    assert "unknown-file: ZZZ.zip: no recordings of a known format: expected fedfleet" in refusal(folder)
 
 
 def test_a_scenario_in_two_archives_is_refused(folder: Path) -> None:
@@ -354,11 +354,24 @@ def test_a_scenario_in_two_archives_is_refused(folder: Path) -> None:
     )
 
 
-def test_two_formats_in_one_folder_are_refused(folder: Path) -> None:
+def test_two_formats_in_one_folder_are_each_read_by_their_own(folder: Path) -> None:
     traffic.write_folder(folder)
-    assert "expected recordings of one format, got *.parquet (fedfleet scenario table) and *.zip" in refusal(
-        folder
-    )
+    recordings = open_recordings(folder)
+    assert [part.reader.format for part in recordings.parts] == ["fedfleet scenario table", "Argoverse 1"]
+    assert len(recordings.drives) == 20 + 12
+    assert recordings.part("coast/d00").reader.format == "fedfleet scenario table"
+
+
+def test_a_drive_in_two_formats_is_refused(folder: Path) -> None:
+    traffic.write_table(folder / "a.parquet", [traffic.scenario(region="mia-w", drive="mia-d0")])
+    text = "duplicate-drive: drive mia-w/mia-d0 is in fedfleet scenario table and again in Argoverse 1"
+    assert text in refusal(folder)
+
+
+def test_a_scenario_in_two_formats_is_refused_when_both_are_read(folder: Path) -> None:
+    traffic.write_table(folder / "a.parquet", [traffic.scenario("11", region="town")])
+    text = "duplicate-scenario: scenario 11 is in Argoverse 1 and again in fedfleet scenario table"
+    assert text in refusal(folder)
 
 
 # --- what is refused: the index ---
@@ -489,10 +502,13 @@ def test_the_rule_finds_the_drives_of_the_real_index(data_dir: Path, tmp_path: P
     for city in ("MIA", "PIT"):
         (tmp_path / f"{city}.zip").symlink_to(data_dir / "argoverse1" / f"{city}.zip")
     # when
-    derived, listed = open_recordings(tmp_path), open_recordings(data_dir / "argoverse1")
+    derived, listed = (
+        argoverse1.scan(folder, argoverse1.detect(folder)).entries
+        for folder in (tmp_path, data_dir / "argoverse1")
+    )
     # then the same drives, and few of them on the other side of a cut that was made with more recordings
     left, right = (
-        {tuple(entry.scenario for entry in each): key.split("/")[0] for key, each in one.entries.items()}
+        {tuple(entry.scenario for entry in each): key.split("/")[0] for key, each in one.items()}
         for one in (derived, listed)
     )
     assert left.keys() == right.keys()
