@@ -9,7 +9,9 @@ __all__ = ["LIMIT_BYTES", "pack", "unpack"]
 LIMIT_BYTES = 1_000_000
 """Longest JSON that is unpacked."""
 _LEVEL = 9
-_idle: list[zstandard.ZstdCompressor] = []  # making one costs more than a message; in use by one thread at a time
+_idle: list[
+    zstandard.ZstdCompressor
+] = []  # making one costs more than a message; in use by one thread at a time
 _MAGIC = b"\x28\xb5\x2f\xfd"  # of a zstd frame; no JSON begins so
 
 

@@ -214,7 +214,10 @@ def is_one_line(done: Said, words: str) -> None:
         (("--speed", "fast"), "--speed fast: expected a number above 0"),
         (("--drives", "town/d00,town/d77"), "has no drive town/d77: it has coast/d00, coast/d01"),
         (("--drives", ","), "has no drive ',': it has coast/d00"),
-        (("--task", "chess"), "unknown task 'chess': expected an installed task (camera_steering, motion_forecast)"),
+        (
+            ("--task", "chess"),
+            "unknown task 'chess': expected an installed task (camera_steering, motion_forecast)",
+        ),
         (("--json", "."), "--json .: expected a file, got a folder"),
     ],
 )
