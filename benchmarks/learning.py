@@ -3,21 +3,24 @@
     FEDFLEET_DATA=FOLDER python benchmarks/learning.py --json [--work DIR] [--plot FILE] [--seconds N]
 
 Every method tries the same number of settings (`learning_methods.py`) on two splits of their own and keeps the one
-whose mean gain on validation is largest; then it runs on other splits. The target is 97 % of what centralised training
-(one set of all samples, as many passes, equally tuned) gains over constant velocity on validation drives, in the mean
-over the splits. Bytes are codec payloads, of one vehicle that takes part in every round. A method that never gets
-there is told with the bytes that it had spent: a lower bound. Test drives are looked at once, after the last round.
+that stays highest on validation over the last third of a trial; then it runs on other splits. The target is 97 % of
+what centralised training (one set of all samples, as many passes, equally tuned) gains over constant velocity on
+validation drives, in the mean over the splits. Bytes are codec payloads, of one vehicle that takes part in every
+round. A method that never gets there is told with the bytes that it had spent: a lower bound. Test drives are looked
+at once, after the last round.
 
 Each finished run is a line of a file in `--work`, from which the script resumes.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -30,7 +33,8 @@ from learning_methods import CENTRAL_RATES, METHODS, REMEDIES, trials
 from learning_runs import Method, train
 
 Row = Mapping[str, Any]
-Tell = Callable[[int], None]
+Run = tuple[Method | float, int]
+"""A federated training, or the rate of a centralised one; and the seed of its split."""
 VEHICLES, RARE_VEHICLES = 12, 40
 PASSES = 60
 
@@ -48,6 +52,7 @@ class Bench:
     end: float
     tuning: tuple[int, ...]
     seeds: tuple[int, ...]
+    jobs: int = 1
 
     def __post_init__(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -56,74 +61,97 @@ class Bench:
             line for line in text.splitlines(keepends=True) if line.endswith("\n")
         ]  # a kill may cut the last
         self.rows = {row["key"]: row for row in map(json.loads, whole)}
+        self.used: set[str] = set()
         if text and not text.endswith("\n"):
             self.file.write_text("".join(whole), encoding="utf-8")
 
-    def central(self, *, rate: float, seed: int) -> Row:
-        """Centralised training on a split."""
+    def row(self, what: Method | float, seed: int) -> Row:
+        """A run's result, from the file when it is there."""
+        key = key_of(described(what, seed))
+        self.fill([(what, seed)])
+        return self.rows[key]
 
-        def make() -> dict[str, Any]:
-            data = self._split(VEHICLES, seed)
-            x = learning_data.centralised(data, learning_rate=rate, passes=PASSES, seed=seed)
-            return {
-                "start": learning_data.ade(data.first, data.validation),
-                "validation": learning_data.ade(x, data.validation),
-                "test_start": learning_data.ade(data.first, data.test),
-                "test_last": learning_data.ade(x, data.test),
-            }
+    def fill(self, runs: Iterable[Run], title: str = "run") -> None:
+        """Make those runs that are not in the file, so many at a time as there are jobs."""
+        listed = {key_of(described(*run)): run for run in runs}
+        self.used |= set(listed)
+        missing = [run for key, run in listed.items() if key not in self.rows]
+        if not missing:
+            return
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.jobs, mp_context=spawn) as pool, progress(title, len(missing)) as tell:
+            at_work: set[Future[dict[str, Any]]] = set()
+            for run in missing:
+                if time.monotonic() > self.end:
+                    break
+                at_work.add(pool.submit(made, self.scenarios, *run))
+                if len(at_work) == self.jobs:
+                    finished, at_work = wait(at_work, return_when=FIRST_COMPLETED)
+                    self._keep(finished, tell)
+            self._keep(wait(at_work).done, tell)
+        if any(key not in self.rows for key in listed):
+            raise OutOfTimeError
 
-        return self._row({"kind": "centralised", "rate": rate, "passes": PASSES, "seed": seed}, make)
-
-    def run(self, method: Method, *, seed: int) -> Row:
-        """A federated training on a split."""
-        vehicles = VEHICLES if method.share == 1 else RARE_VEHICLES
-        every = 5 if method.rounds >= 100 else 1
-
-        def make() -> dict[str, Any]:
-            data = self._split(vehicles, seed)
-            with progress(f"{method.name} seed {seed}", method.rounds) as tell:
-                return train(data, method, seed=seed, every=every, tell=tell)
-
-        return self._row({"kind": "run", "vehicles": vehicles, "seed": seed, **asdict(method)}, make)
-
-    def _split(self, vehicles: int, seed: int) -> learning_data.Split:
-        return learning_data.split(self.scenarios, vehicles=vehicles, seed=seed)
-
-    def _row(self, what: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Row:
-        key = sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-        if key not in self.rows:
-            if time.monotonic() > self.end:
-                raise OutOfTimeError
-            start = time.perf_counter()
-            row = {"key": key, **what, **make(), "seconds": round(time.perf_counter() - start, 1)}
+    def _keep(self, finished: Iterable[Future[dict[str, Any]]], tell: Callable[[str], None]) -> None:
+        for future in finished:
+            row = future.result()
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(row) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
-            self.rows[key] = row
-        return self.rows[key]
+            self.rows[row["key"]] = row
+            tell(f"{row.get('name', 'centralised')} seed {row['seed']}: {row['seconds']:.0f} s")
+
+
+def described(what: Method | float, seed: int) -> dict[str, Any]:
+    """What makes a run: runs of equal description have equal results."""
+    if isinstance(what, Method):
+        vehicles = VEHICLES if what.share == 1 else RARE_VEHICLES
+        return {"kind": "run", "vehicles": vehicles, "seed": seed, **asdict(what)}
+    return {"kind": "centralised", "rate": what, "passes": PASSES, "seed": seed}
+
+
+def key_of(description: Mapping[str, Any]) -> str:
+    """The name of a row."""
+    return sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def made(scenarios: Path, what: Method | float, seed: int) -> dict[str, Any]:
+    """Make a run, in whatever process."""
+    description, start = described(what, seed), time.perf_counter()
+    vehicles = description.get("vehicles", VEHICLES)
+    data = learning_data.split(scenarios, vehicles=vehicles, seed=seed)
+    if isinstance(what, Method):
+        result = train(data, what, seed=seed, every=5 if what.rounds > 120 or what.share < 1 else 1)
+    else:
+        x = learning_data.centralised(data, learning_rate=what, passes=PASSES, seed=seed)
+        result = {
+            "start": learning_data.ade(data.first, data.validation),
+            "validation": learning_data.ade(x, data.validation),
+            "test_start": learning_data.ade(data.first, data.test),
+            "test_last": learning_data.ade(x, data.test),
+        }
+    seconds = round(time.perf_counter() - start, 1)
+    return {"key": key_of(description), **description, **result, "seconds": seconds}
 
 
 def measure(bench: Bench, plot: Path | None) -> dict[str, Any]:
     """Tune, run and sum up; what is in the file is not run again."""
+    bench.fill([(rate, seed) for rate in CENTRAL_RATES for seed in bench.tuning], "centralised, settings")
     rate = min(
         CENTRAL_RATES,
-        key=lambda rate: statistics.mean(
-            bench.central(rate=rate, seed=seed)["validation"] for seed in bench.tuning
-        ),
+        key=lambda rate: statistics.mean(bench.row(rate, seed)["validation"] for seed in bench.tuning),
     )
-    tuned = summary.references([bench.central(rate=rate, seed=seed) for seed in bench.tuning])
-    centrals = [bench.central(rate=rate, seed=seed) for seed in bench.seeds]
+    bench.fill([(rate, seed) for seed in bench.seeds], "centralised")
+    tuned = summary.references([bench.row(rate, seed) for seed in bench.tuning])
+    centrals = [bench.row(rate, seed) for seed in bench.seeds]
     known = summary.references(centrals)
-    chosen = {name: tune(bench, method, tuned) for name, method in METHODS.items()}
-    runs = {name: [bench.run(method, seed=seed) for seed in bench.seeds] for name, method in chosen.items()}
+    chosen, runs = compared(bench, METHODS, tuned)
     curves = {name: summary.mean_curve(rows, known) for name, rows in runs.items()}
+    named = {name: replace(method, name=name) for name, method in REMEDIES.items()}
     first = {seed: tuned[seed] for seed in bench.tuning[:1]}
-    rare = {name: tune(bench, replace(method, name=name), first) for name, method in REMEDIES.items()}
+    rare, rare_runs = compared(bench, named, first)
     chosen_rare = best_rare(bench, rare, first)
-    rare_runs = {
-        name: [bench.run(method, seed=seed) for seed in bench.seeds] for name, method in rare.items()
-    }
     if plot is not None:
         summary.plot(curves, plot)
     return {
@@ -140,7 +168,21 @@ def measure(bench: Bench, plot: Path | None) -> dict[str, Any]:
         },
         "methods": {name: told(runs[name], chosen[name], curves[name]) for name in METHODS},
         "rare": rare_table(rare, rare_runs),
-        "seconds": round(sum(row["seconds"] for row in bench.rows.values())),
+        "seconds": round(sum(bench.rows[key]["seconds"] for key in bench.used)),
+        "jobs": bench.jobs,
+    }
+
+
+def compared(
+    bench: Bench, methods: Mapping[str, Method], known: Mapping[int, tuple[float, float]]
+) -> tuple[dict[str, Method], dict[str, list[Row]]]:
+    """Choose every method's settings on the known splits, then run it on those that are reported."""
+    trying = [(trial, seed) for method in methods.values() for trial in trials(method) for seed in known]
+    bench.fill(trying, "settings")
+    chosen = {name: tune(bench, method, known) for name, method in methods.items()}
+    bench.fill([(method, seed) for method in chosen.values() for seed in bench.seeds], "runs")
+    return chosen, {
+        name: [bench.row(method, seed) for seed in bench.seeds] for name, method in chosen.items()
     }
 
 
@@ -148,16 +190,16 @@ def best_rare(bench: Bench, methods: Mapping[str, Method], known: Mapping[int, t
     """Return the way at 10 % participation that is not dense and gained most on the tuning split."""
 
     def value(name: str) -> float:
-        return summary.peak(summary.mean_curve([bench.run(methods[name], seed=s) for s in known], known))
+        return summary.steady(summary.mean_curve([bench.row(methods[name], s) for s in known], known))
 
     return max([name for name, method in methods.items() if method.up.value != "float32"], key=value)
 
 
 def tune(bench: Bench, method: Method, known: Mapping[int, tuple[float, float]]) -> Method:
-    """Return the method with the best of its settings: largest mean share on the validation of the known splits."""
+    """Return the method with the best of its settings: where it stays on the validation of the known splits."""
 
     def value(trial: Method) -> float:
-        return summary.peak(summary.mean_curve([bench.run(trial, seed=s) for s in known], known))
+        return summary.steady(summary.mean_curve([bench.row(trial, s) for s in known], known))
 
     best = max(trials(method), key=value)
     return replace(method, learning_rate=best.learning_rate, server_rate=best.server_rate)
@@ -195,18 +237,17 @@ def rare_table(methods: Mapping[str, Method], runs: Mapping[str, list[Row]]) -> 
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Tell]:
-    """A bar on a terminal, else a line when a run begins."""
+def progress(title: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar over the runs on a terminal, else a line for each that is done."""
     if not sys.stderr.isatty():
-        print(f"{time.strftime('%H:%M:%S')} {what}: {total} rounds", file=sys.stderr, flush=True)
-        yield lambda _: None
+        yield lambda text: print(f"{time.strftime('%H:%M:%S')} {title}: {text}", file=sys.stderr, flush=True)
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+        task = bar.add_task(title, total=total)
+        yield lambda text: bar.update(task, advance=1, description=f"{title}: {text}")
 
 
 def main() -> None:
@@ -217,6 +258,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/learning"), help="folder of finished runs")
     parser.add_argument("--plot", type=Path, help="file to draw accuracy against bytes into")
     parser.add_argument("--seconds", type=float, default=3600.0, help="start no run after so many seconds")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="runs at a time")
     parser.add_argument("--seeds", default="1,2,3", help="splits that are reported")
     parser.add_argument("--tuning-seeds", default="11,12", help="splits that choose the settings")
     given = parser.parse_args()
@@ -226,7 +268,9 @@ def main() -> None:
         return
     seeds, tuning = (tuple(map(int, text.split(","))) for text in (given.seeds, given.tuning_seeds))
     scenarios = given.scenarios or Path(str(data)) / "argoverse1"
-    bench = Bench(scenarios, given.work / "runs.jsonl", time.monotonic() + given.seconds, tuning, seeds)
+    bench = Bench(
+        scenarios, given.work / "runs.jsonl", time.monotonic() + given.seconds, tuning, seeds, given.jobs
+    )
     try:
         result = measure(bench, given.plot)
     except OutOfTimeError:

@@ -17,7 +17,7 @@ FEDSGD_RATES = (0.25, 0.5, 1.0, 2.0)
 GRID = tuple(product((0.1, 0.2), (1.0, 2.0)))
 """Learning rate of the vehicles, and of the server."""
 
-TRIAL_ROUNDS = 30
+TRIAL_ROUNDS = 60
 """A trial is the beginning of a run: the learning rate does not change."""
 
 FEDSGD = Method("fedsgd", rounds=250, whole_batch=True)
@@ -44,7 +44,10 @@ REMEDIES: Mapping[str, Method] = {
     "server momentum 0.5": replace(_SPARSE, server_momentum=0.5),
     "density falls 1.5 % to 0.5 %": replace(_SPARSE, up_falls=0.5),
     "density × rounds away, ≤ 10": replace(_SPARSE, remedy=Remedy(Feedback(catch_up=10))),
-    "the same, no residual": replace(_SPARSE, remedy=Remedy(Feedback(keep=0, catch_up=10))),
+    "density × rounds away, no residual": replace(_SPARSE, remedy=Remedy(Feedback(keep=0, catch_up=10))),
+    "density × rounds away, step ahead by half": replace(
+        _SPARSE, remedy=Remedy(Feedback(catch_up=10), step_ahead=0.5)
+    ),
     "stateless 4 bit": replace(RARE, up=Settings("dense", "stochastic4", 0.1)),
 }
 RARE_RATES = (1.0, 2.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,7 +51,7 @@ class Method:
     name: str
     up: Settings = DENSE
     down: Settings = DENSE
-    rounds: int = 60
+    rounds: int = 120
     learning_rate: float = 0.2
     server_rate: float = 1.0
     server_momentum: float = 0.0
@@ -95,9 +95,7 @@ class _Vehicle:
         return age
 
 
-def train(
-    data: Split, method: Method, *, seed: int, every: int = 1, tell: Callable[[int], None]
-) -> dict[str, Any]:
+def train(data: Split, method: Method, *, seed: int, every: int = 1) -> dict[str, Any]:
     """Run all rounds.
 
     Returns `curve` (round, validation ADE, bytes up and down until then per vehicle that took part in every round),
@@ -127,7 +125,6 @@ def train(
             curve.append([round_ + 1, value, round(up), round(down)])
             if value < best:
                 best, best_x = value, x
-        tell(round_ + 1)
     if diverged:
         start = ade(data.first, data.validation)
         points = range(every, method.rounds + 1, every)

@@ -34,8 +34,14 @@ def mean_curve(rows: Sequence[Row], known: Mapping[int, tuple[float, float]]) ->
 
 
 def peak(curve: Curve) -> float:
-    """The largest mean share: what a setting is chosen by."""
+    """The largest mean share."""
     return max(point[1] for point in curve)
+
+
+def steady(curve: Curve) -> float:
+    """The mean share over the last third of the rounds: what a setting is chosen by, so that no lucky round counts."""
+    late = curve[-max(1, len(curve) // 3) :]
+    return statistics.mean(point[1] for point in late)
 
 
 def reached(curve: Curve) -> dict[str, Any]:
