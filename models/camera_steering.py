@@ -16,7 +16,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfleet.models.task import Floats, Frames, Index, Metric, Numbers, Samples, Specification, Sums
+from fedfleet.models.slices_camera_steering import SLICES
+from fedfleet.models.task import (
+    Floats,
+    Frames,
+    Index,
+    Metric,
+    Numbers,
+    Samples,
+    Slicer,
+    Specification,
+    Sums,
+)
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.donkey import RATE_HZ, Block, Shots, open_tubs, shots
 
@@ -74,6 +85,11 @@ class CameraSteering:
         arms = {"centralised": alone, "on_site": alone, "federated": federated}
         return {"server": learning, "compare": {"epochs": 16, **arms}}
 
+    @property
+    def slices(self) -> Mapping[str, Slicer]:
+        """Direction of steering, and light."""
+        return SLICES
+
     def index(self, folder: Path) -> Index:
         """List the blocks of consecutive frames of every car; images are not looked at."""
         return Index(tuple(block.drive for block in open_tubs(folder).values()), {}, is_counted=False)
@@ -83,14 +99,17 @@ class CameraSteering:
         problems: Counter[str] = Counter()
         inputs: list[NDArray[np.uint8]] = [np.empty((0, *SPECIFICATION.input_shape), dtype=np.uint8)]
         targets: list[Floats] = [np.empty((0, 1), dtype=np.float32)]
+        keys: list[NDArray[np.str_]] = [np.empty(0, dtype="<U1")]
         for block in _blocks(folder, drives):
             seen = _shots(block)
             problems += seen.problems
             rows = sampled(seen)
+            keys.append(np.full(len(rows), block.drive.key))
             inputs.append(seen.images[rows])
             targets.append(seen.angles[rows, None].astype(np.float32))
         images, angles = np.concatenate(inputs), np.concatenate(targets)
-        return Samples(images, angles, np.ones(len(angles), dtype=np.bool_), dict(sorted(problems.items())))
+        judged, left_out = np.ones(len(angles), dtype=np.bool_), dict(sorted(problems.items()))
+        return Samples(images, angles, judged, left_out, {"drive": np.concatenate(keys)})
 
     def frames(self, folder: Path, drives: Sequence[str]) -> Frames:
         """Every readable frame, at the camera's 20 Hz."""

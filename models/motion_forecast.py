@@ -7,7 +7,7 @@ x axis along its heading. The network is in `nets_motion_forecast`; recordings a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfleet.models.task import Floats, Frames, Index, Metric, Numbers, Samples, Specification, Sums
+from fedfleet.models.slices_motion_forecast import NEAR_M, SLICES
+from fedfleet.models.task import Floats, Frames, Index, Metric, Numbers, Samples, Slicer, Specification, Sums
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios import labels
 from fedfleet.scenarios.reading import open_recordings, stream
@@ -56,6 +57,11 @@ class MotionForecast:
     noun: str = "tracks"
     trivial: str = "constant velocity"
 
+    @property
+    def slices(self) -> Mapping[str, Slicer]:
+        """Manoeuvre, speed band, density and agent type."""
+        return SLICES
+
     def index(self, folder: Path) -> Index:
         """List the drives of a folder; the tracks that cannot teach are counted where all of it is read anyway."""
         recordings = open_recordings(folder)
@@ -66,8 +72,12 @@ class MotionForecast:
         return Index(drives, dict(sorted(problems.items())))
 
     def samples(self, folder: Path, drives: Sequence[str]) -> Samples:
-        """One sample per track that was seen in the first 50 frames of a scenario; judged = kind AGENT."""
+        """One sample per track that was seen in the first 50 frames of a scenario; judged = kind AGENT.
+
+        Traits: drive, scenario, track, type, x_m and y_m (last known place), neighbours (other tracks within NEAR_M).
+        """
         inputs, targets, judged = [_none(PAST)], [_none(FUTURE)], [np.empty(0, dtype=np.bool_)]
+        traits = [_no_traits()]
         problems: Counter[str] = Counter()
         for scenario in stream(folder, drives):
             verdict = _verdict(scenario)
@@ -80,8 +90,12 @@ class MotionForecast:
             inputs.append(local[:, :PAST])
             targets.append(local[:, PAST:])
             judged.append(np.array(scenario.kinds)[chosen] == "AGENT")
+            traits.append(_traits(scenario, chosen))
         left_out = dict(sorted(problems.items()))
-        return Samples(np.concatenate(inputs), np.concatenate(targets), np.concatenate(judged), left_out)
+        known = {name: np.concatenate([each[name] for each in traits]) for name in traits[0]}
+        return Samples(
+            np.concatenate(inputs), np.concatenate(targets), np.concatenate(judged), left_out, known
+        )
 
     def frames(self, folder: Path, drives: Sequence[str]) -> Frames:
         """Every frame that has 2 s of past in its scenario, with all tracks seen throughout these 2 s."""
@@ -152,6 +166,36 @@ def agent_frame(history: Doubles, points: Doubles) -> Floats:
 
 def _verdict(scenario: Scenario) -> labels.Verdict:
     return labels.judge(scenario, frames=WINDOW, rate_hz=RATE_HZ)
+
+
+def _no_traits() -> dict[str, NDArray[Any]]:
+    text, metres = np.empty(0, dtype="<U1"), np.empty(0, dtype=np.float64)
+    return {
+        "drive": text,
+        "scenario": text,
+        "track": text,
+        "type": text,
+        "x_m": metres,
+        "y_m": metres,
+        "neighbours": np.empty(0, dtype=np.int32),
+    }
+
+
+def _traits(scenario: Scenario, chosen: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    """What is known of the chosen tracks at the last frame of their past."""
+    count = int(chosen.sum())
+    now = scenario.xy[:, PAST - 1]
+    own = now[chosen]
+    away = np.hypot(*np.moveaxis(own[:, None] - now[None], -1, 0))  # [chosen, tracks]; NaN: not seen now
+    return {
+        "drive": np.full(count, f"{scenario.region}/{scenario.drive}"),
+        "scenario": np.full(count, scenario.scenario_id),
+        "track": np.array(scenario.track_ids)[chosen],
+        "type": np.array(scenario.types)[chosen],
+        "x_m": own[:, 0],
+        "y_m": own[:, 1],
+        "neighbours": ((away <= NEAR_M).sum(axis=1) - 1).astype(np.int32),
+    }
 
 
 def _none(points: int) -> NDArray[Any]:

@@ -1,7 +1,8 @@
 """Prepared data: a folder of plain `.npy` arrays that a vehicle or the server maps into memory.
 
 Holds the folder's format, both ways. `meta.json` names the task, the drives and the counts; each part has
-`<part>_inputs.npy`, `<part>_targets.npy`, `<part>_judged.npy`; `frames` has inputs, offsets and sample.
+`<part>_inputs.npy`, `<part>_targets.npy`, `<part>_judged.npy`, of held-out parts also `<part>_trait_<name>.npy`;
+`frames` has inputs, offsets and sample.
 numpy and pydantic only: the agent and the server read it without pyarrow.
 """
 
@@ -69,8 +70,10 @@ def open(folder: Path, part: Part) -> Samples:  # noqa: A001 - called as prepare
     inputs = _load(folder, f"{part}_inputs", np.float32, np.uint8)
     targets = _load(folder, f"{part}_targets", np.float32)
     judged = _load(folder, f"{part}_judged", np.bool_)
+    names = sorted(path.stem for path in folder.glob(f"{part}_trait_*.npy"))
+    traits = {name.removeprefix(f"{part}_trait_"): _load(folder, name) for name in names}
     try:
-        return Samples(inputs, targets, judged)
+        return Samples(inputs, targets, judged, traits=traits)
     except ValueError as error:
         raise UsageError(f"{folder}: part {part}: {error}") from error
 
@@ -100,6 +103,8 @@ def write(folder: Path, meta: Meta, *, samples: Mapping[Part, Samples], frames: 
     temporary.mkdir(parents=True)
     for part, one in samples.items():
         _save(temporary, part, {"inputs": one.inputs, "targets": one.targets, "judged": one.judged})
+        if part != "train":  # who trains asks for no slices
+            _save(temporary, f"{part}_trait", one.traits)
     if frames is not None:
         arrays: dict[str, NDArray[Any]] = {
             "inputs": frames.inputs,
@@ -133,7 +138,7 @@ def _load(folder: Path, name: str, *dtypes: type[np.generic]) -> NDArray[Any]:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise UsageError(f"{path}: not a .npy file: {error}") from error
-    if array.dtype not in dtypes or array.ndim < 1:
+    if (dtypes and array.dtype not in dtypes) or array.ndim < 1:
         expected = " or ".join(str(np.dtype(dtype)) for dtype in dtypes)
         raise UsageError(f"{path}: expected {expected}, got {array.dtype}{list(array.shape)}")
     return array

@@ -30,6 +30,7 @@ __all__ = [
     "Metric",
     "Numbers",
     "Samples",
+    "Slicer",
     "Specification",
     "Sums",
     "Task",
@@ -100,23 +101,39 @@ class Specification:
 class Samples:
     """Labelled examples: inputs f32 or uint8 [N,*in], targets f32[N,*out], judged bool[N] (counts for the metrics).
 
-    `problems` counts what was left out of these drives, by reason.
+    `problems` counts what was left out of these drives, by reason. `traits` is what else is known of each sample, text
+    or numbers [N,…] by name, for slices, maps and files, never for the network: `drive` (its key), `x_m`, `y_m` (where
+    it was) and `scenario` are understood by every command, others by the task's own slices.
     """
 
     inputs: Numbers
     targets: Floats
     judged: NDArray[np.bool_]
     problems: Mapping[str, int] = field(default_factory=dict)
+    traits: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise ValueError when the three lengths differ."""
+        """Raise ValueError when the lengths differ."""
         if not len(self.inputs) == len(self.targets) == len(self.judged):
             lengths = f"{len(self.inputs)} inputs, {len(self.targets)} targets, {len(self.judged)} judged"
             raise ValueError(f"samples of different lengths: {lengths}")
+        for name, values in self.traits.items():
+            if len(values) != len(self.inputs):
+                text = f"{len(self.inputs)} inputs, {len(values)} values of trait {name}"
+                raise ValueError(f"samples of different lengths: {text}")
+
+    def take(self, rows: NDArray[np.int64]) -> Samples:
+        """Return these rows, in this order, without `problems`."""
+        traits = {name: values[rows] for name, values in self.traits.items()}
+        return Samples(self.inputs[rows], self.targets[rows], np.asarray(self.judged[rows]), traits=traits)
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.inputs)
+
+
+Slicer: TypeAlias = Callable[[Samples], NDArray[np.str_]]
+"""Samples in, the name of each sample's slice out, text[N]; empty: in none (`models/slices.py`)."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +156,17 @@ class Frames:
 
 @dataclass(frozen=True)
 class Drive:
-    """One continuous trip of one vehicle: splits are made of whole drives, never of pieces."""
+    """One continuous trip of one vehicle: splits are made of whole drives, never of pieces.
+
+    Drives that show the same seconds, or the same place at the same time, have the same `overlap`: they stay on one
+    side of a split. Empty: it overlaps with none.
+    """
 
     region: str
     drive: str
     recordings: int
     seconds: float
+    overlap: str = ""
 
     @property
     def key(self) -> str:
@@ -192,6 +214,8 @@ class Task(Protocol):
     and does not change in the published model); the first pattern that matches counts, the rest are sparse. `head`
     is a tuple of patterns of the tensors that are a region's own. `models/layout.py` puts both into the model's layout.
     What people read of it: `noun` is what its samples are ("tracks", "patients"), `trivial` what `baseline` answers.
+    `slices` cut its samples for reports and for the gate: a mapping of dimensions ("manoeuvre") to functions that take
+    `Samples` and return the name of each sample's slice, text[N], empty = in none (`models/slices.py`).
     `suits` are the settings that suit it, where nobody chose others: mappings `server` (as the configuration's section)
     and `compare` (as the arms of `fedfleet compare`).
     """

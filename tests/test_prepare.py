@@ -94,9 +94,24 @@ def test_an_older_folder_is_replaced_and_left_overs_go(folder: Path, ready: Path
     prepare(MOTION, folder, [Job(out=ready, drives=("town/d03",), parts=("validation",))])
     # then
     assert prepared.open_meta(ready).drives == ("town/d03",)
-    assert sorted(path.name for path in ready.parent.rglob("*.npy")) == [
-        f"validation_{name}.npy" for name in ("inputs", "judged", "targets")
-    ]
+    names = {path.stem for path in ready.parent.rglob("*.npy")}
+    assert {name for name in names if "_trait_" not in name} == {
+        f"validation_{name}" for name in ("inputs", "judged", "targets")
+    }
+    assert all(name.startswith("validation_") for name in names)
+
+
+def test_held_out_parts_keep_what_slices_need_and_training_does_not(folder: Path, tmp_path: Path) -> None:
+    # when
+    jobs = [Job(out=tmp_path / part, drives=("town/d01",), parts=(part,)) for part in ("train", "test")]
+    prepare(MOTION, folder, jobs)
+    # then
+    wanted = MOTION.samples(folder, ["town/d01"]).traits
+    found = prepared.open(tmp_path / "test", "test").traits
+    assert found.keys() == wanted.keys()
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(found[name], values)
+    assert not prepared.open(tmp_path / "train", "train").traits
 
 
 def test_a_failed_preparation_leaves_the_older_folder(folder: Path, ready: Path) -> None:
