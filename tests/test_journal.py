@@ -15,7 +15,8 @@ from fedfleet.codec.delta import Delta
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.vehicle_agent.entries import Graph, OutboxEntry, Released
-from fedfleet.vehicle_agent.journal import Journal, JournalError
+from fedfleet.vehicle_agent.journal import Journal
+from fedfleet.vehicle_agent.journal_file import JournalError
 from fedfleet.vehicle_agent.state import Base
 from fedfleet.vehicle_agent.trusted import Seen
 

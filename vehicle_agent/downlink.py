@@ -13,7 +13,8 @@ from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent.assemble import Held, Model, Route, build, route
 from fedfleet.vehicle_agent.entries import Released
 from fedfleet.vehicle_agent.fetch import Fetch
-from fedfleet.vehicle_agent.journal import Journal, JournalError
+from fedfleet.vehicle_agent.journal import Journal
+from fedfleet.vehicle_agent.journal_file import JournalError
 from fedfleet.vehicle_agent.runtime import Replay
 from fedfleet.vehicle_agent.state import Base
 from fedfleet.vehicle_agent.swap import Candidate, Sessions, Swapper, Tried

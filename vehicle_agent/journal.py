@@ -5,12 +5,8 @@ is one that passed its checks. A full disk is a JournalError: the transaction is
 file is kept aside (``salvage.py``): a fresh journal takes its place, under a new epoch, so that no id comes twice.
 """
 
-import os
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import sha256
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,89 +16,18 @@ from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.vehicle_agent import salvage
 from fedfleet.vehicle_agent.entries import Graph, OutboxEntry, Released
-from fedfleet.vehicle_agent.keys import load_or_create, lock
-from fedfleet.vehicle_agent.schema import STEPS, TABLES, VERSION
+from fedfleet.vehicle_agent.journal_file import JournalFile
 from fedfleet.vehicle_agent.state import Active, Base, Pending
 from fedfleet.vehicle_agent.trusted import Seen
 
-__all__ = ["Journal", "JournalError"]
+__all__ = ["Journal"]
 
 Floats = NDArray[np.float32]
 ANSWERED_KEPT = 64
 
 
-class JournalError(Exception):
-    """The journal could not be written; nothing of the change remains. ``reason`` is a short code."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        """Keep the reason and the detail; ``str()`` joins them."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-
-
-class Journal:
+class Journal(JournalFile):
     """The journal of one vehicle for one task; one thread of one process at a time."""
-
-    def __init__(self, folder: Path, *, vehicle: str, task: str, epoch: int, seed: bytes) -> None:
-        """Open the journal in ``folder``, or create it with this epoch (64 bits) and this seed of its key.
-
-        ``salvaged`` is where a damaged one was put, in whose place this one begins anew; None mostly.
-        Raises UsageError when another process holds it, or it is another vehicle's.
-        """
-        self._folder, self._task, self._vehicle = folder, task, vehicle
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(folder, vehicle)
-            self.key = load_or_create(folder, draw=lambda _: seed)
-            self.salvaged: Path | None = None
-            try:
-                self._open(epoch)
-            except (sqlite3.Error, ValueError) as error:
-                if isinstance(error, sqlite3.Error) and not salvage.is_damage(error):
-                    raise
-                self._db.close()
-                self.salvaged = salvage.set_aside(folder)
-                self._open(epoch)
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"vehicle {vehicle}: journal {folder} cannot be opened: {error}") from error
-
-    def _open(self, epoch: int) -> None:
-        self._db = sqlite3.connect(
-            self._folder / "journal.sqlite", isolation_level=None, cached_statements=32
-        )
-        self._prepare(epoch)
-        self.epoch = int(self._meta("epoch"), 16)
-
-    def _prepare(self, epoch: int) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-512", "wal_autocheckpoint=256"):
-            self._db.execute(f"PRAGMA {pragma}")
-        salvage.check(self._db)
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            first = {"vehicle": self._vehicle, "epoch": f"{epoch:016x}", "session": "0", "sequence": "0"}
-            pin = salvage.pinned(self._folder)
-            if pin is not None:
-                first |= {"server_key": pin, "enrolled": "1"}
-            values = ",".join(f"('{name}', '{value}')" for name, value in first.items())
-            self._db.executescript(
-                f"BEGIN IMMEDIATE; {TABLES} INSERT INTO meta VALUES {values}; PRAGMA user_version={VERSION}; COMMIT;"  # noqa: S608
-            )
-        elif version < VERSION:
-            steps = "".join(STEPS[version - 1 :])
-            self._db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={VERSION}; COMMIT;")
-        elif version > VERSION:
-            raise UsageError(f"journal {self._folder} has version {version}, this program writes {VERSION}")
-        if not self._meta("vehicle"):
-            raise ValueError("the journal does not say whose it is")
-        if self._meta("vehicle") != self._vehicle:
-            raise UsageError(
-                f"journal {self._folder} is that of vehicle {self._meta('vehicle')}, not {self._vehicle}"
-            )
-
-    def close(self) -> None:
-        """Let the journal go; another process may open it."""
-        self._db.close()
-        os.close(self._lock)
 
     # --- identity ---
 
@@ -185,9 +110,9 @@ class Journal:
 
     def sealed(self, sequence: int) -> OutboxEntry | None:
         """Return an update of the outbox, None when it is settled."""
-        row = self._db.execute(
-            "SELECT sealed, update_id, round, region, coordinates FROM outbox WHERE sequence = ?", (sequence,)
-        ).fetchone()
+        row = self._row(
+            "SELECT sealed, update_id, round, region, coordinates FROM outbox WHERE sequence = ?", sequence
+        )
         if row is None:
             return None
         named = None if row[4] is None else np.frombuffer(row[4], dtype="<u4").astype(np.int64)
@@ -223,14 +148,14 @@ class Journal:
         for row, query in enumerate(
             ("SELECT vector FROM control WHERE task = ?", "SELECT control FROM base WHERE task = ?")
         ):
-            held = self._db.execute(query, (self._task,)).fetchone()
+            held = self._row(query, self._task)
             if held and held[0] is not None and len(held[0]) == 4 * size:
                 found[row] = np.frombuffer(held[0], dtype="<f4")
         return found
 
     def residual(self, size: int) -> Floats:
         """Return the residual float32[size]: zeros when there is none, or the model has another size now."""
-        row = self._db.execute("SELECT vector FROM residual WHERE task = ?", (self._task,)).fetchone()
+        row = self._row("SELECT vector FROM residual WHERE task = ?", self._task)
         if row is None or len(row[0]) != 4 * size:
             return np.zeros(size, dtype=np.float32)
         return np.frombuffer(row[0], dtype="<f4").astype(np.float32)
@@ -238,9 +163,9 @@ class Journal:
     @property
     def outbox(self) -> tuple[Pending, ...]:
         """The updates whose fate is open, oldest first."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT sequence, update_id, sent_sha256, round, state, attempts FROM outbox WHERE task = ? ORDER BY 1",
-            (self._task,),
+            self._task,
         )
         return tuple(
             Pending(s, u, d, r, stored=state == "stored", attempts=a) for s, u, d, r, state, a in rows
@@ -249,7 +174,7 @@ class Journal:
     @property
     def answered(self) -> frozenset[int]:
         """The rounds that were answered with an update, newest 64."""
-        rows = self._db.execute("SELECT round FROM answered WHERE task = ?", (self._task,))
+        rows = self._rows("SELECT round FROM answered WHERE task = ?", self._task)
         return frozenset(round_ for (round_,) in rows)
 
     # --- freshness ---
@@ -257,9 +182,9 @@ class Journal:
     @property
     def seen(self) -> dict[str, Seen]:
         """The newest of each kind, by region."""
-        rows = self._db.execute(
+        rows = self._rows(
             "SELECT region, round, revision, version, onnx_sha256, release FROM seen WHERE task = ?",
-            (self._task,),
+            self._task,
         )
         return {region: Seen(r, v, "", version, digest, n) for region, r, v, version, digest, n in rows}
 
@@ -274,29 +199,27 @@ class Journal:
     @property
     def base(self) -> Base | None:
         """The published model that trainings start from."""
-        row = self._db.execute(
-            "SELECT version, onnx_sha256, region, step IS NOT NULL FROM base WHERE task = ?", (self._task,)
-        ).fetchone()
+        row = self._row(
+            "SELECT version, onnx_sha256, region, step IS NOT NULL FROM base WHERE task = ?", self._task
+        )
         return Base(row[0], row[1], row[2], step=bool(row[3])) if row else None
 
     @property
     def base_vector(self) -> Floats | None:
         """The base's weights, float32[M]."""
-        row = self._db.execute("SELECT vector FROM base WHERE task = ?", (self._task,)).fetchone()
+        row = self._row("SELECT vector FROM base WHERE task = ?", self._task)
         return np.frombuffer(row[0], dtype="<f4").astype(np.float32) if row else None
 
     @property
     def base_step(self) -> bytes | None:
         """The delta that led to the base, as a payload; empty when there was none, None when it is not held."""
-        row = self._db.execute("SELECT step FROM base WHERE task = ?", (self._task,)).fetchone()
+        row = self._row("SELECT step FROM base WHERE task = ?", self._task)
         return row[0] if row else None
 
     @property
     def graph(self) -> Graph | None:
         """The graph of the base."""
-        row = self._db.execute(
-            "SELECT sha256, layout, onnx FROM graph WHERE task = ?", (self._task,)
-        ).fetchone()
+        row = self._row("SELECT sha256, layout, onnx FROM graph WHERE task = ?", self._task)
         return Graph(*row) if row else None
 
     def set_base(
@@ -314,7 +237,7 @@ class Journal:
         with self._change():
             row = (self._task, base.version, base.onnx_sha256, data, graph.sha256, base.region, step, told)
             self._db.execute("INSERT OR REPLACE INTO base VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-            held = self._db.execute("SELECT sha256 FROM graph WHERE task = ?", (self._task,)).fetchone()
+            held = self._row("SELECT sha256 FROM graph WHERE task = ?", self._task)
             if held != (graph.sha256,):
                 row_graph = (self._task, graph.sha256, graph.layout, graph.onnx)
                 self._db.execute("INSERT OR REPLACE INTO graph VALUES (?, ?, ?, ?)", row_graph)
@@ -338,10 +261,11 @@ class Journal:
 
     def released(self, slot: str) -> Released | None:
         """Return the ``active`` or the ``previous`` release; None when absent or its bytes are not its digest's."""
-        row = self._db.execute(
+        row = self._row(
             "SELECT number, version, onnx_sha256, model FROM release WHERE task = ? AND slot = ?",
-            (self._task, slot),
-        ).fetchone()
+            self._task,
+            slot,
+        )
         found = Released(*row) if row else None
         return found if found and sha256(found.model).hexdigest() == found.onnx_sha256 else None
 
@@ -353,15 +277,8 @@ class Journal:
 
     # --- inside ---
 
-    def _meta(self, name: str) -> str:
-        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return str(row[0]) if row else ""
-
-    def _set(self, name: str, value: str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
-
     def _forget(self, coordinates: NDArray[np.int64]) -> None:
-        row = self._db.execute("SELECT vector FROM residual WHERE task = ?", (self._task,)).fetchone()
+        row = self._row("SELECT vector FROM residual WHERE task = ?", self._task)
         if row is not None:
             vector = np.frombuffer(row[0], dtype="<f4").astype(np.float32)
             vector[coordinates[coordinates < vector.size]] = 0
@@ -370,32 +287,3 @@ class Journal:
     def _set_residual(self, vector: Floats) -> None:
         data = vector.astype("<f4", copy=False).tobytes()
         self._db.execute("INSERT OR REPLACE INTO residual VALUES (?, ?)", (self._task, data))
-
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        """Run one transaction, whole or not at all."""
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
-                raise
-            try:
-                self._db.execute("COMMIT")
-            except sqlite3.Error:
-                with suppress(sqlite3.Error):
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.DatabaseError as error:
-            code = error.sqlite_errorcode
-            damaged = code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-            if not damaged and not isinstance(error, sqlite3.OperationalError):
-                raise
-            reason = {sqlite3.SQLITE_FULL: "disk-full"}.get(
-                code, "journal-corrupt" if damaged else "journal-failed"
-            )
-            where = f"vehicle {self._vehicle}: journal {self._folder}"
-            text = f"{where} cannot be written: {error}; inference goes on, what was learned is given up"
-            raise JournalError(reason, text) from error

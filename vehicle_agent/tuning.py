@@ -26,7 +26,8 @@ from fedfleet.vehicle_agent.agent import training_seed
 from fedfleet.vehicle_agent.budget import Encoded, best, budget_for, settings_for
 from fedfleet.vehicle_agent.entries import OutboxEntry
 from fedfleet.vehicle_agent.jobs import Job, Told
-from fedfleet.vehicle_agent.journal import Journal, JournalError
+from fedfleet.vehicle_agent.journal import Journal
+from fedfleet.vehicle_agent.journal_file import JournalError
 from fedfleet.vehicle_agent.trainer_port import Trainers
 
 __all__ = ["Means", "Tuning"]

@@ -17,7 +17,8 @@ from fedfleet.vehicle_agent.agent import step
 from fedfleet.vehicle_agent.downlink import Downlink
 from fedfleet.vehicle_agent.eligibility import Conditions
 from fedfleet.vehicle_agent.jobs import Told
-from fedfleet.vehicle_agent.journal import Journal, JournalError
+from fedfleet.vehicle_agent.journal import Journal
+from fedfleet.vehicle_agent.journal_file import JournalError
 from fedfleet.vehicle_agent.runtime import Replay
 from fedfleet.vehicle_agent.state import State
 from fedfleet.vehicle_agent.swap import Tried

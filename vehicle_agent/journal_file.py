@@ -1,0 +1,145 @@
+"""The file of a journal: opened, brought up to date, checked, or set aside; transactions that are whole or not at all.
+
+SQLite with WAL and synchronous=FULL. What fails in it is a JournalError, reading or writing.
+"""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from fedfleet.protocol.errors import UsageError
+from fedfleet.vehicle_agent import salvage
+from fedfleet.vehicle_agent.keys import load_or_create, lock
+from fedfleet.vehicle_agent.schema import STEPS, TABLES, VERSION
+
+__all__ = ["JournalError", "JournalFile"]
+
+REASONS = {
+    sqlite3.SQLITE_FULL: "disk-full",
+    sqlite3.SQLITE_CORRUPT: "journal-corrupt",
+    sqlite3.SQLITE_NOTADB: "journal-corrupt",
+}
+
+
+class JournalError(Exception):
+    """The journal could not be read or written; nothing of a change remains. ``reason`` is a short code."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """Keep the reason and the detail; ``str()`` joins them."""
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+class JournalFile:
+    """The open file; one thread of one process at a time."""
+
+    def __init__(self, folder: Path, *, vehicle: str, task: str, epoch: int, seed: bytes) -> None:
+        """Open the journal in ``folder``, or create it with this epoch (64 bits) and this seed of its key.
+
+        ``salvaged`` is where a damaged one was put, in whose place this one begins anew; None mostly.
+        Raises UsageError when another process holds it, or it is another vehicle's.
+        """
+        self._folder, self._task, self._vehicle = folder, task, vehicle
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(folder, vehicle)
+            self.key = load_or_create(folder, draw=lambda _: seed)
+            self.salvaged: Path | None = None
+            try:
+                self._open(epoch)
+            except (JournalError, sqlite3.Error, ValueError) as error:
+                cause = error.__cause__ if isinstance(error, JournalError) else error
+                if isinstance(cause, sqlite3.Error) and not salvage.is_damage(cause):
+                    raise cause from error
+                self._db.close()
+                self.salvaged = salvage.set_aside(folder)
+                self._open(epoch)
+        except (OSError, sqlite3.Error) as error:
+            raise UsageError(f"vehicle {vehicle}: journal {folder} cannot be opened: {error}") from error
+
+    def _open(self, epoch: int) -> None:
+        self._db = sqlite3.connect(
+            self._folder / "journal.sqlite", isolation_level=None, cached_statements=32
+        )
+        self._prepare(epoch)
+        self.epoch = int(self._meta("epoch"), 16)
+
+    def _prepare(self, epoch: int) -> None:
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-512", "wal_autocheckpoint=256"):
+            self._db.execute(f"PRAGMA {pragma}")
+        salvage.check(self._db)
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            first = {"vehicle": self._vehicle, "epoch": f"{epoch:016x}", "session": "0", "sequence": "0"}
+            pin = salvage.pinned(self._folder)
+            if pin is not None:
+                first |= {"server_key": pin, "enrolled": "1"}
+            values = ",".join(f"('{name}', '{value}')" for name, value in first.items())
+            self._db.executescript(
+                f"BEGIN IMMEDIATE; {TABLES} INSERT INTO meta VALUES {values}; PRAGMA user_version={VERSION}; COMMIT;"  # noqa: S608
+            )
+        elif version < VERSION:
+            steps = "".join(STEPS[version - 1 :])
+            self._db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={VERSION}; COMMIT;")
+        elif version > VERSION:
+            raise UsageError(f"journal {self._folder} has version {version}, this program writes {VERSION}")
+        if not self._meta("vehicle"):
+            raise ValueError("the journal does not say whose it is")
+        if self._meta("vehicle") != self._vehicle:
+            raise UsageError(
+                f"journal {self._folder} is that of vehicle {self._meta('vehicle')}, not {self._vehicle}"
+            )
+
+    def close(self) -> None:
+        """Let the journal go; another process may open it."""
+        self._db.close()
+        os.close(self._lock)
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Return what a query finds."""
+        try:
+            return self._db.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error, "read") from error
+
+    def _row(self, query: str, *values: object) -> tuple[Any, ...] | None:
+        """Return the first row that a query finds."""
+        return next(iter(self._rows(query, *values)), None)
+
+    def _meta(self, name: str) -> str:
+        row = self._row("SELECT value FROM meta WHERE name = ?", name)
+        return str(row[0]) if row else ""
+
+    def _set(self, name: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Run one transaction, whole or not at all."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+            try:
+                self._db.execute("COMMIT")
+            except sqlite3.Error:
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise self._failure(error, "written") from error
+
+    def _failure(self, error: sqlite3.DatabaseError, what: str) -> JournalError:
+        reason = REASONS.get(error.sqlite_errorcode & 0xFF, "journal-failed")
+        where = f"vehicle {self._vehicle}: journal {self._folder} cannot be {what}"
+        text = f"{where}: {error}; inference goes on, what was learned is given up"
+        return JournalError(reason, text)
