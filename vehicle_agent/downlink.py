@@ -15,7 +15,7 @@ from fedfleet.vehicle_agent.entries import Released
 from fedfleet.vehicle_agent.fetch import Fetch
 from fedfleet.vehicle_agent.journal import Journal
 from fedfleet.vehicle_agent.journal_file import JournalError
-from fedfleet.vehicle_agent.runtime import Replay
+from fedfleet.vehicle_agent.runtime import Replay, Run
 from fedfleet.vehicle_agent.state import Base
 from fedfleet.vehicle_agent.swap import Candidate, Sessions, Swapper, Tried
 
@@ -64,7 +64,6 @@ class Downlink:
         self._task, self._limits = task, limits
         self._under: _Under | None = None
         self._fetched: tuple[Release, Model, tuple[Floats, Floats]] | None = None
-        self._sessions: Sessions | None = None
         self._given_up: set[str] = set()
         self.shadow_answers = self.shadow_disagreed = 0
         self._link: Link | None = None
@@ -75,20 +74,24 @@ class Downlink:
         """Use this link from now on."""
         self._link, self._fleet, self._jitter = link, fleet, jitter
 
-    def resume(self, sessions: Sessions) -> str:
-        """Drive with the active release of the journal, else the previous one; returns why not, or nothing."""
-        self._sessions, reason = sessions, ""
+    def resume(self, sessions: Sessions) -> list[ev.Event]:
+        """Drive with the active release of the journal, the previous one at hand; with that one, where it must be."""
+        events: list[ev.Event] = []
+        runs: dict[str, Run] = {}
         for slot in ("active", "previous"):
             released = self._journal.released(slot)
             if released is None:
                 continue
             try:
-                self._replay.swap_ends(sessions.load(released.model, released.onnx_sha256))
+                runs[slot] = sessions.load(released.model, released.onnx_sha256)
             except PeerError as error:
-                reason = reason or error.reason
-            else:
-                return reason
-        return reason
+                events.append(ev.MessageRefused(f"{slot}-{error.reason}"))
+        if "active" not in runs and "previous" in runs and (before := self._journal.revert()) is not None:
+            events.append(ev.Activated(before.number, before.version, before.onnx_sha256))
+        ready = list(runs.values())
+        if ready:
+            self._replay.begin(ready[0], before=ready[1] if len(ready) > 1 else None)
+        return events
 
     def fetch(self, pointer: ModelPointer, release: Release | None, now_s: float) -> list[ev.Event]:
         """Begin to fetch the published model, or a release."""

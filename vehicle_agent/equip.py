@@ -19,6 +19,7 @@ from fedfleet.vehicle_agent.config import FleetConfig, VehicleEntry
 from fedfleet.vehicle_agent.downlink import Downlink, Limits
 from fedfleet.vehicle_agent.eligibility import Conditions, Fixed, parse_trace
 from fedfleet.vehicle_agent.journal import Journal
+from fedfleet.vehicle_agent.journal_file import JournalError
 from fedfleet.vehicle_agent.runtime import Replay
 from fedfleet.vehicle_agent.state import Resumed, Settings, start
 from fedfleet.vehicle_agent.swap import Swapper
@@ -26,6 +27,7 @@ from fedfleet.vehicle_agent.trainer_port import Trainers
 from fedfleet.vehicle_agent.trusted import Trusted
 from fedfleet.vehicle_agent.tuning import Means, Tuning
 from fedfleet.vehicle_agent.vehicle import Parts, Vehicle
+from fedfleet.vehicle_agent.verify import forget_damaged
 from fedfleet.vehicle_agent.watch import Watch
 
 __all__ = ["Shared", "World", "equip"]
@@ -68,18 +70,11 @@ def equip(entry: VehicleEntry, index: int, shared: Shared) -> Vehicle:
     try:
         settings = _settings(config, entry, wire_task)
         trusted = _trusted(config, entry, journal, wire_task)
-    except UsageError:
+        lost = forget_damaged(journal)
+        resumed = _resumed(journal, trusted)
+    except (UsageError, JournalError) as error:
         journal.close()
-        raise
-    resumed = Resumed(
-        session=journal.next_session(),
-        enrolled=trusted.code is None,
-        region=journal.region,
-        base=journal.base,
-        active=journal.active,
-        answered=journal.answered,
-        outbox=journal.outbox,
-    )
+        raise UsageError(str(error)) from error
     limits = Limits(config.max_model_bytes, config.blob_timeout_s)
     downlink = Downlink(journal, replay, shared.swapper, owner=index, task=task, limits=limits)
     who = (config.fleet, entry.vehicle)
@@ -93,7 +88,7 @@ def equip(entry: VehicleEntry, index: int, shared: Shared) -> Vehicle:
     vehicle = Vehicle(
         start(settings, resumed),
         trusted,
-        Parts(journal, replay, downlink, tuning, conditions),
+        Parts(journal, replay, downlink, tuning, conditions, lost),
         nonce=lambda: f"{world.bits(128):032x}",
         report=world.report,
         rss_bytes=world.rss_bytes,
@@ -101,6 +96,18 @@ def equip(entry: VehicleEntry, index: int, shared: Shared) -> Vehicle:
     if config.record_events:
         vehicle.observer = partial(_record, folder / "events.jsonl")
     return vehicle
+
+
+def _resumed(journal: Journal, trusted: Trusted) -> Resumed:
+    return Resumed(
+        session=journal.next_session(),
+        enrolled=trusted.code is None,
+        region=journal.region,
+        base=journal.base,
+        active=journal.active,
+        answered=journal.answered,
+        outbox=journal.outbox,
+    )
 
 
 def _means(config: FleetConfig) -> Means:

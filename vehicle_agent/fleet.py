@@ -11,7 +11,6 @@ from fedfleet.link.inbox import Inbox
 from fedfleet.link.port import Event, Link, Published, Sink, Will
 from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
-from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent.config import FleetConfig
 from fedfleet.vehicle_agent.equip import Shared, World, equip
 from fedfleet.vehicle_agent.runtime import Inference
@@ -80,15 +79,7 @@ class Fleet:
         """Drive with what the journals hold, and connect."""
         self._started_s = self._world.monotonic_s()
         for vehicle in self.vehicles:
-            if (kept := vehicle.parts.journal.salvaged) is not None:
-                vehicle.handle(ev.MessageRefused("journal-corrupt"), self._world.now_s())
-                told = f"journal is damaged, kept as {kept.name}; beginning anew"
-                self._world.report(
-                    f"vehicle {vehicle.name}: {told}, as epoch {vehicle.parts.journal.epoch:x}"
-                )
-            reason = vehicle.parts.downlink.resume(self._sessions)
-            if reason:
-                vehicle.handle(ev.MessageRefused(f"active-{reason}"), self._world.now_s())
+            vehicle.resume(self._sessions, self._world.now_s())
         self._inference.start()
         for index, vehicle in enumerate(self.vehicles):
             link = self._connect(vehicle.name, self._sink(index), will=vehicle.will)

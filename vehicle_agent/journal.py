@@ -154,11 +154,12 @@ class Journal(JournalFile):
         return found
 
     def residual(self, size: int) -> Floats:
-        """Return the residual float32[size]: zeros when there is none, or the model has another size now."""
+        """Return the residual float32[size]: zeros when there is none, or not for this model."""
         row = self._row("SELECT vector FROM residual WHERE task = ?", self._task)
         if row is None or len(row[0]) != 4 * size:
             return np.zeros(size, dtype=np.float32)
-        return np.frombuffer(row[0], dtype="<f4").astype(np.float32)
+        found = np.frombuffer(row[0], dtype="<f4").astype(np.float32)
+        return found if np.isfinite(found).all() else np.zeros(size, dtype=np.float32)
 
     @property
     def outbox(self) -> tuple[Pending, ...]:
@@ -208,7 +209,8 @@ class Journal(JournalFile):
     def base_vector(self) -> Floats | None:
         """The base's weights, float32[M]."""
         row = self._row("SELECT vector FROM base WHERE task = ?", self._task)
-        return np.frombuffer(row[0], dtype="<f4").astype(np.float32) if row else None
+        whole = row is not None and len(row[0]) % 4 == 0
+        return np.frombuffer(row[0], dtype="<f4").astype(np.float32) if row and whole else None
 
     @property
     def base_step(self) -> bytes | None:
@@ -241,6 +243,12 @@ class Journal(JournalFile):
             if held != (graph.sha256,):
                 row_graph = (self._task, graph.sha256, graph.layout, graph.onnx)
                 self._db.execute("INSERT OR REPLACE INTO graph VALUES (?, ?, ?, ?)", row_graph)
+
+    def drop_base(self) -> None:
+        """Hold no base any more, nor its graph: the next pointer brings both anew."""
+        with self._change():
+            self._db.execute("DELETE FROM base WHERE task = ?", (self._task,))
+            self._db.execute("DELETE FROM graph WHERE task = ?", (self._task,))
 
     def activate(self, released: Released) -> None:
         """Make a release that passed its checks the active one; the active one becomes the previous."""

@@ -139,7 +139,10 @@ class JournalFile:
             raise self._failure(error, "written") from error
 
     def _failure(self, error: sqlite3.DatabaseError, what: str) -> JournalError:
-        reason = REASONS.get(error.sqlite_errorcode & 0xFF, "journal-failed")
+        code = getattr(
+            error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT
+        )  # without one: bytes of no such type
+        reason = REASONS.get(code & 0xFF, "journal-failed")
         where = f"vehicle {self._vehicle}: journal {self._folder} cannot be {what}"
         text = f"{where}: {error}; inference goes on, what was learned is given up"
         return JournalError(reason, text)

@@ -129,6 +129,10 @@ class Replay:
         failure, self._failure = self._failure, ""
         return failure
 
+    def begin(self, run: Run, *, before: Run | None = None) -> None:
+        """Drive with ``run`` from the first frame on, with the model ``before`` it at hand."""
+        self._run, self._previous = run, before
+
     def swap_begins(self) -> None:
         """From now on missed frames also count as missed in a swap."""
         self._swapping = True

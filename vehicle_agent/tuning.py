@@ -78,6 +78,13 @@ class Tuning:
 
     def start(self, plan: Plan, seed: int) -> list[ev.Event]:
         """Hand the base and the plan's settings to a trainer."""
+        try:
+            return self._start(plan, seed)
+        except JournalError as error:
+            self.trouble = str(error)
+            return [ev.TrainingFailed(plan.round, error.reason)]
+
+    def _start(self, plan: Plan, seed: int) -> list[ev.Event]:
         base, vector = self._journal.base, self._journal.base_vector
         if base is None or vector is None or base.version != plan.base_version:
             return [ev.TrainingFailed(plan.round, "base-missing")]

@@ -21,7 +21,7 @@ from fedfleet.vehicle_agent.journal import Journal
 from fedfleet.vehicle_agent.journal_file import JournalError
 from fedfleet.vehicle_agent.runtime import Replay
 from fedfleet.vehicle_agent.state import State
-from fedfleet.vehicle_agent.swap import Tried
+from fedfleet.vehicle_agent.swap import Sessions, Tried
 from fedfleet.vehicle_agent.trusted import Trusted, admit
 from fedfleet.vehicle_agent.tuning import Tuning
 from fedfleet.vehicle_agent.uplink import Uplink, will
@@ -34,13 +34,14 @@ MOST_REASONS = 90
 
 @dataclass(frozen=True)
 class Parts:
-    """What a vehicle is made of."""
+    """What a vehicle is made of; ``lost`` has the reason of each thing that its journal had to forget."""
 
     journal: Journal
     replay: Replay
     downlink: Downlink
     tuning: Tuning
     conditions: Conditions
+    lost: tuple[str, ...] = ()
 
 
 class Vehicle:
@@ -100,6 +101,16 @@ class Vehicle:
         """Payload bytes published since the start."""
         return self._uplink.bytes_up
 
+    def resume(self, sessions: Sessions, now_s: float) -> None:
+        """Drive with what the journal holds, and count what it holds no more."""
+        journal = self.parts.journal
+        if journal.salvaged is not None:
+            told = f"journal is damaged, kept as {journal.salvaged.name}; beginning anew"
+            self._report(f"vehicle {self.name}: {told}, as epoch {journal.epoch:x}")
+        for reason in ("journal-corrupt",) * (journal.salvaged is not None) + self.parts.lost:
+            self.handle(ev.MessageRefused(reason), now_s)
+        self._advance(lambda: self.parts.downlink.resume(sessions), now_s)
+
     def connect(self, link: Link) -> None:
         """Speak and listen over this link; its events come through ``on_link``."""
         fleet = self.state.settings.fleet
@@ -138,13 +149,8 @@ class Vehicle:
         if signals != self._signals:
             self._signals = signals
             self.handle(ev.ConditionsRead(signals), now_s)
-        try:
-            fallen = self.parts.downlink.fall_back()
-        except JournalError as error:
-            self._journal_failed(error)
-            fallen = []
-        for event in (*fallen, *self.parts.downlink.tick(now_s)):
-            self.handle(event, now_s)
+        self._advance(self.parts.downlink.fall_back, now_s)
+        self._advance(lambda: self.parts.downlink.tick(now_s), now_s)
         self.handle(ev.Tick(), now_s)
         self._uplink.retry()
         waits = now_s < self._metrics_at_s <= now_s + metrics_interval_s  # else the clock was set back
@@ -180,14 +186,23 @@ class Vehicle:
                 trouble = self.parts.tuning.trouble
                 self._report(f"vehicle {self.name}: round {current.round}: {current.reason}: {trouble}"[:400])
 
+    def _advance(self, downlink: Callable[[], Iterable[ev.Event]], now_s: float) -> None:
+        """Let the way down do its work, and take what comes of it."""
+        events: Iterable[ev.Event] = ()
+        try:
+            events = downlink()
+        except JournalError as error:
+            self._journal_failed(error)
+        for event in events:
+            self.handle(event, now_s)
+
     # --- what arrives ---
 
     def _deliver(self, delivery: Delivery, now_s: float) -> None:
         try:
             topic = topics.parse(delivery.topic)
             if topic.kind == "blob":
-                for event in self.parts.downlink.deliver(topic, delivery.payload, now_s):
-                    self.handle(event, now_s)
+                self._advance(lambda: self.parts.downlink.deliver(topic, delivery.payload, now_s), now_s)
                 return
             if not delivery.payload:  # a retained topic was cleared
                 return
