@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final, cast
 
 from fedfleet.scenarios.records import ScenarioError
 
@@ -23,7 +23,9 @@ __all__ = [
     "MAX_RATIO",
     "Head",
     "Member",
+    "Stream",
     "head",
+    "open_streams",
     "plain_file",
     "zip_members",
 ]
@@ -32,6 +34,7 @@ HEAD_BYTES: Final = 65536
 """So much of a file is looked at to tell its format."""
 
 MAX_MEMBER_BYTES: Final = 16 * 2**20
+MAX_STREAM_BYTES: Final = 64 * 2**30
 MAX_MEMBERS: Final = 1_000_000
 MAX_RATIO: Final = 200
 """Text of recordings packs 5 to 10 times; an archive that unpacks to more than this is not one of recordings."""
@@ -131,18 +134,54 @@ def zip_members(path: Path, suffix: str) -> list[Member]:
     Raises ScenarioError for a file that is no zip, is truncated, encrypted, packed in an unknown way, holds too many
     members or unpacks to too much.
     """
+    archive, found = _directory(path, suffix)
+    try:
+        _check(path, found, member_bytes=MAX_MEMBER_BYTES)
+    except ScenarioError:
+        archive.close()
+        raise
+    return [_member(path, archive, entry, suffix) for entry in found]
+
+
+def _directory(path: Path, suffix: str) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         text = f"{path.name}: expected a whole zip archive, got {path.stat().st_size} bytes that are none ({error})"
         raise ScenarioError("not-a-zip", text) from error
-    found = [entry for entry in archive.infolist() if not entry.is_dir() and entry.filename.endswith(suffix)]
-    try:
-        _check(path, found)
-    except ScenarioError:
-        archive.close()
-        raise
-    return [_member(path, archive, entry, suffix) for entry in found]
+    names = (entry for entry in archive.infolist() if entry.filename.endswith(suffix))
+    return archive, [entry for entry in names if not entry.is_dir()]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A file that is read piece by piece, however large it is; `open` starts it anew."""
+
+    where: str
+    name: str
+    size_bytes: int
+    open: Callable[[], BinaryIO]
+
+
+def open_streams(folder: Path, path: Path, suffix: str) -> list[Stream]:
+    """A file, or the members of that ending of a zip, checked as `zip_members` but for the size of one member."""
+    if path.suffix != ".zip":
+        where = path.relative_to(folder).as_posix()
+        return [Stream(where, path.name, path.stat().st_size, lambda: path.open("rb"))]
+    archive, found = _directory(path, suffix)
+    _check(path, found, member_bytes=MAX_STREAM_BYTES)
+    return [_stream(path, archive, entry) for entry in found]
+
+
+def _stream(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Stream:
+    def start() -> BinaryIO:
+        try:
+            return cast("BinaryIO", archive.open(entry))
+        except _DAMAGED as error:
+            raise ScenarioError("damaged-member", f"{path.name}: {entry.filename}: {error}") from error
+
+    name = entry.filename.rpartition("/")[2]
+    return Stream(f"{path.name}: {entry.filename}", name, entry.file_size, start)
 
 
 def _member(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, suffix: str) -> Member:
@@ -156,7 +195,7 @@ def _member(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, suffix
     return Member(f"{path.name}: {entry.filename}", stem, entry.file_size, take)
 
 
-def _check(path: Path, found: list[zipfile.ZipInfo]) -> None:
+def _check(path: Path, found: list[zipfile.ZipInfo], *, member_bytes: int) -> None:
     if len(found) > MAX_MEMBERS:
         raise ScenarioError("too-many-members", f"{path.name}: {len(found)} members, limit {MAX_MEMBERS}")
     for entry in found:
@@ -165,8 +204,8 @@ def _check(path: Path, found: list[zipfile.ZipInfo]) -> None:
         if entry.compress_type not in _METHODS:
             text = f"{path.name}: {entry.filename}: expected stored or deflated, got method {entry.compress_type}"
             raise ScenarioError("unknown-compression", text)
-        if entry.file_size > MAX_MEMBER_BYTES:
-            limit = f"{entry.file_size / 1e6:.1f} MB unpacked, limit {MAX_MEMBER_BYTES / 1e6:.1f} MB"
+        if entry.file_size > member_bytes:
+            limit = f"{entry.file_size / 1e6:.1f} MB unpacked, limit {member_bytes / 1e6:.1f} MB"
             raise ScenarioError("member-too-large", f"{path.name}: {entry.filename}: {limit}")
     size, total = path.stat().st_size, sum(entry.file_size for entry in found)
     if total > MAX_RATIO * size:

@@ -75,6 +75,16 @@ class Reader:
 READERS: Final = (
     Reader("fedfleet scenario table", "*.parquet", "fedfleet.scenarios.table_folder"),
     Reader("Argoverse 1", "*.zip or *.csv with TIMESTAMP,TRACK_ID,…", "fedfleet.scenarios.argoverse1"),
+    Reader("Argoverse 2", "scenario_*.parquet", "fedfleet.scenarios.argoverse2"),
+    Reader("INTERACTION", "vehicle_tracks_*.csv, pedestrian_tracks_*.csv", "fedfleet.scenarios.interaction"),
+    Reader("NGSIM", "*.csv with Vehicle_ID,Frame_ID,Global_Time,…", "fedfleet.scenarios.ngsim"),
+    Reader(
+        "highD, inD, rounD",
+        "*_tracks.csv, *_tracksMeta.csv, *_recordingMeta.csv",
+        "fedfleet.scenarios.levelx",
+    ),
+    Reader("CommonRoad", "*.zip or *.xml with <commonRoad>", "fedfleet.scenarios.commonroad"),
+    Reader("KITTI tracking", "label_02, oxts and calib as zips or folders", "fedfleet.scenarios.kitti"),
 )
 
 

@@ -28,8 +28,9 @@ class TableFolder:
 
 
 def detect(folder: Path) -> tuple[Path, ...]:
-    """The Parquet files in the folder."""
-    return tuple(sorted(path for path in folder.glob("*.parquet") if path.is_file()))
+    """The Parquet files in the folder, but those of the names that Argoverse 2 gives."""
+    found = (path for path in folder.glob("*.parquet") if not path.name.startswith("scenario_"))
+    return tuple(sorted(path for path in found if path.is_file()))
 
 
 def scan(folder: Path, sources: Sequence[Path]) -> TableFolder:

@@ -26,6 +26,8 @@ __all__ = [
     "clock",
     "cut",
     "kinds_of",
+    "recordings",
+    "single",
     "window_frames",
 ]
 
@@ -48,7 +50,8 @@ class Observations:
 
     `track` int64[N] counts into `names` and `types`, `frame` int64[N] is from 0 on, `xy` is float64[N, 2] metres.
     `av` is the recording car's place in `names`; `targets` are the places of those the format wants judged, None where
-    it names none. Frame 0 is at `t0_s` seconds. `where` names the file in messages.
+    it names none. Frame 0 is at `t0_s` seconds. `where` names the file in messages, `prefix` (default: the drive)
+    begins the scenarios' ids.
     """
 
     where: str
@@ -63,6 +66,7 @@ class Observations:
     xy: Doubles
     av: int | None = None
     targets: Collection[int] | None = None
+    prefix: str | None = None
 
     def check(self) -> None:
         """Raise ScenarioError naming file, track and frame for a NaN, and for two observations of one in a frame."""
@@ -85,10 +89,20 @@ def window_frames(rate_hz: float, seconds: float = SECONDS) -> int:
     return max(1, min(MAX_FRAMES, round(rate_hz * seconds)))
 
 
+def recordings(frame: Integers, rate_hz: float, *, seconds: float = SECONDS) -> tuple[int, float]:
+    """How many scenarios `cut` makes of these frames int64[N], and how many seconds they are together."""
+    if not len(frame):
+        return 0, 0.0
+    size = window_frames(rate_hz, seconds)
+    each = np.unique(frame // size)
+    frames = len(each) * size - ((int(each[-1]) + 1) * size - int(frame.max()) - 1)
+    return len(each), frames / rate_hz
+
+
 def cut(
     seen: Observations, *, seconds: float = SECONDS, problems: Counter[str] | None = None
 ) -> Iterator[Scenario]:
-    """The scenarios of a drive, `<drive>-00000` and so on by the number of the window; tracks sorted by id.
+    """The scenarios of a drive, `<prefix>-00000` and so on by the number of the window; tracks sorted by id.
 
     Empty windows between others are added to `problems`. Raises ScenarioError as `Observations.check`, and as Scenario.
     """
@@ -103,10 +117,20 @@ def cut(
     frames = int(seen.frame.max()) + 1 if len(number) else 0
     for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
         at = int(number[start])
-        yield _scenario(seen, order[start:end], at, (at * size, min((at + 1) * size, frames)))
+        name = f"{seen.prefix or seen.drive}-{at:05d}"
+        yield _scenario(seen, order[start:end], name, (at * size, min((at + 1) * size, frames)))
 
 
-def _scenario(seen: Observations, rows: Integers, number: int, span: tuple[int, int]) -> Scenario:
+def single(seen: Observations, scenario_id: str, frames: int) -> Scenario:
+    """All observations as one scenario of that name and so many frames, not cut; raises as `cut`."""
+    seen.check()
+    if not 1 <= frames <= MAX_FRAMES:
+        text = f"{seen.where}: expected 1 to {MAX_FRAMES} frames, got {frames}"
+        raise ScenarioError("bad-frame-count", text)
+    return _scenario(seen, np.arange(len(seen.track)), scenario_id, (0, frames))
+
+
+def _scenario(seen: Observations, rows: Integers, scenario_id: str, span: tuple[int, int]) -> Scenario:
     present, place = np.unique(seen.track[rows], return_inverse=True)
     names = [seen.names[int(i)] for i in present]
     by_id = sorted(range(len(names)), key=names.__getitem__)
@@ -116,18 +140,11 @@ def _scenario(seen: Observations, rows: Integers, number: int, span: tuple[int, 
     xy[rank[place], seen.frame[rows] - span[0]] = seen.xy[rows]
     tracks = [int(present[i]) for i in by_id]
     types = tuple(seen.types[i] for i in tracks)
+    ids = tuple(seen.names[i] for i in tracks)
+    t0_s = seen.t0_s + span[0] / seen.rate_hz
+    kinds = _kinds(seen, tracks, types, xy)
     try:
-        return Scenario(
-            f"{seen.drive}-{number:05d}",
-            seen.region,
-            seen.drive,
-            seen.rate_hz,
-            seen.t0_s + span[0] / seen.rate_hz,
-            tuple(seen.names[i] for i in tracks),
-            _kinds(seen, tracks, types, xy),
-            xy,
-            types,
-        )
+        return Scenario(scenario_id, seen.region, seen.drive, seen.rate_hz, t0_s, ids, kinds, xy, types)
     except ScenarioError as error:
         raise ScenarioError(error.reason, f"{seen.where}: {error.detail}") from None
 
@@ -146,7 +163,7 @@ def kinds_of(
     Without targets every track of JUDGED_TYPES that was seen in all frames is an "AGENT".
     """
     if targets is None:
-        whole = ~np.isnan(xy[..., 0]).any(axis=1)
+        whole = np.asarray(~np.isnan(xy[..., 0]).any(axis=1))
         targets = {i for i, one in enumerate(types) if whole[i] and one in JUDGED_TYPES}
     return tuple("AV" if i == av else "AGENT" if i in targets else "OTHERS" for i in range(len(types)))
 
