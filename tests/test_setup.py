@@ -76,7 +76,7 @@ def test_ci_fails_unless_both_brokers_were_tested(tmp_path: Path, cases: list[st
 
 
 def test_a_skip_on_a_real_broker_fails_where_brokers_are_required(tmp_path: Path) -> None:
-    # given a marked test that skips itself, run with our conftest
+    # given a marked test that skips itself, run with our conftest and settings
     (tmp_path / "conftest.py").write_text((SETUP.parent / "tests" / "conftest.py").read_text())
     (tmp_path / "test_it.py").write_text(
         "import pytest\n@pytest.mark.nats\ndef test_it():\n    pytest.skip('no broker')\n"
@@ -89,6 +89,8 @@ def test_a_skip_on_a_real_broker_fails_where_brokers_are_required(tmp_path: Path
         "-q",
         "-p",
         "no:cacheprovider",
+        "-c",
+        str(SETUP.parent / "pyproject.toml"),
         f"--junitxml={report}",
         str(tmp_path),
     ]
