@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
 
 from fedfleet.models.task import Drive
-from fedfleet.protocol.ids import is_id
 from fedfleet.scenarios.records import Scenario, ScenarioError
 
-__all__ = ["Drives", "as_id"]
-
-_ELSE: Final = "-"
+__all__ = ["Drives"]
 
 Take = Callable[[Counter[str]], Iterator[Scenario]]
 """Reads one drive, sorted by id, and counts what it leaves out."""
@@ -52,13 +48,3 @@ class Drives:
         problems: Counter[str] = Counter()
         yield from self.takes[drive](problems)
         self.counted[drive] = problems
-
-
-def as_id(name: str, what: str, where: str) -> str:
-    """The name as an id, in lower case with hyphens for all else; ScenarioError when that is none."""
-    kept = "".join(one if one.isascii() and one.isalnum() else _ELSE for one in name.lower())
-    found = _ELSE.join(part for part in kept.split(_ELSE) if part)
-    if not is_id(found):
-        text = f"{where}: expected a {what} of 1 to 36 of a-z, 0-9 and '-', got {name!r:.60}"
-        raise ScenarioError("bad-name", text)
-    return found
