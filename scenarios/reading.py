@@ -83,8 +83,11 @@ READERS: Final = (
         "*_tracks.csv, *_tracksMeta.csv, *_recordingMeta.csv",
         "fedfleet.scenarios.levelx",
     ),
+    Reader("Waymo Motion", "*tfrecord* of Scenario messages", "fedfleet.scenarios.waymo"),
+    Reader("Lyft Level 5", "*.zarr of scenes, frames and agents", "fedfleet.scenarios.lyft5"),
     Reader("CommonRoad", "*.zip or *.xml with <commonRoad>", "fedfleet.scenarios.commonroad"),
     Reader("KITTI tracking", "label_02, oxts and calib as zips or folders", "fedfleet.scenarios.kitti"),
+    Reader("ScenarioNet (nuScenes)", "sd_*.pkl", "fedfleet.scenarios.scenarionet"),
 )
 
 
