@@ -61,7 +61,6 @@ def _records(connection: Connection, *, before: int) -> None:
 def _versions(connection: Connection, *, before: int) -> None:
     newest = select(release.c.version).order_by(release.c.number.desc()).limit(RELEASES_KEPT)
     released = list(connection.execute(newest).scalars())
-    connection.execute(score.delete().where(score.c.version.between(1, before - 1)))
-    for table in (regional, model):
+    for table in (score, regional, model):
         old = table.c.version.between(1, before - 1) & table.c.version.not_in(released)
         connection.execute(delete(table).where(old))
