@@ -51,6 +51,11 @@ tolerance = 0.5
 
 [agent]
 metrics_interval_s = 0.5
+nice = 0  # other tests share the machine
+trainer_policy = "other"
+
+[agent.guard]
+late_ms = 1000
 
 {codes}
 """
