@@ -1,16 +1,28 @@
 """``fedfleet agent`` and ``fedfleet fleet``: one vehicle in a process of its own, or many in one."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 from pydantic import SecretStr
 
+from fedfleet.cli import load_run
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.data import jobs_of, prepare, scenarios_dir, split
-from fedfleet.cli.launch import AGENT, FLEET, agent_config, become, fleet_config, must_answer, write_config
+from fedfleet.cli.launch import (
+    AGENT,
+    FLEET,
+    agent_config,
+    become,
+    fleet_config,
+    fleet_of,
+    must_answer,
+    write_config,
+)
 from fedfleet.cli.options import ConfigFile, ScenariosDir, Wait
 from fedfleet.protocol.ids import check_id
 from fedfleet.vehicle_agent import keys
+from fedfleet.vehicle_agent.config import FleetConfig
 
 __all__ = ["agent", "fleet"]
 
@@ -55,15 +67,24 @@ def fleet(
     vehicles: Annotated[
         str | None,
         typer.Option(
-            help="Ids of the vehicles, separated by commas; by default all of the split.", show_default=False
+            help="Ids of the vehicles, separated by commas, or their number, as 1000: then they are enrolled at the "
+            "server on this machine, and several get the same drives where there are too few. "
+            "By default all of the split.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Run many vehicles in one process until Ctrl-C, each with its own journal, key and drives."""
+    """Run many vehicles in one process until Ctrl-C, each with its own journal, key, drives, link and conditions.
+
+    At its end it writes what each did to fleet.json in the working folder.
+    """
     settings = load(config)
+    number = load_run.wanted(vehicles)
     if not wait:
         must_answer(settings)
     folder = scenarios_dir(settings, scenarios)
+    if number is not None:
+        _run(settings, _load(settings, folder, number))
     parts = split(settings, folder)
     chosen = (
         [check_id(name.strip(), "vehicle") for name in vehicles.split(",")]
@@ -71,10 +92,19 @@ def fleet(
         else sorted(parts.vehicles)
     )
     prepare(settings, folder, jobs_of(settings, parts, chosen))
-    path = write_config(
-        fleet_config(settings, chosen, codes=_codes(settings)), settings.work_dir / "config" / "fleet.json"
-    )
-    become(FLEET, path)
+    _run(settings, fleet_config(settings, chosen, codes=_codes(settings)))
+
+
+def _load(settings: Settings, folder: Path, number: int) -> FleetConfig:
+    placed = load_run.deal(settings, folder, number)
+    prepare(settings, folder, load_run.jobs(placed))
+    key = load_run.register(settings, placed)
+    agent = settings.agent.model_copy(update={"server_public_key": key})
+    return fleet_of(settings.model_copy(update={"agent": agent}), load_run.entries(placed))
+
+
+def _run(settings: Settings, config: FleetConfig) -> NoReturn:
+    become(FLEET, write_config(config, settings.work_dir / "config" / "fleet.json"))
 
 
 def _codes(settings: Settings) -> dict[str, SecretStr]:

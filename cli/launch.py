@@ -26,6 +26,7 @@ __all__ = [
     "agent_config",
     "become",
     "fleet_config",
+    "fleet_of",
     "must_answer",
     "server_config",
     "server_dir",
@@ -82,13 +83,22 @@ def agent_config(settings: Settings, vehicle: str, *, code: SecretStr | None) ->
 
 def fleet_config(settings: Settings, vehicles: Sequence[str], *, codes: Codes) -> FleetConfig:
     """Return the whole configuration of a process that runs many vehicles."""
-    entries = tuple(
-        VehicleEntry(
-            vehicle=vehicle, data_dir=vehicle_dir(settings, vehicle), enrolment_code=codes.get(vehicle)
-        )
-        for vehicle in vehicles
+    return fleet_of(
+        settings,
+        [
+            VehicleEntry(
+                vehicle=vehicle, data_dir=vehicle_dir(settings, vehicle), enrolment_code=codes.get(vehicle)
+            )
+            for vehicle in vehicles
+        ],
     )
-    return FleetConfig(**_shared(settings), vehicles=entries)
+
+
+def fleet_of(settings: Settings, vehicles: Sequence[VehicleEntry]) -> FleetConfig:
+    """Return the same, of vehicles that are described already."""
+    return FleetConfig(
+        **_shared(settings), vehicles=tuple(vehicles), report_file=settings.work_dir / "fleet.json"
+    )
 
 
 def write_config(config: ServerConfig | AgentConfig | FleetConfig, path: Path) -> Path:

@@ -1,5 +1,6 @@
 """Changes to the registry of vehicles by an operator's command, beside a running server or before its first start."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from fedfleet.fleet_server import store_vehicles
 from fedfleet.fleet_server.store import Store, open_store
 from fedfleet.fleet_server.store_postgres import Address
 
-__all__ = ["Place", "deny", "enrol"]
+__all__ = ["Place", "deny", "enrol", "enrol_all"]
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,16 @@ class Place:
 
 def enrol(place: Place, vehicle: str, *, region: str, public_key: bytes, now_s: float) -> None:
     """Register a vehicle's key and region in the store; UsageError as ``store_vehicles.enrol``."""
+    enrol_all(place, {vehicle: (region, public_key)}, now_s=now_s)
+
+
+def enrol_all(place: Place, vehicles: Mapping[str, tuple[str, bytes]], *, now_s: float) -> None:
+    """Register regions and keys of many vehicles, all or none; UsageError as ``store_vehicles.enrol``."""
     store = _open(place)
     try:
         with store.write() as connection:
-            store_vehicles.enrol(connection, vehicle, region=region, public_key=public_key, now_s=now_s)
+            for vehicle, (region, public_key) in vehicles.items():
+                store_vehicles.enrol(connection, vehicle, region=region, public_key=public_key, now_s=now_s)
     finally:
         store.close()
 

@@ -1,7 +1,9 @@
 """How one link behaves: who it is to the broker, its limits, its patience."""
 
 import random
+import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,7 +35,8 @@ class Options:
 
     ``send_window`` and ``receive_window`` bound the QoS-1 messages without acknowledgement each way;
     ``max_pending`` and ``max_pending_bytes`` what ``publish`` takes before LinkFull. ``clean`` gives up the
-    session at the broker: for tools that only look, never for a vehicle or a server.
+    session at the broker: for tools that only look, never for a vehicle or a server. ``dial`` makes the connection
+    instead of TCP: from host and port and a limit in seconds to a connected socket (OSError when there is none).
     """
 
     username: str | None = None
@@ -47,6 +50,7 @@ class Options:
     max_pending_bytes: int = 16 * 1024 * 1024
     connect_timeout_s: float = 5.0
     backoff: Backoff = Backoff()
+    dial: Callable[[tuple[str, int], float], socket.socket] | None = None
 
     def __post_init__(self) -> None:
         for name in ("send_window", "receive_window", "max_pending", "max_pending_bytes", "keepalive_s"):

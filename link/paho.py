@@ -38,6 +38,12 @@ class _Client(Client):
 
     _ahead = b""
     _at = 0
+    dial: Callable[[tuple[str, int], float], sockets.socket] | None = None
+
+    def _create_socket_connection(self) -> sockets.socket:
+        if self.dial is not None:
+            return self.dial((self._host, self._port), self._connect_timeout)
+        return super()._create_socket_connection()
 
     def _sock_recv(self, bufsize: int) -> bytes:
         if self._at >= len(self._ahead):
@@ -135,6 +141,7 @@ class _Wire:
         )
         client.max_inflight_messages = 0  # no queue inside paho: the window is ours
         client.connect_timeout = options.connect_timeout_s
+        client.dial = options.dial
         client.username_pw_set(client_id if options.username is None else options.username, options.password)
         if options.tls is not None:
             client.tls_set_context(options.tls)

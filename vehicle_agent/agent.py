@@ -14,7 +14,7 @@ from fedfleet.protocol.selection import draw
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent import outbox, versions
-from fedfleet.vehicle_agent.eligibility import judge
+from fedfleet.vehicle_agent.eligibility import Verdict, judge
 from fedfleet.vehicle_agent.state import Base, State, Training
 
 __all__ = ["step", "training_seed"]
@@ -144,7 +144,8 @@ def _plan(state: State, event: ev.PlanCame, now_s: float) -> Result:
 
 def _conditions(state: State, event: ev.ConditionsRead, now_s: float) -> Result:
     del now_s
-    state = replace(state, verdict=judge(state.settings.rules, event.signals))
+    reasons = {*judge(state.settings.rules, event.signals).reasons, *state.settings.lacks}
+    state = replace(state, verdict=Verdict(tuple(sorted(reasons))))
     if state.verdict.eligible or state.training is None or state.training.submitting:
         return state, []
     stop = act.StopTraining(state.training.plan.round)

@@ -12,6 +12,7 @@ from fedfleet.protocol.messages import LinkClass
 from fedfleet.protocol.signing import KEY_BYTES
 from fedfleet.vehicle_agent.eligibility import Rule, Signal
 from fedfleet.vehicle_agent.guard import GuardSettings
+from fedfleet.vehicle_agent.profiles import Profile, check_profiles, chosen
 from fedfleet.vehicle_agent.scheduling import Policy
 from fedfleet.vehicle_agent.shadow import ShadowSettings
 
@@ -44,7 +45,8 @@ class AgentSettings(BaseModel):
     conditions: dict[str, Signal] = Field(default={}, description="fixed vehicle signals, by VSS name")
     conditions_file: Path | None = Field(
         default=None,
-        description="trace of signals instead (CSV: time_s, signal, value), replayed from the start",
+        description="trace of signals instead (CSV: time_s, signal, value), replayed from the start; "
+        "{vehicle} in the name is the vehicle's id: a trace for each",
     )
     conditions_command: tuple[str, ...] = Field(
         default=(),
@@ -139,6 +141,10 @@ class AgentSettings(BaseModel):
     link_classes: dict[Id, LinkClass] = Field(
         default={}, description="the same by vehicle, where it differs from link_class"
     )
+    profiles: dict[Id, Profile] = Field(
+        default={},
+        description="kinds of vehicles that differ in link, conditions or strength, by name (see docs/running.md)",
+    )
     update_budget_bytes: int | None = Field(
         default=None,
         ge=256,
@@ -163,6 +169,19 @@ class AgentSettings(BaseModel):
             raise ValueError(f"{' and '.join(named)}: expected one of them")
         return self
 
+    @model_validator(mode="after")
+    def _profiles_fit(self) -> Self:
+        check_profiles(self.profiles)
+        return self
+
+    def profile(self, vehicle: str) -> Profile:
+        """Return what this vehicle is like: the profile that names it, else the one drawn for it by its id."""
+        return chosen(self.profiles, vehicle)
+
+    def of(self, vehicle: str) -> Self:
+        """Return the same as it is for this vehicle: what its profile says stands above."""
+        return self.model_copy(update=self.profile(vehicle).changes())
+
 
 class CommonConfig(AgentSettings):
     """What all vehicles of a process share."""
@@ -181,6 +200,9 @@ class VehicleEntry(BaseModel):
     vehicle: Id = Field(description="id of the vehicle, also its name at the broker")
     data_dir: Path = Field(description="folder of the prepared samples and frames of this vehicle")
     enrolment_code: SecretStr | None = Field(default=None, description="one-time code, when not enrolled yet")
+    sharers: int = Field(
+        default=1, ge=1, description="vehicles that have these very drives: above 1 it tells no accuracy"
+    )
 
     @model_validator(mode="after")
     def _not_the_server(self) -> Self:
@@ -193,6 +215,9 @@ class FleetConfig(CommonConfig):
     """Many vehicles in one process."""
 
     vehicles: tuple[VehicleEntry, ...] = Field(min_length=1, max_length=2000, description="the vehicles")
+    report_file: Path | None = Field(
+        default=None, description="file that says at the end what each vehicle did"
+    )
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

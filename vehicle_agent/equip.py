@@ -1,7 +1,7 @@
 """From one vehicle's configuration to a vehicle: its folder opened, its data checked, its parts put together."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,10 @@ from fedfleet.vehicle_agent.vehicle import Parts, Vehicle
 from fedfleet.vehicle_agent.verify import forget_damaged
 from fedfleet.vehicle_agent.watch import Watch
 
-__all__ = ["Shared", "World", "equip"]
+__all__ = ["NO_SAMPLES", "Shared", "World", "equip"]
+
+NO_SAMPLES = "no-samples"
+"""Why a vehicle without a scenario that could teach does not train."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,11 @@ class Shared:
 
 def equip(entry: VehicleEntry, index: int, shared: Shared) -> Vehicle:
     """Return the vehicle, number ``index`` of its process; UsageError when folder, data or journal cannot be used."""
-    config, world, task = shared.config, shared.world, shared.task
+    config, world, task = shared.config.of(entry.vehicle), shared.world, shared.task
+    profile = config.profile(entry.vehicle)
     folder, wire_task = config.work_dir / entry.vehicle, task_id(task.name)
-    prepared.check(prepared.open_meta(entry.data_dir), task)
+    meta = prepared.open_meta(entry.data_dir)
+    prepared.check(meta, task)
     conditions = _conditions(config, entry.vehicle)
     replay = _replay(task, entry, config, world)
     replay.watch = shared.watch
@@ -68,7 +73,8 @@ def equip(entry: VehicleEntry, index: int, shared: Shared) -> Vehicle:
     # 53 bits: a status carries the epoch in JSON, where every reader keeps it exactly.
     journal = Journal(folder, vehicle=entry.vehicle, task=wire_task, epoch=world.bits(53), seed=seed)
     try:
-        settings = _settings(config, entry, wire_task)
+        lacks = () if meta.counts.get("train_samples") else (NO_SAMPLES,)
+        settings = replace(_settings(config, entry, wire_task), lacks=lacks)
         trusted = _trusted(config, entry, journal, wire_task)
         lost = forget_damaged(journal)
         resumed = _resumed(journal, trusted)
@@ -82,7 +88,7 @@ def equip(entry: VehicleEntry, index: int, shared: Shared) -> Vehicle:
         journal, shared.pool, folder / "training", task=config.task, data_dir=entry.data_dir, identity=who
     )
     tuning.max_update_bytes = config.max_update_bytes
-    tuning.link_class = config.link_classes.get(entry.vehicle, config.link_class)
+    tuning.link_class = profile.link_class or config.link_classes.get(entry.vehicle, config.link_class)
     tuning.budget_bytes = config.update_budget_bytes
     tuning.means = _means(config)
     vehicle = Vehicle(
@@ -161,11 +167,12 @@ def _conditions(config: FleetConfig, vehicle: str) -> Conditions:
         return Program(config.conditions_command, vehicle=vehicle, stale_s=config.conditions_stale_s)
     if config.conditions_file is None:
         return Fixed(config.conditions)
+    path = Path(str(config.conditions_file).replace("{vehicle}", vehicle))
     try:
-        text = config.conditions_file.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"conditions_file {config.conditions_file}: cannot be read: {error}") from error
-    return parse_trace(text, name=str(config.conditions_file), stale_s=config.conditions_stale_s)
+        raise UsageError(f"vehicle {vehicle}: conditions_file {path}: cannot be read: {error}") from error
+    return parse_trace(text, name=str(path), stale_s=config.conditions_stale_s)
 
 
 def _replay(task: Task, entry: VehicleEntry, config: FleetConfig, world: World) -> Replay:
@@ -181,7 +188,9 @@ def _replay(task: Task, entry: VehicleEntry, config: FleetConfig, world: World) 
         raise UsageError(
             f"{entry.data_dir}: frames do not match task {task.name}: {list(frames.inputs.shape)}"
         )
-    return Replay(task, frames, truth, clock=world.monotonic_s, rate_hz=config.rate_hz)
+    replay = Replay(task, frames, truth, clock=world.monotonic_s, rate_hz=config.rate_hz)
+    replay.scored = entry.sharers == 1  # else the same drives would count several times
+    return replay
 
 
 def _no_frames(task: Task) -> Frames:

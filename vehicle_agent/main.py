@@ -1,6 +1,7 @@
 """The agent process: reads the configuration, the clock and chance, and runs until it is told to stop."""
 
 import argparse
+import json
 import os
 import random
 import secrets
@@ -16,9 +17,11 @@ from typing import Literal
 from fedfleet.link.options import Options, options_for
 from fedfleet.link.paho import Loop
 from fedfleet.link.port import Link, Sink, Will
+from fedfleet.link.relay import Relay
 from fedfleet.protocol.errors import UsageError
 from fedfleet.vehicle_agent.config import FleetConfig, load
 from fedfleet.vehicle_agent.fleet import Fleet, World
+from fedfleet.vehicle_agent.fleet_report import report, words
 
 __all__ = ["main"]
 
@@ -35,8 +38,16 @@ FRUGAL = {
 MODULES = {"agent": "fedfleet.vehicle_agent", "fleet": "fedfleet.vehicle_agent.fleet"}
 
 
-def main(kind: Literal["agent", "fleet"], argv: Sequence[str] | None = None) -> int:
-    """Run one vehicle or many; returns the exit code: 0 after a signal, 2 with one line after a user's mistake."""
+def main(
+    kind: Literal["agent", "fleet"],
+    argv: Sequence[str] | None = None,
+    *,
+    trainer: Sequence[str] | None = None,
+) -> int:
+    """Run one vehicle or many; returns the exit code: 0 after a signal, 2 with one line after a user's mistake.
+
+    ``trainer`` is another trainer's command line.
+    """
     given = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog=f"python -m {MODULES[kind]}", description=f"Runs a vehicle {kind}.")
     parser.add_argument(
@@ -47,40 +58,60 @@ def main(kind: Literal["agent", "fleet"], argv: Sequence[str] | None = None) -> 
         os.execve(sys.executable, [sys.executable, "-m", MODULES[kind], *given], {**FRUGAL, **os.environ})  # noqa: S606
     try:
         config = load(kind, path)
-        _run(config)
+        _run(config, trainer)
     except UsageError as error:
         _report(str(error))
         return 2
     return 0
 
 
-def _run(config: FleetConfig) -> None:
+def _run(config: FleetConfig, trainer: Sequence[str] | None) -> None:
     stopped = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stopped.set())
     options = replace(options_for(config.broker), receive_window=config.receive_window)
     loop = Loop(rng=random.Random(secrets.randbits(64)))
+    relay = Relay(time.monotonic)
+    if config.profiles:
+        relay.start()
     world = World(time.time, time.monotonic, secrets.randbits, _rss_bytes, _report)
-    fleet = Fleet(config, _Connect(loop, config, options), world)
+    fleet = Fleet(config, _Connect(loop, relay, config, options), world, trainer=trainer)
     loop.start()
     try:
         fleet.start()
         while not stopped.is_set():
             fleet.turn(TURN_S)
+        _tell(config, fleet, relay)
     finally:
         fleet.stop(FAREWELL_S)
         loop.stop()
+        relay.stop()
+
+
+def _tell(config: FleetConfig, fleet: Fleet, relay: Relay) -> None:
+    """Write what the vehicles did where the configuration says, and say it in one line."""
+    if config.report_file is None:
+        return
+    told = report(config, fleet.task, fleet.vehicles, rss_bytes=_rss_bytes(), relay=relay.counts)
+    try:
+        config.report_file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        _report(f"{config.report_file}: cannot be written: {error.strerror}")
+    _report(words(told))
 
 
 class _Connect:
-    """``Loop.connect`` with the configuration bound."""
+    """``Loop.connect`` with the configuration bound; a vehicle whose link has a profile goes through the relay."""
 
-    def __init__(self, loop: Loop, config: FleetConfig, options: Options) -> None:
-        self._loop, self._where, self._options = loop, (config.broker.host, config.broker.port), options
+    def __init__(self, loop: Loop, relay: Relay, config: FleetConfig, options: Options) -> None:
+        self._loop, self._relay, self._config, self._options = loop, relay, config, options
 
     def __call__(self, client_id: str, sink: Sink, *, will: Will) -> Link:
+        broker, profile, options = self._config.broker, self._config.profile(client_id).link, self._options
+        if not profile.is_plain:
+            options = replace(options, dial=self._relay.dial(client_id, profile))
         return self._loop.connect(
-            *self._where, client_id=client_id, sink=sink, will=will, options=self._options
+            broker.host, broker.port, client_id=client_id, sink=sink, will=will, options=options
         )
 
 

@@ -67,8 +67,8 @@ class Replay:
 
     A frame is missed when its result comes after the next frame's time, or when it is skipped for lateness.
     ``scores`` are of the active model, over the judged predictions whose truth is known (``truth``: the samples that
-    ``frames.sample`` points into). Without a model no frame counts. With ``seen`` the drive
-    is replayed once, and ``seen`` gets every answer, after its latency was taken.
+    ``frames.sample`` points into), unless ``scored`` is False. Without a model no frame counts. With ``seen`` the
+    drive is replayed once, and ``seen`` gets every answer, after its latency was taken.
 
     A model that fails on a frame, or whose answer is not finite, drives no more: the one before it takes the same
     frame, and ``failed`` says so, once. Without one before, a model that fails raises.
@@ -94,6 +94,7 @@ class Replay:
         self._failure = ""
         self._shadow: tuple[See, int] | None = None
         self.watch: Watch | None = None
+        self.scored = True
         self._swapping = False
         self._lock = threading.Lock()
         self._counts = {"frames": 0, "missed": 0, "missed_in_swap": 0, "swaps": 0}
@@ -174,7 +175,7 @@ class Replay:
             see, left = self._shadow
             self._shadow = (see, left - 1) if left > 1 else None
             see(None if outputs is None else inputs, outputs)
-        if outputs is not None and self._truth is not None:
+        if outputs is not None and self._truth is not None and self.scored:
             self._score(outputs, rows, run)
         if self._seen is not None:
             self._seen(Answer(index, rows, outputs, max(0.0, (end_s - due_s) * 1e3)))

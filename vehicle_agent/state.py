@@ -25,6 +25,8 @@ class Settings:
     training_limit_s: float = 600.0
     forget_after_rounds: int = 20
     training_attempts: int = 3
+    lacks: tuple[str, ...] = ()
+    """Why it never trains, whatever the conditions, as long as it runs."""
 
 
 @dataclass(frozen=True)
