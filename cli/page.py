@@ -21,7 +21,10 @@ h1{font-size:1.7rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2rem}
 .tile b{display:block;font-size:1.5rem}.tile span{color:#5b6775;font-size:.85rem}
 table{border-collapse:collapse;width:100%}td,th{padding:.35rem .6rem;border-bottom:1px solid #e4e9ef;text-align:left}
 .yes{color:#0a7a3d;font-weight:600}.no{color:#b3261e;font-weight:600}.plots{display:flex;flex-wrap:wrap;gap:1rem}
-svg{max-width:100%;height:auto}footer{margin-top:2rem;color:#5b6775;font-size:.85rem}
+svg{max-width:100%;height:auto}figure{margin:0}figcaption{color:#5b6775;font-size:.85rem}
+.cases figure{flex:1 1 20rem;max-width:30rem}.cases img{width:100%}
+.from dt{color:#5b6775;font-size:.85rem}.from dd{margin:0 0 .5rem;overflow-wrap:anywhere}
+footer{margin-top:2rem;color:#5b6775;font-size:.85rem}
 """
 _LOOK: Any = {
     "font.size": 10,

@@ -11,7 +11,17 @@ from rich.table import Table
 from fedfleet.cli.replay_run import Driven
 from fedfleet.models.task import Case, Floats, Metric, Samples, Sums, Task, added, noun
 
-__all__ = ["Part", "add_up", "as_json", "merged", "pace_table", "part_of", "score_table", "worst_of"]
+__all__ = [
+    "Part",
+    "add_up",
+    "as_json",
+    "merged",
+    "pace_table",
+    "part_of",
+    "score_table",
+    "values_of",
+    "worst_of",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +57,7 @@ class Part:
 
 def part_of(task: Task, driven: Driven) -> Part:
     """Return the figures of one drive; tracks whose frame was skipped are counted as unanswered."""
-    truth = _rows(driven.samples, driven.answered)
+    truth = driven.truth
     trivial = task.baseline(truth.inputs)
     sums = {
         "judged": task.score(driven.outputs, truth),
@@ -74,15 +84,29 @@ def add_up(parts: Sequence[Part]) -> Part:
     )
 
 
-def worst_of(task: Task, driven: Driven, *, most: int) -> list[tuple[float, Case]]:
-    """Return the judged answers of a drive with their primary metric, the worst first."""
-    primary = task.metrics[0]
-    cases = []
-    for place, row in enumerate(driven.answered):
-        if driven.samples.judged[row]:
-            truth = _rows(driven.samples, driven.answered[place : place + 1])
-            value, _ = task.score(driven.outputs[place : place + 1], truth)[primary.name]
-            cases.append((value, Case(driven.drive.key, int(row), driven.outputs[place])))
+def values_of(task: Task, outputs: Floats, samples: Samples) -> dict[str, NDArray[np.float64]]:
+    """Return each metric that is a plain mean for every single sample, float64[N]; NaN where it has none."""
+    found = {metric.name: np.full(len(samples), np.nan) for metric in task.metrics if metric.of is None}
+    for row in range(len(samples)):
+        sums = task.score_all(outputs[row : row + 1], samples.take(np.array([row])))
+        for name, values in found.items():
+            total, count = sums.get(name, (0.0, 0))
+            values[row] = total / count if count else np.nan
+    return found
+
+
+def worst_of(
+    task: Task, driven: Driven, values: NDArray[np.float64], *, most: int
+) -> list[tuple[float, Case]]:
+    """Return the judged answers of a drive with their primary metric (``values``), the worst first."""
+    judged = np.asarray(driven.samples.judged)[driven.answered]
+    cases = [
+        (
+            float(values[place]),
+            Case(driven.drive.key, int(driven.answered[place]), driven.outputs[place]),
+        )
+        for place in np.flatnonzero(judged & np.isfinite(values))
+    ]
     return merged(task, cases, most=most)
 
 
@@ -154,7 +178,3 @@ def _head(name: str, unit: str) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _rows(samples: Samples, rows: NDArray[np.int64]) -> Samples:
-    return Samples(samples.inputs[rows], samples.targets[rows], np.asarray(samples.judged[rows]))

@@ -1,0 +1,221 @@
+"""What a replay leaves behind: `summary.json` and the evidence report, the same when the same is replayed again."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import numpy as np
+
+from fedfleet.cli import evidence
+from fedfleet.cli.evidence import Series
+from fedfleet.cli.page import COLOURS, GREY, Draw, document, svg, tiles
+from fedfleet.cli.replay_slices import Gathered
+from fedfleet.fleet_server.files import write_file
+from fedfleet.models import bootstrap
+from fedfleet.models import task as tasks
+from fedfleet.models.bootstrap import Difference, Estimate
+from fedfleet.models.task import Case, Task
+
+__all__ = ["FRAMES", "PAGE", "SUMMARY", "About", "Findings", "find", "write_page", "write_summary"]
+
+FRAMES: Final = "frames.parquet"
+SUMMARY: Final = "summary.json"
+PAGE: Final = "report.html"
+MAPS: Final = 8
+
+
+@dataclass(frozen=True)
+class About:
+    """What was replayed, and by which command: strings of names, hashes and versions, told as they are."""
+
+    command: str
+    scenarios: str
+    model: str
+    model_sha256: str
+    data_sha256: str
+    seed: int
+    versions: Mapping[str, str]
+    against: str | None = None
+    against_sha256: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Figures by slice with intervals, of the model and the trivial answer; differences from another model, if any."""
+
+    model: Mapping[str, tuple[Estimate, ...]]
+    trivial: Mapping[str, tuple[Estimate, ...]]
+    worst: str | None
+    differences: Mapping[str, Difference]
+
+
+def find(task: Task, gathered: Gathered, *, seed: int) -> Findings:
+    """Draw the intervals, and compare where there is another model."""
+    model = bootstrap.estimates(gathered.model, task.metrics, seed=seed)
+    differences = {}
+    if gathered.theirs:
+        differences = bootstrap.compare(gathered.ours, gathered.theirs, task.metrics[0], seed=seed)
+    trivial = bootstrap.estimates(gathered.trivial, task.metrics, seed=seed)
+    return Findings(model, trivial, bootstrap.worst(model, task.metrics[0]), differences)
+
+
+def write_summary(
+    path: Path, task: Task, found: Findings, about: About, *, figures: Mapping[str, Any]
+) -> None:
+    """Write the JSON; ``figures`` are counts and the worst cases, which stand in it as they are."""
+    content: dict[str, Any] = {
+        "format": 1,
+        "task": task.name,
+        "task_version": task.version,
+        "scenarios": about.scenarios,
+        "data_sha256": about.data_sha256,
+        "model": about.model,
+        "model_sha256": about.model_sha256,
+        "seed": about.seed,
+        "versions": dict(sorted(about.versions.items())),
+        **figures,
+        "slices": evidence.estimates_json(found.model),
+        "baseline_slices": evidence.estimates_json(found.trivial),
+        "worst_slice": found.worst,
+    }
+    if about.against is not None:
+        content |= {"against": about.against, "against_sha256": about.against_sha256}
+        content["differences"] = {
+            name: {
+                "samples": one.samples,
+                "drives": one.drives,
+                "model": one.value,
+                "against": one.other,
+                "difference": one.difference,
+                "low": one.low,
+                "high": one.high,
+                "p": one.p,
+                "p_corrected": one.p_corrected,
+                "against_is": one.verdict,
+            }
+            for name, one in found.differences.items()
+        }
+    write_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_page(
+    path: Path,
+    task: Task,
+    gathered: Gathered,
+    *,
+    found: Findings,
+    about: About,
+    worst: Sequence[tuple[float, Case]],
+) -> bool:
+    """Write the evidence report; False, and nothing is written, where matplotlib is not installed."""
+    path.unlink(missing_ok=True)
+    if find_spec("matplotlib") is None:
+        return False
+    metric, series = task.metrics[0], _series(task, found)
+    charts = "".join(svg(draw) for draw in evidence.slice_charts(series, metric))
+    body = (
+        f"<h1>fedfleet replay: {html.escape(task.name)}</h1>{_lead(task, found)}{tiles(_tiles(task, found))}"
+        f"<h2>Slices</h2><p>Bars with 95 % intervals, drawn over whole drives; numbers are {tasks.noun(task)}.</p>"
+        f'<div class="plots">{charts}</div>'
+        f"{evidence.slice_table(series, task.metrics, worst=found.worst, noun=tasks.noun(task))}"
+        f"{_differences(task, found, about)}"
+        f'<h2>Curves and maps</h2><div class="plots">{"".join(map(svg, _curves(task, gathered, about)))}</div>'
+        f"{_worst(task, worst, Path(about.scenarios))}{evidence.provenance(_from(about))}"
+    )
+    write_file(path, document("fedfleet replay", body).encode())
+    return True
+
+
+def _series(task: Task, found: Findings) -> list[Series]:
+    return [Series("model", COLOURS[0], found.model), Series(tasks.trivial(task), GREY, found.trivial)]
+
+
+def _lead(task: Task, found: Findings) -> str:
+    metric = task.metrics[0]
+    if found.worst is None:
+        return f"<p>No {html.escape(tasks.noun(task))} are judged.</p>"
+    worst = next(one for one in found.model[found.worst] if one.metric == metric.name)
+    value = f"{worst.value:.3f} {metric.unit}".strip()
+    return (
+        f"<p>The worst slice is <b>{html.escape(found.worst)}</b>: {html.escape(metric.name)} {html.escape(value)} "
+        f"over {worst.samples:,} {html.escape(tasks.noun(task))} of {worst.drives} drives.</p>"
+    )
+
+
+def _tiles(task: Task, found: Findings) -> list[tuple[str, str]]:
+    every = found.model.get("all", ())
+    trivial = {one.metric: one for one in found.trivial.get("all", ())}
+    told = []
+    for one in every:
+        beside = trivial[one.metric].value
+        told.append((f"{one.metric}, {tasks.trivial(task)} {_short(beside)}", _short(one.value)))
+    count = every[0].samples if every else 0
+    drives = every[0].drives if every else 0
+    return [*told, (tasks.noun(task), f"{count:,}"), ("drives", f"{drives:,}")]
+
+
+def _differences(task: Task, found: Findings, about: About) -> str:
+    if not found.differences:
+        return ""
+    metric = task.metrics[0]
+    draw = partial(evidence.draw_differences, found=found.differences, metric=metric)
+    names = (Path(about.model).name, Path(about.against or "").name)
+    sure = sum(one.verdict != "no-difference-shown" for one in found.differences.values())
+    return (
+        f"<h2>{html.escape(names[1])} against {html.escape(names[0])}</h2>"
+        f"<p>{sure} of {len(found.differences)} slices differ for sure: paired bootstrap over drives, p values "
+        "corrected for the number of slices (Holm), 5 %. What is not for sure may be chance.</p>"
+        f'<div class="plots">{svg(draw)}</div>'
+        f"{evidence.difference_table(found.differences, metric, names=names)}"
+    )
+
+
+def _curves(task: Task, gathered: Gathered, about: About) -> list[Draw]:
+    metric = task.metrics[0]
+    named = {"model": "model", "trivial": tasks.trivial(task), "other": Path(about.against or "").name}
+    errors = {named[who]: np.concatenate(parts) for who, parts in gathered.errors.items()}
+    draws: list[Draw] = [partial(evidence.draw_distribution, errors=errors, metric=metric)]
+    everything = np.concatenate([*gathered.errors["model"], np.zeros(1)])
+    top = float(np.quantile(everything[np.isfinite(everything)], 0.95)) or 1.0
+    for region, parts in sorted(gathered.places.items())[:MAPS]:
+        rows = np.concatenate(parts)
+        draws.append(partial(evidence.draw_map, rows=rows, region=region, metric=metric, top=top))
+    return draws
+
+
+def _worst(task: Task, worst: Sequence[tuple[float, Case]], scenarios: Path) -> str:
+    """Draw the worst answers into the page, where the task can draw."""
+    name = getattr(task, "plot", "")
+    if not name or not worst:
+        return ""
+    with TemporaryDirectory(prefix="fedfleet-") as folder:
+        files = tasks.resolve(name)([case for _, case in worst], scenarios=scenarios, out=Path(folder))
+        metric = task.metrics[0]
+        captions = [f"{case.drive}: {metric.name} {value:.3f} {metric.unit}".strip() for value, case in worst]
+        single = files[len(files) - len(worst) :]  # a sheet of all may come first
+        figures = [evidence.picture(file, text) for file, text in zip(single, captions, strict=True)]
+    return f'<h2>Worst answers</h2><div class="plots cases">{"".join(figures)}</div>'
+
+
+def _from(about: About) -> dict[str, str]:
+    rows = {
+        "command": about.command,
+        "recordings": about.scenarios,
+        "data, SHA-256": about.data_sha256,
+        "model": about.model,
+        "model, SHA-256": about.model_sha256,
+    }
+    if about.against is not None and about.against_sha256 is not None:
+        rows |= {"against": about.against, "against, SHA-256": about.against_sha256}
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(about.versions.items()))
+    return {**rows, "seed": str(about.seed), "versions": versions}
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
