@@ -198,7 +198,8 @@ def _draw_dimension(axes: Any, series: Sequence[Series], metric: Metric, dimensi
     labels = [f"{one.slice.partition('=')[2] or one.slice}\n{one.samples:,}" for one in counts]
     axes.set_yticks(range(len(names)), labels, fontsize=7.5)
     axes.set(title=f"{metric.name} by {dimension}", xlabel=unit_of(metric))
-    axes.legend(frameon=False, fontsize=7.5)
+    handles = axes.get_legend_handles_labels()
+    axes.figure.legend(*handles, loc="outside lower center", ncols=len(series), frameon=False, fontsize=7.5)
 
 
 def _resize(axes: Any, inches: float) -> None:  # noqa: ANN401 - matplotlib's

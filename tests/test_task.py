@@ -35,8 +35,10 @@ def test_an_installed_task_is_loaded_by_name() -> None:
     [
         (
             "steering",
-            "unknown task 'steering': expected an installed task (camera_steering, motion_forecast) or "
-            "module:ATTRIBUTE",
+            (
+                "unknown task 'steering': expected an installed task (camera_steering, motion_forecast) or "
+                "module:ATTRIBUTE"
+            ),
         ),
         (
             "no_such_module:TASK",
