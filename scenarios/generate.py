@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from fedfleet.protocol.errors import UsageError
-from fedfleet.scenarios.pack import PACK_FILE, sumo_pack
+from fedfleet.scenarios.pack import PACK_FILE, TABLE_VERSION, sumo_pack
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.sumo_cut import FRAMES, RATE_HZ, SCENARIOS, Drive, Window, cut
 from fedfleet.scenarios.sumo_traffic import REGIONS, Region, routes
@@ -58,7 +58,7 @@ def generate(out_dir: Path, *, seed: int = SEED, progress: Progress | None = Non
                 if progress is not None:
                     progress(done, total, f"{region.name}: {drive.name}")
         here = [scenario for drive in made for scenario in drive.scenarios]
-        table_hash = write_table(out_dir / f"{region.name}.parquet", here)
+        table_hash = write_table(out_dir / f"{region.name}.parquet", here, version=TABLE_VERSION)
         regions[region.name] = _summary(made, table_hash)
         scenarios += here
     return _write_manifest(out_dir, seed=seed, scenarios=scenarios, regions=regions)
@@ -140,7 +140,7 @@ def _summary(made: list[Drive], table_hash: str) -> dict[str, Any]:
         "agents": sum(totals.values()),
         "agent_manoeuvres": totals,
         "table_sha256": table_hash,
-        "drive_sha256": {drive.name: table_sha256(drive.scenarios) for drive in made},
+        "drive_sha256": {drive.name: table_sha256(drive.scenarios, version=TABLE_VERSION) for drive in made},
     }
 
 
@@ -155,7 +155,7 @@ def _write_manifest(
         "seed": seed,
         "rate_hz": RATE_HZ,
         "frames": FRAMES,
-        "table_sha256": table_sha256(scenarios),
+        "table_sha256": table_sha256(scenarios, version=TABLE_VERSION),
         "regions": regions,
     }
     part = out / f"{PACK_FILE}.part"

@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
     from fedfleet.scenarios.records import Scenario
 
-__all__ = ["NAMES", "NULL", "VERSION", "Row", "digest", "rows", "table_sha256"]
+__all__ = ["NULL", "VERSION", "Digest", "Row", "rows", "table_sha256"]
 
-VERSION: Final = 1
+VERSION: Final = 2
 NULL: Final = -(2**31)
-NAMES: Final = ("region", "drive", "scenario", "track", "kind")
+MAX_STEP_CM: Final = 2**31 - 1
+_NAMES: Final = ("region", "drive", "scenario", "track", "kind", "type")
 
 
 class Row(NamedTuple):
-    """One track of one scenario; `dx_cm` and `dy_cm` are int32, NULL where a gap is."""
+    """One track of one scenario; `dx_cm` and `dy_cm` are int32, NULL where a gap is. Version 1 does not keep `type`."""
 
     region: str
     drive: str
@@ -43,11 +44,15 @@ class Row(NamedTuple):
     first_frame: int
     dx_cm: NDArray[np.int32]
     dy_cm: NDArray[np.int32]
+    type: str = "unknown"
 
 
-def table_sha256(scenarios: Iterable[Scenario]) -> str:
+def table_sha256(scenarios: Iterable[Scenario], *, version: int = VERSION) -> str:
     """Hash of the table that holds these scenarios, 64 hex digits, whatever their order."""
-    return digest(rows(scenarios))
+    digest = Digest(version)
+    for row in rows(scenarios):
+        digest.add(row)
+    return digest.hex()
 
 
 def rows(scenarios: Iterable[Scenario]) -> Iterator[Row]:
@@ -80,23 +85,36 @@ def rows(scenarios: Iterable[Scenario]) -> Iterator[Row]:
                 first,
                 dx,
                 dy,
+                s.types[i],
             )
 
 
 def _differences(cm: NDArray[np.int64], seen: NDArray[np.bool_]) -> NDArray[np.int32]:
     at = np.flatnonzero(seen)
     values = np.full(int(at[-1] - at[0]) + 1, NULL, dtype=np.int32)
-    values[at - at[0]] = np.diff(cm[at], prepend=0)
+    steps = np.diff(cm[at], prepend=0)
+    if np.abs(steps).max() > MAX_STEP_CM:
+        text = f"a track goes {np.abs(steps).max() / 100:.0f} m in a step, limit {MAX_STEP_CM / 100:.0f} m"
+        raise ScenarioError("far-position", text)
+    values[at - at[0]] = steps
     return values
 
 
-def digest(table: Iterable[Row]) -> str:
-    """SHA-256 over rows that are in table order, as `table` documents it, 64 hex digits."""
-    sha = hashlib.sha256(f"fedfleet.scenarios {VERSION}\n".encode())
-    for row in table:
-        for name in NAMES:
+class Digest:
+    """SHA-256 over rows that come in table order, as `table` documents it."""
+
+    def __init__(self, version: int) -> None:
+        self._names = _NAMES if version > 1 else _NAMES[:-1]
+        self._sha = hashlib.sha256(f"fedfleet.scenarios {version}\n".encode())
+
+    def add(self, row: Row) -> None:
+        """Take one more row."""
+        for name in self._names:
             text = getattr(row, name).encode()
-            sha.update(struct.pack("<I", len(text)) + text)
-        sha.update(struct.pack("<fdhhI", row.rate_hz, row.t0_s, row.frames, row.first_frame, len(row.dx_cm)))
-        sha.update(row.dx_cm.astype("<i4").tobytes() + row.dy_cm.astype("<i4").tobytes())
-    return sha.hexdigest()
+            self._sha.update(struct.pack("<I", len(text)) + text)
+        head = struct.pack("<fdhhI", row.rate_hz, row.t0_s, row.frames, row.first_frame, len(row.dx_cm))
+        self._sha.update(head + row.dx_cm.astype("<i4").tobytes() + row.dy_cm.astype("<i4").tobytes())
+
+    def hex(self) -> str:
+        """The hash so far, 64 hex digits."""
+        return self._sha.hexdigest()

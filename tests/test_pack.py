@@ -56,7 +56,7 @@ def test_the_pack_is_what_its_manifest_says(
         assert said["scenarios"] == len(scenarios)
         assert said["tracks"] == sum(len(s.track_ids) for s in scenarios)
         assert said["agents"] == sum(s.kinds.count("AGENT") for s in scenarios)
-        assert said["table_sha256"] == table_sha256(scenarios)
+        assert said["table_sha256"] == table_sha256(scenarios, version=1)
         assert set(said["drive_sha256"]) == {s.drive for s in scenarios}
 
 
@@ -149,10 +149,11 @@ def test_a_changed_table_is_noticed(tmp_path: Path) -> None:
         Scenario(f"s{i}", "r", "d", 10.0, 5.0 * i, ("a",), ("AV",), np.zeros((1, 2, 2))) for i in range(2)
     ]
     write_table(tmp_path / "r.parquet", scenarios[:1])
-    (tmp_path / "pack.json").write_text(json.dumps({"table_sha256": table_sha256(scenarios)}))
+    (tmp_path / "pack.json").write_text(json.dumps({"table_sha256": table_sha256(scenarios, version=1)}))
     # then
     with pytest.raises(
-        ScenarioError, match=f"table-hash: {tmp_path}: expected table hash {table_sha256(scenarios)}"
+        ScenarioError,
+        match=f"table-hash: {tmp_path}: expected table hash {table_sha256(scenarios, version=1)}",
     ):
         check_pack(tmp_path)
 
@@ -207,7 +208,7 @@ def test_a_drive_is_made_again_with_the_same_hash(manifest: dict[str, Any], name
     # when
     drive = next(drives(REGIONS[name], 0, seed=manifest["seed"], count=1))
     # then
-    assert table_sha256(drive.scenarios) == manifest["regions"][name]["drive_sha256"][drive.name]
+    assert table_sha256(drive.scenarios, version=1) == manifest["regions"][name]["drive_sha256"][drive.name]
     assert drive.name == f"{name}-00"
 
 
