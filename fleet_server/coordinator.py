@@ -4,27 +4,19 @@ Killed at any point it goes on: an open round keeps its plan, a closed one is fo
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import TypeAlias
 
 import structlog
-from sqlalchemy import Connection
 
-from fedfleet.fleet_server import (
-    finishing,
-    store_models,
-    store_rounds,
-    store_updates,
-    store_vehicles,
-    store_waiting,
-)
+from fedfleet.fleet_server import ending, finishing, store_models, store_rounds, store_vehicles
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.finishing import Finish
-from fedfleet.fleet_server.fold import Aggregate
+from fedfleet.fleet_server.folding import Folding
 from fedfleet.fleet_server.model_state import Graph, Past, propose
 from fedfleet.fleet_server.root_training import Roots
+from fedfleet.fleet_server.round_clock import Key, Shifts
+from fedfleet.fleet_server.round_view import look
 from fedfleet.fleet_server.rounds import (
     FINAL,
     Abandon,
@@ -38,18 +30,14 @@ from fedfleet.fleet_server.rounds import (
     next_s,
     ready_to_merge,
 )
-from fedfleet.fleet_server.rules import VoidError
 from fedfleet.fleet_server.selection import selected, share
-from fedfleet.fleet_server.settlement import too_stale
 from fedfleet.fleet_server.stopwatch import Watch, unwatched
 from fedfleet.fleet_server.store import Store
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.fleet_server.store_vehicles import Presence
 from fedfleet.fleet_server.validation import Validation
-from fedfleet.models.task import Floats
-from fedfleet.protocol.ids import UpdateId
-from fedfleet.protocol.messages import Fate, Plan
+from fedfleet.protocol.messages import Plan
 
 __all__ = ["Coordinator", "is_over"]
 
@@ -58,33 +46,6 @@ log = structlog.get_logger()
 NO_DEADLINE_S = 1e7
 POLL_S = 5.0
 """Seconds after which a tick looks into the store although this server has written nothing: commands write too."""
-
-Key: TypeAlias = tuple[int, str]
-"""Number and region of a round."""
-
-
-class Shifts:
-    """By how much a round's time differs from the steady clock: told once, however the wall clock is set later."""
-
-    def __init__(self) -> None:
-        self._by_round: dict[Key, float] = {}
-
-    def keep(self, opened: Mapping[Key, float], *, now_s: float, steady_s: float) -> None:
-        """Note the shift of rounds that are new here, by when they were opened, and forget those not among them.
-
-        After a restart with a clock that was set back, a round begins anew at most: it never becomes endless.
-        """
-        self._by_round = {
-            key: self._by_round.get(key, max(now_s, opened_s) - steady_s) for key, opened_s in opened.items()
-        }
-
-    def add(self, key: Key, shift_s: float) -> None:
-        """Note the shift of a round that opens now."""
-        self._by_round[key] = shift_s
-
-    def of(self, key: Key) -> float:
-        """Return what to add to the steady clock for this round's time."""
-        return self._by_round[key]
 
 
 @dataclass
@@ -102,11 +63,14 @@ class Coordinator:
     model: Model
     watch: Watch = unwatched
     roots: Roots | None = None
-    _aggregates: dict[Key, Aggregate] = field(default_factory=dict)
     _waiting_since_s: dict[tuple[str, ...], float] = field(default_factory=dict)
     _shifts: Shifts = field(default_factory=Shifts)
     _commits: int = -1
     _due_s: float = -inf
+
+    def __post_init__(self) -> None:
+        """Fold with what was given."""
+        self._folding = Folding(self.store, self.config, self.graph.layout.parts, self.watch, self.roots)
 
     def tick(self, now_s: float, steady_s: float | None = None) -> bool:
         """Do what is due; tell whether something changed that is to be announced.
@@ -228,53 +192,24 @@ class Coordinator:
         changed = False
         for region, one in current.items():
             if one.state == "open":
-                self._awaits_root(one)
+                self._folding.awaits_root(one, self.model)
                 others = [other.state for name, other in current.items() if name != region]
                 holds_up = "aggregated" in others and not {"open", "closing"} & set(others)
+                version, rounds = self.model.version, self.config.rounds
                 with self.store.read() as connection:
-                    view = self._view(connection, one, presences, holds_up=holds_up)
+                    view = look(connection, one, presences, rounds=rounds, version=version, holds_up=holds_up)
                     is_known = store_models.has_version(connection, one.plan.base_version)
                 if not is_known:  # what its vehicles train from cannot be had: nobody could answer
                     reason = f"version {one.plan.base_version}, which it trains from, is not there any more"
-                    self._end(one, finishing.abandon, reason, now_s)
+                    self._end(one, ending.abandon, reason, now_s)
                     log.warning("round abandoned", round=one.plan.round, region=region, reason=reason)
                     changed = True
                     continue
                 changed |= self._act(one, view, now_s=now_s, steady_s=steady_s)
-            elif one.state == "closing" or (
-                one.state == "aggregated" and (one.plan.round, region) not in self._aggregates
-            ):
-                self._aggregate(one, now_s)
+            elif one.state == "closing" or (one.state == "aggregated" and not self._folding.has(one)):
+                self._folding.fold(one, self.model, now_s)
                 changed = True
         return changed
-
-    def _view(
-        self, connection: Connection, one: Round, presences: list[Presence], *, holds_up: bool
-    ) -> RoundView:
-        plan, rounds = one.plan, self.config.rounds
-        mine = [p for p in presences if p.region == plan.region]
-        stored = store_updates.pending(connection, round_=plan.round, region=plan.region)
-        waiting = store_waiting.waiting(connection, region=plan.region)
-        stale = too_stale(waiting, version=self.model.version, max_staleness=rounds.max_staleness)
-        return RoundView(
-            region=plan.region,
-            round=plan.round,
-            seed=plan.seed,
-            share=plan.share,
-            quorum=rounds.quorum,
-            deadline_s=plan.deadline_s,
-            lease_s=plan.lease_s,
-            announced_at_s=one.announced_at_s,
-            target=one.target,
-            stored=frozenset(id_.vehicle for id_ in stored),
-            online=frozenset(p.vehicle for p in mine if p.online),
-            leases={p.vehicle: p.lease_until_s for p in mine if p.lease_round == plan.round},
-            contributors=one.contributors,
-            buffer=rounds.buffer if rounds.mode == "buffered" else None,
-            waiting=len(waiting) - len(stale),
-            carries=rounds.carries_region,
-            holds_up=holds_up,
-        )
 
     def _act(self, one: Round, view: RoundView, *, now_s: float, steady_s: float) -> bool:
         number, region = view.round, view.region
@@ -284,10 +219,10 @@ class Coordinator:
             case Close(because):
                 self._close(one, because, now_s)
             case Abandon(reason):
-                self._end(one, finishing.abandon, reason, now_s)
+                self._end(one, ending.abandon, reason, now_s)
                 log.warning("round abandoned", round=number, region=region, reason=reason)
             case Carry(reason):
-                self._end(one, finishing.carry, reason, now_s)
+                self._end(one, ending.carry, reason, now_s)
                 log.warning("round carried", round=number, region=region, reason=reason)
             case Republish(part):
                 plan = one.plan.model_copy(update={"share": part, "revision": one.plan.revision + 1})
@@ -311,75 +246,16 @@ class Coordinator:
     def _close(self, one: Round, because: str, now_s: float) -> None:
         number, region = one.plan.round, one.plan.region
         with self.store.write() as connection:
-            count = finishing.close(
+            count = ending.close(
                 connection, one, model=self.model, config=self.config, because=because, now_s=now_s
             )
         log.info("round closing", round=number, region=region, because=because, members=count)
-        self._aggregate(replace(one, state=advance(one.state, "close"), closed_at_s=now_s), now_s)
-
-    def _aggregate(self, one: Round, now_s: float) -> None:
-        """Fold a closed region; a restarted server folds again what it had in memory only."""
-        number, region = one.plan.round, one.plan.region
-        if self._awaits_root(one):
-            return
-        with self.store.write() as connection:
-            if not store_updates.has_members(connection, round_=number, region=region):
-                why, version = "no update of a contributor", self.model.version
-                finishing.abandon(
-                    connection, one, config=self.config, version=version, reason=why, now_s=now_s
-                )
-                return
-            parts = self.graph.layout.parts
-            try:
-                with self.watch("fold"):
-                    aggregate = finishing.fold_region(
-                        connection,
-                        one,
-                        config=self.config,
-                        model=self.model,
-                        parts=parts,
-                        root=self._root(one),
-                    )
-            except VoidError as error:
-                self._void(connection, one, error, now_s)
-                return
-            self._set_aside(connection, aggregate)
-            self._aggregates[number, region] = aggregate
-            if one.state == "closing":
-                store_rounds.set_state(connection, number, region, advance(one.state, "aggregate"))
-        log.info(
-            "region folded", round=number, region=region, updates=aggregate.count, examples=aggregate.weight
-        )
-
-    def _root(self, one: Round) -> Floats | None:
-        """Return the server's own update for a round, None while it is not there; VoidError when it failed."""
-        if self.roots is None:
-            return None
-        plan, model = one.plan, self.model
-        return self.roots.update(model.vector, plan.training, version=model.version, round_=plan.round)
-
-    def _awaits_root(self, one: Round) -> bool:
-        """Tell whether the server's own update is still being made; the first question begins it."""
-        with suppress(VoidError):
-            return self.roots is not None and self._root(one) is None
-        return False
-
-    def _void(self, connection: Connection, one: Round, error: VoidError, now_s: float) -> None:
-        self._set_aside(connection, error)
-        version, why = self.model.version, str(error)
-        finishing.abandon(connection, one, config=self.config, version=version, reason=why, now_s=now_s)
-        log.warning("round abandoned", round=one.plan.round, region=one.plan.region, reason=why)
-
-    @staticmethod
-    def _set_aside(connection: Connection, found: Aggregate | VoidError) -> None:
-        """Record the fate of members that the fold left out."""
-        apart: dict[Fate, Mapping[UpdateId, str]] = {"dropped": found.dropped, "returned": found.returned}
-        for fate, reasons in apart.items():
-            store_updates.set_fates(connection, {id_: (fate, why) for id_, why in reasons.items()})
+        closed = replace(one, state=advance(one.state, "close"), closed_at_s=now_s)
+        self._folding.fold(closed, self.model, now_s)
 
     def _finish(self, rounds: Mapping[str, Round], others: tuple[Round, ...], now_s: float) -> None:
         finish = Finish(rounds, self.model, self.config, now_s, others, metrics=self.validation.task.metrics)
-        aggregates = {region: self._aggregates[one.plan.round, region] for region, one in rounds.items()}
+        aggregates = {region: self._folding.of(one) for region, one in rounds.items()}
         with self.store.read() as connection:
             vehicles = sum(store_vehicles.enrolled(connection).values())
             norms = store_models.recent_norms(connection)
@@ -404,8 +280,8 @@ class Coordinator:
             self.model = published  # only now: a commit can fail
             version, reason = self.model.version, proposal.verdict.reason
             log.info("version published", round=finish.number, version=version, gate=reason)
-        for region, one in rounds.items():
-            self._aggregates.pop((one.plan.round, region))
+        for one in rounds.values():
+            self._folding.forget(one)
 
 
 def _opened(current: Mapping[str, Round]) -> dict[Key, float]:

@@ -1,17 +1,12 @@
 """The end of a round: what all its regions made becomes the next version, in one transaction."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 from sqlalchemy import Connection
 
-from fedfleet.codec import payload
-from fedfleet.codec.parts import Parts
 from fedfleet.fleet_server import (
     store_chain,
     store_models,
@@ -22,30 +17,21 @@ from fedfleet.fleet_server import (
 )
 from fedfleet.fleet_server.announcements import blob_topics, live_blobs
 from fedfleet.fleet_server.config import ServerConfig
-from fedfleet.fleet_server.coordinates import Coordinates
 from fedfleet.fleet_server.downlink import Step
-from fedfleet.fleet_server.fold import Aggregate, fold_key
+from fedfleet.fleet_server.ending import End, carry, settle
 from fedfleet.fleet_server.gate import Verdict, judge_release
 from fedfleet.fleet_server.heads import Regional
 from fedfleet.fleet_server.model_state import Candidate, Proposal
-from fedfleet.fleet_server.pages import settlement_topics
-from fedfleet.fleet_server.region_fold import Member, Members, fold_members
-from fedfleet.fleet_server.rounds import Event, State, advance
-from fedfleet.fleet_server.settlement import Outcome, fates, membership, too_stale
+from fedfleet.fleet_server.rounds import Event, advance
+from fedfleet.fleet_server.settlement import Outcome
 from fedfleet.fleet_server.store_models import Model, ReleaseRow
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.models import bundle
 from fedfleet.models.task import Metric
-from fedfleet.protocol.ids import UpdateId
-from fedfleet.protocol.messages import Settlement
 
 __all__ = [
     "GRACE_ROUNDS",
     "Finish",
-    "abandon",
-    "carry",
-    "close",
-    "fold_region",
     "publish",
     "refuse",
     "release",
@@ -80,126 +66,6 @@ class Finish:
     def task(self) -> str:
         """Id of the task on the wire."""
         return next(iter(self.rounds.values())).plan.task
-
-
-def close(
-    connection: Connection, one: Round, *, model: Model, config: ServerConfig, because: str, now_s: float
-) -> int:
-    """Freeze the members of a region's round, those that were carried into it too; return how many there are."""
-    number, region = one.plan.round, one.plan.region
-    found = membership(
-        store_updates.pending(connection, round_=number, region=region), contributors=one.contributors
-    )
-    store_updates.set_fates(connection, {id_: ("returned", why) for id_, why in found.returned.items()})
-    store_updates.set_fates(connection, {id_: ("dropped", why) for id_, why in found.dropped.items()})
-    waiting = store_waiting.waiting(connection, region=region)
-    stale = too_stale(waiting, version=model.version, max_staleness=config.rounds.max_staleness)
-    members = sorted({*found.members, *(w.id for w in waiting if w.id not in stale)}, key=fold_key)
-    state = advance(one.state, "close")
-    store_rounds.close(connection, one, state=state, members=members, now_s=now_s, reason=because)
-    return len(members)
-
-
-def fold_region(
-    connection: Connection,
-    one: Round,
-    *,
-    config: ServerConfig,
-    model: Model,
-    parts: Parts,
-    root: npt.NDArray[np.float32] | None = None,
-) -> Aggregate:
-    """Fold the frozen members of a region's round; the same members give the same bytes, always.
-
-    What an update of an older version says is scaled down, by the policy; its weight stays (FedBuff, algorithm 1).
-    `root` is the server's own update, for rule fltrust. Raises VoidError when nothing can be made of the members.
-    """
-    number, region, strategy = one.plan.round, one.plan.region, config.strategy
-    bases = store_waiting.bases(connection, number=number, region=region)
-    scale, named = config.rounds.scale, Coordinates(parts).of(connection, one.plan)
-
-    def read() -> Iterator[Member]:
-        for id_, data, examples in store_updates.members(connection, round_=number, region=region):
-            yield Member(id_, data, examples, scale(model.version - bases[id_]))
-
-    has_control = strategy.name == "scaffold"
-    members = Members(
-        read,
-        partial(payload.decode, size=parts.size, parts=parts, common=named, control=has_control),
-        size=parts.size,
-        example_cap=config.example_cap,
-        equal=strategy.strategy().weighting == "equal",
-        has_control=has_control,
-    )
-    momentum = config.training_momentum if strategy.name == "fednova" else None
-    rule = strategy.fold_rule(root)
-    return fold_members(members, rule, momentum=momentum, draw_for=(one.plan.seed, number))
-
-
-@dataclass(frozen=True)
-class _End:
-    """How a region's round ends: the fate of its members, its final state, the newest version then, and why."""
-
-    outcome: Outcome
-    state: State
-    version: int
-    reason: str = ""
-
-
-def _settle(
-    connection: Connection, one: Round, end: _End, *, members: Iterable[UpdateId], config: ServerConfig
-) -> None:
-    """Give the members their fate, return what has become too old to fold, and write the region's settlement."""
-    number, region, rounds = one.plan.round, one.plan.region, config.rounds
-    waiting = store_waiting.waiting(connection, region=region)
-    stale = too_stale(waiting, version=end.version, max_staleness=rounds.max_staleness)
-    if not rounds.goes_on(number):
-        stale = {each.id: stale.get(each.id, "no-more-rounds") for each in waiting}
-    refused, spared = store_waiting.left_out(connection, number=number, region=region)
-    decided = fates(members, (), outcome=end.outcome, refused=refused, returned={**stale, **spared})
-    everyone = {**store_updates.settled(connection, round_=number, region=region), **decided}
-    message = Settlement(
-        task=one.plan.task,
-        region=region,
-        round=number,
-        outcome="published" if end.outcome == "published" else "abandoned",
-        reason=end.reason[:300],
-        version=end.version,
-        closed_at_s=one.closed_at_s or 0.0,
-        fates={str(id_): fate for id_, (fate, _) in everyone.items()},
-        reasons={str(id_): why for id_, (_, why) in everyone.items() if why},
-    )
-    store_rounds.settle(connection, message, decided)
-    store_rounds.set_state(connection, number, region, end.state)
-    before = number - rounds.keep_settlements + 1
-    store_rounds.retire_settlements(
-        connection, lambda told: settlement_topics(told, fleet=config.fleet), region=region, before=before
-    )
-
-
-def abandon(
-    connection: Connection, one: Round, *, config: ServerConfig, version: int, reason: str, now_s: float
-) -> None:
-    """End an open or closing round of a region without a result; its updates are returned."""
-    members = store_updates.pending(connection, round_=one.plan.round, region=one.plan.region)
-    end = _End("below-quorum", advance(one.state, "abandon"), version, reason)
-    store_rounds.close(connection, one, state=end.state, members=(), now_s=now_s, reason=reason)
-    _settle(connection, replace(one, closed_at_s=now_s), end, members=members, config=config)
-
-
-def carry(
-    connection: Connection, one: Round, *, config: ServerConfig, version: int, reason: str, now_s: float
-) -> None:
-    """End an open round of a region; its next round folds the updates. When there is none, they are returned."""
-    number, region = one.plan.round, one.plan.region
-    if not config.rounds.goes_on(number):
-        abandon(connection, one, config=config, version=version, reason=reason, now_s=now_s)
-        return
-    found = membership(store_updates.pending(connection, round_=number, region=region))
-    store_updates.set_fates(connection, {id_: ("dropped", why) for id_, why in found.dropped.items()})
-    end = _End("carried", advance(one.state, "carry"), version, reason)
-    store_rounds.close(connection, one, state=end.state, members=(), now_s=now_s, reason=reason)
-    _settle(connection, replace(one, closed_at_s=now_s), end, members=found.members, config=config)
 
 
 def refuse(connection: Connection, finish: Finish, proposal: Proposal) -> None:
@@ -313,8 +179,8 @@ def _judge(connection: Connection, finish: Finish, *, event: Event, version: int
     outcome: Outcome = "published" if event == "publish" else "refused-by-gate"
     for one in finish.rounds.values():
         members = store_waiting.claimed(connection, number=one.plan.round, region=one.plan.region)
-        end = _End(outcome, advance(advance(one.state, "evaluate"), event), version, reason)
-        _settle(connection, one, end, members=members, config=finish.config)
+        end = End(outcome, advance(advance(one.state, "evaluate"), event), version, reason)
+        settle(connection, one, end, members=members, config=finish.config)
     for one in finish.others:
         why = f"round {one.plan.round} of {one.plan.region}: version {version} came"
         carry(connection, one, config=finish.config, version=version, reason=why, now_s=finish.now_s)
