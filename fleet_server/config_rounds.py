@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from math import sqrt
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,9 @@ from fedfleet.fleet_server.config_base import Config, Positive
 from fedfleet.protocol.ids import Id
 
 __all__ = ["GateConfig", "RoundsConfig"]
+
+SliceName = Annotated[str, Field(pattern=r"^(all|[A-Za-z0-9_-]{1,60}=[^\x00-\x1f]{1,140})$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class RoundsConfig(Config):
@@ -144,5 +147,11 @@ class GateConfig(Config):
         default=10.0,
         gt=1,
         description="largest length of a step, in middle ones of the last ten, from the fourth version on",
+    )
+    floors: Mapping[SliceName, Finite] = Field(
+        default_factory=dict,
+        max_length=200,
+        description="worst mean of the primary metric that is accepted on a slice of the validation samples, by slice, "
+        "such as manoeuvre=turn-left; a model that is beyond it may only get better there",
     )
     batch: int = Field(default=1024, ge=1, le=1_000_000, description="validation samples per inference call")

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from fedfleet.models.task import Metric
 
-__all__ = ["FEW_STEPS", "Scores", "Verdict", "judge", "judge_release", "judge_step"]
+__all__ = ["FEW_STEPS", "Scores", "Verdict", "judge", "judge_floors", "judge_release", "judge_step"]
 
 Scores: TypeAlias = Mapping[str, Mapping[str, tuple[float, int]]]
 """By region, then metric: the sum over judged validation samples and their number."""
@@ -62,6 +62,28 @@ def judge(
                 accepted=False, reason=f"{_told(name, new, old, metric)}, tolerance {tolerance * 100:g} %"
             )
     return Verdict(accepted=True, reason=_told(OVERALL, *overall, metric))
+
+
+def judge_floors(
+    before: Mapping[str, tuple[float, int]],
+    after: Mapping[str, tuple[float, int]],
+    *,
+    metric: Metric,
+    floors: Mapping[str, float],
+) -> Verdict | None:
+    """Refuse a candidate that is beyond the floor of a slice, and there worse than the published model or no better.
+
+    `before` and `after` have the sum and number of the primary metric by slice. A model that was beyond a floor already
+    may climb back. None: every floor holds. Raises ValueError for a floor on a slice without samples.
+    """
+    for name, floor in sorted(floors.items()):
+        if not after.get(name, (0.0, 0))[1]:
+            raise ValueError(f"gate: no judged validation sample in slice {name}")
+        new, old = _mean([after[name]]), _mean([before[name]])
+        beyond, climbs = (new > floor, new < old) if metric.better == "lower" else (new < floor, new > old)
+        if not isfinite(new) or (beyond and not climbs):
+            return Verdict(accepted=False, reason=f"{_told(name, new, old, metric)}, floor {floor:g}")
+    return None
 
 
 def judge_step(

@@ -121,10 +121,16 @@ def propose(
     onnx = graph.file(found.x_next)
     files = dict.fromkeys(config.regions, onnx)
     files |= {region: graph.file(one.step.x_next) for region, one in heads.items()}
-    before, after = validation.scores_of(_files(model, config, graph)), validation.scores_of(files)
+    published = _files(model, config, graph)
+    before, after = validation.scores_of(published), validation.scores_of(files)
     verdict = gate.judge(
         before, after, metrics=validation.task.metrics, tolerance=config.gate.tolerance, finite=True
     )
+    if verdict.accepted and limits.floors:
+        was, now = validation.slices_of(published), validation.slices_of(files)
+        verdict = (
+            gate.judge_floors(was, now, metric=validation.task.metrics[0], floors=limits.floors) or verdict
+        )
     return Proposal(verdict, Candidate(found, onnx, optimizer, after, files, heads, before, norm))
 
 

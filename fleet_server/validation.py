@@ -1,14 +1,16 @@
 """How good a model file is on the validation drives of each region, in ONNX Runtime, and the canary made from them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedfleet.fleet_server.gate import Scores
-from fedfleet.models import bundle, prepared, scoring
-from fedfleet.models.task import Samples, Task
+from fedfleet.models import bundle, prepared, scoring, slices
+from fedfleet.models.task import Samples, Task, added
+from fedfleet.protocol.errors import UsageError
 
 __all__ = ["Validation", "open_validation"]
 
@@ -17,11 +19,15 @@ CANARY_ROWS = 8
 
 @dataclass(frozen=True)
 class Validation:
-    """The task and the validation samples by region; ``batch`` samples go into one call."""
+    """The task and the validation samples by region; ``batch`` samples go into one call.
+
+    ``rows`` has, by slice that a floor is on, the rows of its judged samples by region.
+    """
 
     task: Task
     samples: Mapping[str, Samples]
     batch: int
+    rows: Mapping[str, Mapping[str, NDArray[np.int64]]] = field(default_factory=dict)
 
     def scores(self, onnx: bytes) -> Scores:
         """Score a model file, by region and metric, over the judged samples.
@@ -37,6 +43,21 @@ class Validation:
             region: dict(scoring.score(sessions[files[region]], self.task, samples, batch=self.batch))
             for region, samples in self.samples.items()
         }
+
+    def slices_of(self, files: Mapping[str, bytes]) -> dict[str, tuple[float, int]]:
+        """Score the primary metric on each slice that a floor is on, over all regions, each by its own model file."""
+        sessions = {onnx: scoring.new_session(onnx) for onnx in set(files.values())}
+        metric = self.task.metrics[0].name
+        found = {}
+        for name, by_region in self.rows.items():
+            parts = [
+                scoring.score(
+                    sessions[files[region]], self.task, self.samples[region].take(rows), batch=self.batch
+                )
+                for region, rows in by_region.items()
+            ]
+            found[name] = added(parts).get(metric, (0.0, 0))
+        return found
 
     def baseline(self) -> Scores:
         """Score the task's trivial answer."""
@@ -59,10 +80,35 @@ class Validation:
         return bundle.pack_canary(np.ascontiguousarray(inputs), outputs)
 
 
-def open_validation(folder: Path, task: Task, *, regions: tuple[str, ...], batch: int) -> Validation:
-    """Open ``folder/<region>`` of every region; UsageError when one is absent or was prepared for another task."""
+def open_validation(
+    folder: Path, task: Task, *, regions: tuple[str, ...], batch: int, floors: Collection[str] = ()
+) -> Validation:
+    """Open ``folder/<region>`` of every region; UsageError when one is absent or was prepared for another task.
+
+    ``floors`` are slices that have a floor: UsageError for one without a judged sample, which nothing could hold.
+    """
     samples = {}
     for region in sorted(regions):
         prepared.check(prepared.open_meta(folder / region), task)
         samples[region] = prepared.open(folder / region, "validation")
-    return Validation(task, samples, batch)
+    return Validation(task, samples, batch, _rows(task, samples, floors) if floors else {})
+
+
+def _rows(
+    task: Task, samples: Mapping[str, Samples], wanted: Collection[str]
+) -> dict[str, dict[str, NDArray[np.int64]]]:
+    found: dict[str, dict[str, NDArray[np.int64]]] = {}
+    for region, one in samples.items():
+        judged = np.asarray(one.judged)
+        masks = dict(slices.known(slices.cut(task, one, region=region)))
+        masks[slices.ALL] = judged
+        for name, mask in masks.items():
+            if (mask & judged).any():
+                found.setdefault(name, {})[region] = np.flatnonzero(mask & judged)
+    for name in sorted(wanted):
+        if name not in found:
+            expected = ", ".join(sorted(found)) or "none, as no sample is judged"
+            raise UsageError(
+                f"gate.floors: no judged validation sample in slice {name}, there are {expected}"
+            )
+    return {name: found[name] for name in sorted(wanted)}
