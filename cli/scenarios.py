@@ -2,9 +2,9 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, TaskName, pack_
 from fedfleet.cli.progress import steps
 from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
+from fedfleet.scenarios.reading import open_recordings
 
 __all__ = ["app"]
 
@@ -44,14 +45,17 @@ def list_(
         for region, drives in sorted(regions.items())
     }
     counted = dict(index.problems) if index.is_counted else None
+    formats = _formats(folder)
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "regions": rows, "problems": counted}, indent=2))
+        result = {"folder": str(folder), "formats": formats, "regions": rows, "problems": counted}
+        typer.echo(json.dumps(result, indent=2))
         return
     table = Table("region", "drives", "recordings", "seconds", title=str(folder))
     for region, row in rows.items():
         table.add_row(region, *(str(value) for value in row.values()))
     console = Console()
     console.print(table)
+    _print_formats(console, formats)
     if counted is None:
         console.print("not read yet: `fedfleet scenarios check` reads all and counts what is left out")
     else:
@@ -79,6 +83,7 @@ def check(
         "folder": str(folder),
         "drives": len(samples),
         "samples": sum(samples.values()),
+        "formats": _formats(folder),
         "drives_without_samples": empty,
         "problems": problems,
     }
@@ -87,11 +92,33 @@ def check(
     else:
         console = Console()
         console.print(f"{folder}: {len(samples)} drives, {result['samples']} samples for task {learned.name}")
+        _print_formats(console, result["formats"])
         if empty:
             console.print(f"{len(empty)} drives without a usable sample: {', '.join(empty[:5])}")
         _print_problems(console, problems)
     if not result["samples"]:
         raise UsageError(f"{folder}: no sample is usable for task {learned.name}")
+
+
+@app.command("convert")
+def convert(
+    folder: Annotated[Path, typer.Argument(help="Folder of recordings of any format.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write tables into.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Write recordings as fedfleet's own Parquet tables, one per region; whatever their format."""
+    from fedfleet.scenarios import convert as converter
+
+    with steps("converting recordings") as progress:
+        made = converter.convert(folder, out, report=progress)
+    if as_json:
+        typer.echo((out / converter.RECORD_FILE).read_text(encoding="utf-8").rstrip())
+        return
+    console = Console()
+    for region, row in made.regions.items():
+        text = f"{out / region}.parquet: {row['scenarios']} scenarios, {row['tracks']} tracks"
+        console.print(text, soft_wrap=True)
+    _print_problems(console, made.problems)
 
 
 @app.command("generate")
@@ -105,6 +132,27 @@ def generate(
     with steps("generating scenarios") as progress:
         record = generator.generate(out, seed=seed, progress=progress)
     Console().print(f"{out}: table hash {record['table_sha256']}", soft_wrap=True)
+
+
+def _formats(folder: Path) -> list[dict[str, object]]:
+    """What each reader found; nothing for a task that has a reader of its own, such as one of camera images."""
+    try:
+        return [part.summary() for part in open_recordings(folder).parts]
+    except UsageError:
+        return []
+
+
+def _print_formats(console: Console, formats: Sequence[Mapping[str, object]]) -> None:
+    for row in formats:
+        text = (
+            f"{row['format']}: {row['recordings']} recordings in {row['drives']} drives, {row['seconds']} s"
+        )
+        if row["drives_read"]:
+            rates = ", ".join(f"{rate:g}" for rate in cast("list[float]", row["rates_hz"]))
+            text += f"; {row['tracks']} tracks read, at {rates} Hz"
+        problems = cast("Mapping[str, int]", row["problems"])
+        left_out = "".join(f", left out {count} × {name}" for name, count in problems.items())
+        console.print(f"{text}{left_out}", soft_wrap=True)
 
 
 def _print_problems(console: Console, problems: Mapping[str, int]) -> None:

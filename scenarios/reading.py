@@ -16,7 +16,7 @@ import importlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, Protocol, cast
@@ -27,7 +27,17 @@ from fedfleet.scenarios.members import zip_members
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.windows import check_speed
 
-__all__ = ["READERS", "Found", "Reader", "Recorded", "Recordings", "open_recordings", "read", "stream"]
+__all__ = [
+    "READERS",
+    "Found",
+    "Reader",
+    "Recorded",
+    "Recordings",
+    "Tally",
+    "open_recordings",
+    "read",
+    "stream",
+]
 
 IGNORED: Final = ("index.csv",)
 RECORDED: Final = (".csv", ".parquet", ".zip")
@@ -92,6 +102,24 @@ READERS: Final = (
 )
 
 
+@dataclass
+class Tally:
+    """What was read of one format so far: each drive once, when all of it was read."""
+
+    drives: set[str] = field(default_factory=set)
+    scenarios: int = 0
+    tracks: int = 0
+    rates_hz: set[float] = field(default_factory=set)
+
+    def add(self, drive: str, read: Sequence[tuple[int, float]]) -> None:
+        """Count the scenarios of a drive, by (tracks, rate)."""
+        if drive not in self.drives:
+            self.drives.add(drive)
+            self.scenarios += len(read)
+            self.tracks += sum(tracks for tracks, _ in read)
+            self.rates_hz.update(rate for _, rate in read)
+
+
 @dataclass(frozen=True)
 class Found:
     """What one reader found in a folder."""
@@ -99,6 +127,23 @@ class Found:
     reader: Reader
     sources: tuple[Path, ...]
     recordings: Recordings
+    tally: Tally = field(default_factory=Tally)
+
+    def summary(self) -> dict[str, object]:
+        """In words and numbers; scenarios, tracks and rates of what was read so far."""
+        drives = self.recordings.drives.values()
+        return {
+            "format": self.reader.format,
+            "files": len(self.sources),
+            "regions": len({drive.region for drive in drives}),
+            "drives": len(drives),
+            "recordings": sum(drive.recordings for drive in drives),
+            "seconds": round(sum(drive.seconds for drive in drives), 1),
+            "drives_read": len(self.tally.drives),
+            "tracks": self.tally.tracks,
+            "rates_hz": sorted(self.tally.rates_hz),
+            "problems": dict(self.recordings.problems),
+        }
 
 
 @dataclass(frozen=True)
@@ -165,11 +210,14 @@ def _each(recordings: Recorded, keys: Sequence[str]) -> Iterator[Scenario]:
     try:
         for key in keys:
             part = recordings.part(key)
+            seen: list[tuple[int, float]] = []
             for scenario in part.recordings.read(key):
+                seen.append((len(scenario.track_ids), scenario.rate_hz))
                 if len(recordings.parts) > 1:
                     _check_format(formats, scenario.scenario_id, part.reader.format)
                 _check_units(scenario, part.reader.format)
                 yield scenario
+            part.tally.add(key, seen)
     except ScenarioError as error:
         raise UsageError(str(error)) from error
 

@@ -33,6 +33,7 @@ __all__ = [
     "MAX_ROWS",
     "MAX_VALUES",
     "SCHEMA",
+    "VERSION",
     "Table",
     "TableWriter",
     "read_table",
