@@ -17,6 +17,8 @@ from fedfleet.scenarios.partition import Partition, partition
 
 __all__ = [
     "Job",
+    "calibration_dir",
+    "calibration_job",
     "held_out_jobs",
     "jobs_of",
     "prepare",
@@ -70,6 +72,20 @@ def vehicle_dir(settings: Settings, vehicle: str) -> Path:
 def validation_dir(settings: Settings) -> Path:
     """Return the folder that holds one prepared validation folder for each region."""
     return settings.work_dir / "data" / "validation"
+
+
+def calibration_dir(settings: Settings) -> Path:
+    """Return the folder of the samples that set the ranges of the int8 variant."""
+    return settings.server.int8.calibration_dir or settings.work_dir / "data" / "calibration"
+
+
+def calibration_job(settings: Settings, parts: Partition) -> list[Job]:
+    """Return what the int8 variant needs, where it is wanted and nobody chose a folder: a training drive per region."""
+    int8 = settings.server.int8
+    if not int8.enabled or int8.calibration_dir is not None:
+        return []
+    first = {region: drives[0] for _, (region, drives) in sorted(parts.vehicles.items(), reverse=True)}
+    return [Job(calibration_dir(settings), sorted(first.values()), ("train",))]
 
 
 def test_dir(settings: Settings) -> Path:
@@ -137,6 +153,7 @@ def held_out_jobs(settings: Settings, parts: Partition, *, test: bool) -> list[J
         Job(validation_dir(settings) / region, drives, ("validation",))
         for region, drives in parts.validation.items()
     ]
+    jobs += calibration_job(settings, parts)
     if test:
         jobs += [Job(test_dir(settings) / region, drives, ("test",)) for region, drives in parts.test.items()]
     return jobs

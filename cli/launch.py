@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from fedfleet.cli import suits
 from fedfleet.cli.config import Settings
-from fedfleet.cli.data import validation_dir, vehicle_dir
+from fedfleet.cli.data import calibration_dir, validation_dir, vehicle_dir
 from fedfleet.cli.processes import environment
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.registry import Place
@@ -57,6 +57,8 @@ def server_config(settings: Settings, regions: Sequence[str]) -> ServerConfig:
     """Return the server's whole configuration."""
     server = suits.server(settings)
     own = {name: getattr(server, name) for name in type(server).model_fields}
+    if server.int8.enabled:
+        own["int8"] = server.int8.model_copy(update={"calibration_dir": calibration_dir(settings)})
     return ServerConfig(
         **own,
         fleet=settings.fleet,

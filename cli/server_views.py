@@ -138,6 +138,7 @@ def models(context: typer.Context, region: Regions = None, last: Last = 20, as_j
         Column("delta kB", is_number=True),
         Column("full kB", is_number=True),
         *(Column(name, is_number=True) for name in names),
+        Column("int8"),
         Column("file (SHA-256)"),
     ]
     title = f"Models: {metric.name} in {metric.unit} on validation drives, {metric.better} is better"
@@ -153,8 +154,19 @@ def _model(one: Mapping[str, Any], regions: Sequence[str], metric: str) -> list[
         kilobytes(_largest(one, "delta_bytes")),
         kilobytes(_largest(one, "full_bytes")),
         *(figure(one["metrics"].get(name, {}).get(metric), 3) for name in regions),
+        "; ".join(_variant(told) for told in one["variants"]) or "–",
         "one per region" if one["regions"] else one["onnx_sha256"][:12],
     ]
+
+
+def _variant(told: Mapping[str, Any]) -> str:
+    """Return what a variant is worth: the loss of its primary metric, its size, its time, each beside float32."""
+    where = f"{told['region']}: " if told["region"] else ""
+    if not told["published"]:
+        return f"{where}no: {told['reason']}"
+    times = f"{told['latency_ms']:.2f} of {told['float32_ms']:.2f} ms"
+    sizes = f"{kilobytes(told['size_bytes'])} of {kilobytes(told['float32_bytes'])} kB"
+    return f"{where}{100 * told['loss']:+.2f} %, {sizes}, {times}"
 
 
 def _largest(one: Mapping[str, Any], name: str) -> int | None:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import store_chain, store_heads, store_models, store_rounds
+from fedfleet.fleet_server import store_chain, store_heads, store_models, store_rounds, store_variants
 from fedfleet.fleet_server.model_state import open_graph
 from fedfleet.fleet_server.pages import pages, settlement_topics
 from fedfleet.fleet_server.requests import Party
@@ -99,7 +99,7 @@ def live_blobs(connection: Connection) -> list[BlobRef]:
                 _alone(pointer(connection, task="t", region=region or "r", version=release.version))
             )
             live.append(_canary(connection, release, region))
-    return live
+    return live if release is None else live + store_variants.blobs(connection, release.number)
 
 
 def _canary(connection: Connection, release: ReleaseRow, region: str) -> BlobRef:
@@ -163,6 +163,7 @@ def _models(connection: Connection, party: Party, regions: tuple[str, ...]) -> d
             canary=_canary(connection, released, region),
             policy=released.policy,
             released_at_s=released.released_at_s,
+            variants=store_variants.published(connection, released.number, region),
         )
         found[topics.release(fleet, region, task)] = party.seal(release, Kind.RELEASE)
     return found

@@ -24,6 +24,7 @@ from fedfleet.fleet_server.stopwatch import Watch, unwatched
 from fedfleet.fleet_server.store import Store, open_store, save_start
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.validation import Validation, open_validation
+from fedfleet.fleet_server.variants import Maker, quantize_command
 from fedfleet.link.port import Link
 from fedfleet.models import bundle, layout, prepared
 from fedfleet.models import task as tasks
@@ -45,9 +46,12 @@ class Parts:
     party: Party
     coordinator: Coordinator
     ingest: Ingest
+    variants: Maker | None = None
 
     def close(self) -> None:
         """Close the store, and end what it was waiting for."""
+        if self.variants is not None:
+            self.variants.close()
         if self.coordinator.roots is not None:
             self.coordinator.roots.close()
         self.store.close()
@@ -62,7 +66,16 @@ def prepare(
     """
     task = tasks.load(config.task)
     roots = _roots(config, task)
-    validation = open_validation(config.validation_dir, task, regions=config.regions, batch=config.gate.batch)
+    if config.int8.calibration_dir is not None and config.int8.enabled:
+        prepared.check(prepared.open_meta(config.int8.calibration_dir), task)
+        prepared.open(config.int8.calibration_dir, "train")
+    validation = open_validation(
+        config.validation_dir,
+        task,
+        regions=config.regions,
+        batch=config.gate.batch,
+        floors=tuple(config.gate.floors),
+    )
     address = config.store.address()
     store = open_store(config.data_dir, fleet=config.fleet, task=config.task, address=address)
     store.watch = watch
@@ -86,7 +99,14 @@ def prepare(
         control=config.strategy.name == "scaffold",
     )
     ingest = Ingest(store, party, limits, Limiter(config.rate.rate()), config.rounds)
-    return Parts(config, store, party, coordinator, ingest)
+    return Parts(config, store, party, coordinator, ingest, _variants(store, config, task, graph))
+
+
+def _variants(store: Store, config: ServerConfig, task: Task, graph: Graph) -> Maker | None:
+    """Return what makes the int8 variants, where they are wanted."""
+    if not config.int8.enabled:
+        return None
+    return Maker(store, graph, task, config, quantize_command(config), config.data_dir / ".int8")
 
 
 def _roots(config: ServerConfig, task: Task) -> RootTrainer | None:
@@ -107,7 +127,7 @@ def assemble(parts: Parts, link: Link) -> Server:
             return store_models.blob_bytes(connection, digest)
 
     publisher = Publisher(link, parts.config.fleet, load)
-    server = Server(parts.store, link, parts.ingest, parts.coordinator, publisher)
+    server = Server(parts.store, link, parts.ingest, parts.coordinator, publisher, parts.variants)
     server.start()
     return server
 

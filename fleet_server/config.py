@@ -27,6 +27,7 @@ __all__ = [
     "EnrolmentCode",
     "GateConfig",
     "GroupCommitConfig",
+    "Int8Config",
     "LinkConfig",
     "LogsConfig",
     "MetricsConfig",
@@ -48,6 +49,25 @@ class GroupCommitConfig(Config):
     updates: int = Field(default=256, ge=1, le=10_000, description="updates per transaction at most")
     wait_ms: float = Field(
         default=2.0, ge=0, le=1000, description="milliseconds that an update waits for others"
+    )
+
+
+class Int8Config(Config):
+    """The int8 variant of what drives, for weak vehicles."""
+
+    enabled: bool = Field(
+        default=False,
+        description="make an int8 variant of every release and publish it when it is good enough",
+    )
+    most_loss: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share by which the primary metric may get worse, overall and in every region; None: the task's",
+    )
+    calibration_dir: Path | None = Field(
+        default=None,
+        description="prepared folder whose train part sets the ranges; None: made of one training drive per region",
     )
 
 
@@ -83,6 +103,7 @@ class ServerSettings(Config):
         description="which published version may drive: one that is nowhere worse than what drives, without tolerance, "
         "or each that the gate accepts",
     )
+    int8: Int8Config = Field(default_factory=Int8Config, description="int8 variant of releases")
     merge_cap: float = Field(
         default=0.5,
         gt=0,
@@ -191,6 +212,8 @@ class ServerConfig(ServerSettings):
         vehicles = Counter(code.vehicle for code in self.enrolment)
         if double := [vehicle for vehicle, times in vehicles.items() if times > 1]:
             raise ValueError(f"enrolment: {double[0]} has two codes")
+        if self.int8.enabled and self.int8.calibration_dir is None:
+            raise ValueError("int8.calibration_dir: expected a prepared folder where int8 is enabled")
         if SERVER in vehicles:
             raise ValueError(f"enrolment: {SERVER} is the server's own name")
         return self

@@ -48,6 +48,7 @@ STEPS: tuple[Step, ...] = (
     add_column(schema.vehicle.c.region_before),
     add_column(schema.vehicle.c.moved_round),
     add_column(schema.model.c.step_norm),
+    add_table(schema.variant),
 )
 """Step i leads from version i + 1 to i + 2. Append only."""
 

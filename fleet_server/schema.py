@@ -34,6 +34,7 @@ __all__ = [
     "score",
     "settlement",
     "update",
+    "variant",
     "vehicle",
 ]
 
@@ -209,6 +210,26 @@ release = Table(
     Column("released_at_s", Float, nullable=False),
 )
 
+variant = Table(
+    "variant",
+    metadata,
+    Column("release", BigInteger, primary_key=True),
+    Column("region", String, primary_key=True),  # whose; empty: all regions have the same model
+    Column("kind", String, primary_key=True),
+    Column("onnx_sha256", String, nullable=False),
+    Column("file_sha256", String),  # blobs; NULL when it is not published
+    Column("canary_sha256", String),
+    Column("tolerance", Float, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("float32_bytes", BigInteger, nullable=False),
+    Column("latency_ms", Float, nullable=False),
+    Column("float32_ms", Float, nullable=False),
+    Column("loss", Float),
+    Column("metrics", Text, nullable=False),  # JSON: means by form and metric
+    Column("reason", Text, nullable=False),
+)
+"""Other forms of a release's model file, and why some are not published."""
+
 score = Table(
     "score",
     metadata,
@@ -223,7 +244,7 @@ blob = Table(
     "blob",
     metadata,
     Column("sha256", String, primary_key=True),
-    Column("kind", String, nullable=False),  # graph, full, delta, canary
+    Column("kind", String, nullable=False),  # graph, full, delta, canary, variant …
     Column("data", LargeBinary, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
     Column("retired_round", BigInteger),  # NULL while live

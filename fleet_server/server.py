@@ -14,6 +14,7 @@ from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.ingest import Ingest
 from fedfleet.fleet_server.publisher import Publisher
 from fedfleet.fleet_server.store import Store, StoreFailed
+from fedfleet.fleet_server.variants import Maker
 from fedfleet.link.port import Connected, Delivery, Disconnected, Event, Link, LinkFull, Published
 from fedfleet.protocol import topics
 
@@ -38,6 +39,7 @@ class Server:
     ingest: Ingest
     coordinator: Coordinator
     publisher: Publisher
+    variants: Maker | None = None
     backlog: deque[Event] = field(default_factory=deque)
     _connected: bool = False
     _changed: bool = False
@@ -68,6 +70,8 @@ class Server:
     def tick(self, now_s: float, steady_s: float | None = None) -> None:
         """Do what is due in the rounds, and publish what the broker still lacks; see ``Coordinator.tick``."""
         self._changed |= self.coordinator.tick(now_s, steady_s)
+        if self.variants is not None:
+            self._changed |= self.variants.tick()
         if self._changed:
             self._announce()
             self._changed = False

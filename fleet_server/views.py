@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, select, true
 
-from fedfleet.fleet_server import schema, store_models, store_rounds, store_vehicles
+from fedfleet.fleet_server import schema, store_models, store_rounds, store_variants, store_vehicles
 from fedfleet.fleet_server.gate import Scores
 from fedfleet.fleet_server.store import START, open_reader, properties
 from fedfleet.fleet_server.store_rounds import Round
@@ -181,7 +181,7 @@ def models(
     columns = [column for column in table.c if column.name not in {"vector", "error"}]
     rows = connection.execute(select(*columns).where(table.c.version >= first).order_by(table.c.version))
     scores = means(store_models.all_scores(connection))
-    regional = _regional(connection, first, sizes)
+    regional, variants = _regional(connection, first, sizes), store_variants.views(connection)
     return [
         {
             "version": row.version,
@@ -196,6 +196,11 @@ def models(
                 for region, told in regional.get(row.version, {}).items()
                 if not regions or region in regions
             },
+            "variants": [
+                told
+                for told in variants.get(row.version, [])
+                if not regions or not told["region"] or told["region"] in regions
+            ],
             "metrics": {
                 region: told
                 for region, told in scores.get(row.version, {}).items()

@@ -1,6 +1,7 @@
-"""What model blobs hold: graph with layout, full vector, packs of deltas, canary. Formats in ``docs/protocol.md``.
+"""What model blobs hold: graph with layout, full vector, packs of deltas, canary, whole file.
 
-Each is one zstd frame whose content size is declared and checked before anything is unpacked.
+Formats in ``docs/protocol.md``. Each is one zstd frame whose content size is declared and checked before anything is
+unpacked.
 """
 
 from collections.abc import Sequence
@@ -17,10 +18,12 @@ __all__ = [
     "DeltaKind",
     "pack_canary",
     "pack_deltas",
+    "pack_file",
     "pack_graph",
     "pack_vector",
     "unpack_canary",
     "unpack_deltas",
+    "unpack_file",
     "unpack_graph",
     "unpack_vector",
 ]
@@ -34,6 +37,7 @@ _GRAPH_MAGIC = b"FFG1"
 _CANARY = Struct(">4sIII")
 _CANARY_MAGIC = b"FFK1"
 _VECTOR_MAGIC = b"FFV2\n"  # five bytes: no number of floats is as long as one more with it
+_FILE_MAGIC = b"FFM1"
 _PACK = Struct(">4sIH")
 _PACK_MAGIC = b"FFP1"
 _ENTRY = Struct(">BI")
@@ -124,6 +128,20 @@ def unpack_deltas(blob: bytes, *, limit_bytes: int) -> tuple[int, list[tuple[Del
     if at != len(data):
         raise PeerError("malformed-blob", f"pack of deltas has {len(data) - at} bytes too many")
     return from_version, found
+
+
+def pack_file(onnx: bytes) -> bytes:
+    """Return the blob of a whole model file."""
+    return _compress(_FILE_MAGIC + onnx)
+
+
+def unpack_file(blob: bytes, *, size_bytes: int) -> bytes:
+    """Return the model file of so many bytes that a blob holds; PeerError when it holds anything else."""
+    data = _decompress(blob, size_bytes + len(_FILE_MAGIC), "model file blob")
+    if not data.startswith(_FILE_MAGIC) or len(data) != size_bytes + len(_FILE_MAGIC):
+        told = f"model file blob begins {data[:4]!r} and holds {len(data)} bytes, expected {size_bytes} and 4"
+        raise PeerError("malformed-blob", told)
+    return data[len(_FILE_MAGIC) :]
 
 
 def pack_canary(inputs: Floats, outputs: Floats) -> bytes:

@@ -35,6 +35,7 @@ __all__ = [
     "Sums",
     "Task",
     "added",
+    "int8_loss",
     "load",
     "names",
     "noun",
@@ -213,6 +214,7 @@ class Task(Protocol):
     "sparse", "dense" (never sparsified: statistics of a batch norm, biases) or "exclude" (never leaves the vehicle,
     and does not change in the published model); the first pattern that matches counts, the rest are sparse. `head`
     is a tuple of patterns of the tensors that are a region's own. `models/layout.py` puts both into the model's layout.
+    `int8_loss` is the share by which the primary metric may get worse in int8 (0.02 where the task does not say).
     What people read of it: `noun` is what its samples are ("tracks", "patients"), `trivial` what `baseline` answers.
     `slices` cut its samples for reports and for the gate: a mapping of dimensions ("manoeuvre") to functions that take
     `Samples` and return the name of each sample's slice, text[N], empty = in none (`models/slices.py`).
@@ -271,6 +273,11 @@ def noun(task: Task) -> str:
 def trivial(task: Task) -> str:
     """Return what the trivial answer of a task is."""
     return str(getattr(task, "trivial", "trivial answer"))
+
+
+def int8_loss(task: Task) -> float:
+    """Return the share by which the primary metric of a task may get worse in int8."""
+    return float(getattr(task, "int8_loss", 0.02))
 
 
 def names() -> tuple[str, ...]:

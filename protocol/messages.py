@@ -33,6 +33,7 @@ __all__ = [
     "Segment",
     "Settlement",
     "Status",
+    "Variant",
     "decode",
     "encode",
 ]
@@ -206,11 +207,26 @@ class ModelPointer(Message):
         return last if last and last.to_version == self.version and last.kind == "add" else None
 
 
+class Variant(Message):
+    """Another form of a release's model file, such as ``int8``: a file of its own, which the weights do not make.
+
+    ``file`` names a zstd frame of the whole ONNX file, ``size_bytes`` long, ``canary`` what that file answers; an
+    answer may be ``tolerance`` away (in the unit of the output).
+    """
+
+    kind: Annotated[str, Field(pattern=r"^[a-z0-9]{1,16}$")]
+    onnx_sha256: Digest
+    size_bytes: Annotated[int, Field(ge=1, le=2**31)]
+    file: BlobRef
+    canary: BlobRef
+    tolerance: Annotated[float, Field(gt=0, le=1e9)]
+
+
 class Release(Message):
     """What may drive: a published version promoted by the release policy. ``number`` always rises.
 
     ``model`` is complete, so that a vehicle can fetch it even when the training base has moved on. ``canary`` names
-    a blob of the ``canary`` format of ``docs/protocol.md``.
+    a blob of the ``canary`` format of ``docs/protocol.md``. ``variants`` may be added to a release later.
     """
 
     task: Id
@@ -220,6 +236,11 @@ class Release(Message):
     canary: BlobRef
     policy: Text
     released_at_s: Seconds
+    variants: Annotated[tuple[Variant, ...], Field(max_length=8)] = ()
+
+    def variant(self, kind: str) -> Variant | None:
+        """Return the variant of this kind; None where there is none."""
+        return next((each for each in self.variants if each.kind == kind), None)
 
 
 class Lease(Message):
@@ -250,6 +271,8 @@ class Metrics(Message):
     ``update_bytes`` and ``update_codec`` tell the size and the setting of its last update. ``late`` counts frames later
     than the guard allows, ``guard_pauses`` and ``guard_paused_s`` how often and how long it stopped the process's
     trainers; ``shadow_answers`` were compared before a release drove, ``shadow_disagreed`` of them disagreed.
+    ``variant`` is the form of the model that drives, empty for the release as it is; ``personal`` whether it has a head
+    that this vehicle tuned for itself, so that its ``scores`` are not the release's.
     """
 
     vehicle: Id
@@ -271,6 +294,8 @@ class Metrics(Message):
     guard_paused_s: Seconds = 0.0
     shadow_answers: Count = 0
     shadow_disagreed: Count = 0
+    variant: Annotated[str, Field(max_length=16)] = ""
+    personal: bool = False
     link_class: Annotated[str, Field(max_length=16)] = ""
     update_bytes: Count = 0
     update_codec: Annotated[str, Field(max_length=80)] = ""

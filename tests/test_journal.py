@@ -66,6 +66,9 @@ CREATE TABLE outbox (
 CREATE TABLE base (
   task TEXT PRIMARY KEY, version INTEGER NOT NULL, onnx_sha256 TEXT NOT NULL, vector BLOB NOT NULL,
   graph_sha256 TEXT NOT NULL);
+CREATE TABLE release (
+  task TEXT NOT NULL, slot TEXT NOT NULL CHECK (slot IN ('active', 'previous')), number INTEGER NOT NULL,
+  version INTEGER NOT NULL, onnx_sha256 TEXT NOT NULL, model BLOB NOT NULL, PRIMARY KEY (task, slot));
 INSERT INTO outbox VALUES (1, x'ab', 'cd', 'v01:0000000000000007:1', 3, 'north', 't', 'waiting', 1);
 INSERT INTO base VALUES ('t', 4, 'ef', x'0000803f', 'aa');
 UPDATE meta SET value = '1' WHERE name = 'sequence';
@@ -77,7 +80,8 @@ def test_a_journal_of_version_1_is_brought_up_to_date(tmp_path: Path) -> None:
     # given a journal as the first version of the program made it
     opened(tmp_path).close()
     with sqlite3.connect(tmp_path / "journal.sqlite") as db:
-        db.executescript("DROP TABLE outbox; DROP TABLE base; DROP TABLE control;" + VERSION_1)
+        gone = ("outbox", "base", "control", "release", "personal")
+        db.executescript("".join(f"DROP TABLE {table};" for table in gone) + VERSION_1)
     db.close()
     # then it opens with all it had; how its base was reached is not known
     journal = opened(tmp_path)

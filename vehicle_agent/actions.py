@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from fedfleet.protocol.messages import Lease, ModelPointer, Plan, Release
+from fedfleet.protocol.messages import Lease, ModelPointer, Plan, Release, Variant
 
 __all__ = [
     "Action",
@@ -65,9 +65,10 @@ class FetchBase:
 
 @dataclass(frozen=True)
 class FetchRelease:
-    """Fetch and verify a release's model and canary."""
+    """Fetch and verify a release's model and canary, or those of its ``variant``."""
 
     release: Release
+    variant: Variant | None = None
 
 
 @dataclass(frozen=True)

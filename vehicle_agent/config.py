@@ -90,6 +90,10 @@ class AgentSettings(BaseModel):
     trainable: Literal["all", "head"] = Field(
         default="all", description="what this vehicle trains: all, or only the head (weak vehicles)"
     )
+    variant: Literal["float32", "int8"] = Field(
+        default="float32",
+        description="form of the model that drives, int8 where a release has it (weak vehicles); training is float32",
+    )
     batch_memory_mb: float | None = Field(
         default=None,
         gt=0,

@@ -1,13 +1,14 @@
 """How models come to a vehicle: fetched, verified, journaled as training base, or tried and activated to drive."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
 from fedfleet.link.port import Link
 from fedfleet.models import bundle
 from fedfleet.models.task import Floats, Task
 from fedfleet.protocol.errors import PeerError
-from fedfleet.protocol.messages import ModelPointer, Release
+from fedfleet.protocol.messages import ModelPointer, Release, Variant
 from fedfleet.protocol.topics import Topic
 from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent.assemble import Held, Model, Route, build, route
@@ -44,6 +45,7 @@ class _Under:
     held: Held | None
     way: Route
     fetch: Fetch
+    variant: Variant | None
 
     @property
     def purpose(self) -> ev.Purpose:
@@ -52,6 +54,19 @@ class _Under:
     @property
     def number(self) -> int:
         return self.pointer.version if self.release is None else self.release.number
+
+    @property
+    def variant_sha256(self) -> str:
+        return "" if self.variant is None else self.variant.onnx_sha256
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A verified release: its file, what that must answer, and how far off; None: as the same file elsewhere."""
+
+    released: Released
+    canary: tuple[Floats, Floats]
+    tolerance: float | None = None
 
 
 class Downlink:
@@ -63,7 +78,7 @@ class Downlink:
         self._journal, self._replay, self._swapper, self._owner = journal, replay, swapper, owner
         self._task, self._limits = task, limits
         self._under: _Under | None = None
-        self._fetched: tuple[Release, Model, tuple[Floats, Floats]] | None = None
+        self._fetched: _Fetched | None = None
         self._given_up: set[str] = set()
         self.shadow_answers = self.shadow_disagreed = 0
         self._link: Link | None = None
@@ -87,15 +102,17 @@ class Downlink:
             except PeerError as error:
                 events.append(ev.MessageRefused(f"{slot}-{error.reason}"))
         if "active" not in runs and "previous" in runs and (before := self._journal.revert()) is not None:
-            events.append(ev.Activated(before.number, before.version, before.onnx_sha256))
+            events.append(_activated(before))
         ready = list(runs.values())
         if ready:
             self._replay.begin(ready[0], before=ready[1] if len(ready) > 1 else None)
         return events
 
-    def fetch(self, pointer: ModelPointer, release: Release | None, now_s: float) -> list[ev.Event]:
-        """Begin to fetch the published model, or a release."""
-        return self._begin(pointer, release, now_s, full=False)
+    def fetch(
+        self, pointer: ModelPointer, release: Release | None, now_s: float, *, variant: Variant | None = None
+    ) -> list[ev.Event]:
+        """Begin to fetch the published model, or a release, or a variant of it."""
+        return self._begin(pointer, release, now_s, full=False, variant=variant)
 
     def hurry(self) -> list[ev.Event]:
         """Give the download under way up soon when a piece of it does not come; a newer one is wanted."""
@@ -119,14 +136,17 @@ class Downlink:
 
     def activate(self, release: Release) -> list[ev.Event]:
         """Have the fetched release tried in the background; ``tried`` takes the answer."""
-        if self._fetched is None or self._fetched[0].number != release.number:
+        fetched = self._fetched
+        if fetched is None or fetched.released.number != release.number:
             return [ev.ActivationRefused(release.number, "not-fetched")]
-        _, model, canary = self._fetched
-        if model.onnx_sha256 in self._given_up:
-            return [ev.ActivationRefused(release.number, "failed-before")]
+        digest = fetched.released.onnx_sha256
+        if digest in self._given_up:
+            return [ev.ActivationRefused(release.number, "failed-before", digest)]
         self._replay.swap_begins()
-        who = (self._owner, release.number, model.onnx_sha256)
-        self._swapper.submit(Candidate(*who, model.onnx, canary, beside=self._replay))
+        who, beside = (self._owner, release.number, digest), self._replay
+        self._swapper.submit(
+            Candidate(*who, fetched.released.model, fetched.canary, beside, fetched.tolerance)
+        )
         return []
 
     def tried(self, tried: Tried) -> list[ev.Event]:
@@ -137,17 +157,15 @@ class Downlink:
         self._fetched = None
         if tried.run is None or fetched is None:
             self._replay.swap_ends(None)
-            return [ev.ActivationRefused(number, tried.reason or "not-fetched")]
-        version = fetched[1].version
+            reason = tried.reason or "not-fetched"
+            return [ev.ActivationRefused(number, reason, tried.candidate.onnx_sha256)]
         try:
-            self._journal.activate(
-                Released(number, version, tried.candidate.onnx_sha256, tried.candidate.model)
-            )
+            self._journal.activate(fetched.released)
         except JournalError as error:
             self._replay.swap_ends(None)
             return [ev.FetchFailed("release", number, error.reason, lasting=False)]
         self._replay.swap_ends(tried.run)
-        return [ev.Activated(number, version, tried.candidate.onnx_sha256)]
+        return [_activated(fetched.released)]
 
     def fall_back(self) -> list[ev.Event]:
         """When the active model was left because it failed, keep to the one before, and never take it again."""
@@ -156,13 +174,19 @@ class Downlink:
             return []
         self._given_up.add(left.onnx_sha256)
         before = self._journal.revert()
-        refused = ev.ActivationRefused(left.number, reason)
+        refused = ev.ActivationRefused(left.number, reason, left.onnx_sha256)
         if before is None:
             return [refused]
-        return [ev.Activated(before.number, before.version, before.onnx_sha256), refused]
+        return [_activated(before), refused]
 
     def _begin(
-        self, pointer: ModelPointer, release: Release | None, now_s: float, *, full: bool
+        self,
+        pointer: ModelPointer,
+        release: Release | None,
+        now_s: float,
+        *,
+        full: bool,
+        variant: Variant | None = None,
     ) -> list[ev.Event]:
         if self._link is None:
             return []
@@ -173,14 +197,17 @@ class Downlink:
         way = route(pointer, held, full=full)
         besides = pointer.control if release is None else release.canary
         refs = way.refs if besides is None else (*way.refs, besides)
+        if variant is not None:
+            refs = (variant.file, variant.canary)
         number = pointer.version if release is None else release.number
         try:
             timeout_s = self._limits.timeout_s
             fetch = Fetch(self._link, self._fleet, refs, timeout_s=timeout_s, jitter=self._jitter)
         except PeerError as error:
             purpose: ev.Purpose = "base" if release is None else "release"
-            return [ev.FetchFailed(purpose, number, error.reason, lasting=True)]
-        self._under = _Under(pointer, release, held, way, fetch)
+            digest = "" if variant is None else variant.onnx_sha256
+            return [ev.FetchFailed(purpose, number, error.reason, lasting=True, variant_sha256=digest)]
+        self._under = _Under(pointer, release, held, way, fetch, variant)
         fetch.start(now_s)
         return self._advance(self._under, now_s)
 
@@ -198,6 +225,10 @@ class Downlink:
             if blobs is None:
                 return []
             limit = self._limits.max_model_bytes
+            if under.release is not None and under.variant is not None:
+                self._under = None
+                self._fetched = _unpacked(under.release, under.variant, blobs, limit_bytes=limit)
+                return [ev.ReleaseFetched(under.release.number)]
             model = build(under.way, blobs, under.held, task=self._task, limit_bytes=limit)
             self._under = None
             if under.release is None:
@@ -208,11 +239,17 @@ class Downlink:
             canary = bundle.unpack_canary(blobs[under.release.canary.sha256], limit_bytes=limit)
         except PeerError as error:
             self._under = None
-            if error.reason in CHAIN_FAILED and under.way.chain is not None:
+            if error.reason in CHAIN_FAILED and under.way.chain is not None and under.variant is None:
                 return self._begin(under.pointer, under.release, now_s, full=True)
             lasting = error.reason not in PASSING
-            return [ev.FetchFailed(under.purpose, under.number, error.reason, lasting=lasting)]
-        self._fetched = (under.release, model, canary)
+            digest = under.variant_sha256
+            return [
+                ev.FetchFailed(
+                    under.purpose, under.number, error.reason, lasting=lasting, variant_sha256=digest
+                )
+            ]
+        released = Released(under.release.number, model.version, model.onnx_sha256, model.onnx)
+        self._fetched = _Fetched(released, canary)
         return [ev.ReleaseFetched(under.release.number)]
 
     def _keep_base(self, model: Model, region: str, control: Floats | None) -> list[ev.Event]:
@@ -222,3 +259,21 @@ class Downlink:
         except JournalError as error:
             return [ev.FetchFailed("base", model.version, error.reason, lasting=False)]
         return [ev.BaseReady(base.version, base.onnx_sha256, region, base.step)]
+
+
+def _activated(released: Released) -> ev.Activated:
+    return ev.Activated(released.number, released.version, released.onnx_sha256, released.variant)
+
+
+def _unpacked(
+    release: Release, variant: Variant, blobs: Mapping[str, bytes], *, limit_bytes: int
+) -> _Fetched:
+    """Return a release in the form of a variant; PeerError when its file is not what was signed."""
+    file = bundle.unpack_file(blobs[variant.file.sha256], size_bytes=variant.size_bytes)
+    if (found := sha256(file).hexdigest()) != variant.onnx_sha256:
+        told = f"SHA-256 {found[:12]}…, expected {variant.onnx_sha256[:12]}…"
+        raise PeerError("model-mismatch", f"{variant.kind} of release {release.number} has {told}")
+    canary = bundle.unpack_canary(blobs[variant.canary.sha256], limit_bytes=limit_bytes)
+    version = release.model.version
+    released = Released(release.number, version, variant.onnx_sha256, file, variant.kind)
+    return _Fetched(released, canary, variant.tolerance)

@@ -22,12 +22,13 @@ class Graph:
 
 @dataclass(frozen=True)
 class Released:
-    """A release that passed its checks: the whole model file and its digest."""
+    """A release that passed its checks: the whole model file and its digest; ``variant`` when it is one."""
 
     number: int
     version: int
     onnx_sha256: str
     model: bytes
+    variant: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,6 +135,7 @@ def _settings(config: FleetConfig, entry: VehicleEntry, wire_task: str) -> Setti
         resend_cap_s=config.resend_cap_s,
         training_limit_s=config.training_limit_s,
         forget_after_rounds=config.forget_after_rounds,
+        variant="" if config.variant == "float32" else config.variant,
     )
 
 

@@ -136,29 +136,32 @@ class ReleaseFetched:
 
 @dataclass(frozen=True)
 class FetchFailed:
-    """A model could not be had; ``lasting`` when asking again gives the same."""
+    """A model could not be had; ``lasting`` when asking again gives the same. ``variant_sha256``: of a variant only."""
 
     purpose: Purpose
     number: int
     reason: str
     lasting: bool
+    variant_sha256: str = ""
 
 
 @dataclass(frozen=True)
 class Activated:
-    """A release drives now."""
+    """A release drives now, in the form of a ``variant`` or as it is."""
 
     number: int
     version: int
     onnx_sha256: str = ""
+    variant: str = ""
 
 
 @dataclass(frozen=True)
 class ActivationRefused:
-    """A release did not pass its canary or its form; the previous model drives on."""
+    """A release did not pass its canary or its form; the previous model drives on. ``onnx_sha256`` is the file's."""
 
     number: int
     reason: str
+    onnx_sha256: str = ""
 
 
 @dataclass(frozen=True)

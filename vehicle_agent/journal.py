@@ -255,8 +255,8 @@ class Journal(JournalFile):
         with self._change():
             self._db.execute("DELETE FROM release WHERE task = ? AND slot = 'previous'", (self._task,))
             self._db.execute("UPDATE release SET slot = 'previous' WHERE task = ?", (self._task,))
-            row = (self._task, released.number, released.version, released.onnx_sha256, released.model)
-            self._db.execute("INSERT INTO release VALUES (?, 'active', ?, ?, ?, ?)", row)
+            of = (released.number, released.version, released.onnx_sha256, released.model, released.variant)
+            self._db.execute("INSERT INTO release VALUES (?, 'active', ?, ?, ?, ?, ?)", (self._task, *of))
 
     def revert(self) -> Released | None:
         """Make the previous release the active one again, and forget the active one; None when there is none."""
@@ -270,7 +270,7 @@ class Journal(JournalFile):
     def released(self, slot: str) -> Released | None:
         """Return the ``active`` or the ``previous`` release; None when absent or its bytes are not its digest's."""
         row = self._row(
-            "SELECT number, version, onnx_sha256, model FROM release WHERE task = ? AND slot = ?",
+            "SELECT number, version, onnx_sha256, model, variant FROM release WHERE task = ? AND slot = ?",
             self._task,
             slot,
         )
@@ -281,7 +281,7 @@ class Journal(JournalFile):
     def active(self) -> Active | None:
         """The release that drives, or drove last; the previous one when its bytes are damaged."""
         found = self.released("active") or self.released("previous")
-        return Active(found.number, found.version, found.onnx_sha256) if found else None
+        return Active(found.number, found.version, found.onnx_sha256, found.variant) if found else None
 
     # --- inside ---
 

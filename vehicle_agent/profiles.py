@@ -34,6 +34,9 @@ class Profile(BaseModel):
         default=None, description="seconds for the training of a round"
     )
     trainable: Literal["all", "head"] | None = Field(default=None, description="what is trained")
+    variant: Literal["float32", "int8"] | None = Field(
+        default=None, description="form of the model that drives"
+    )
     batch_memory_mb: float | None = Field(
         default=None, gt=0, le=2**20, description="memory of a batch of training, in MiB"
     )
@@ -41,7 +44,7 @@ class Profile(BaseModel):
 
     def changes(self) -> dict[str, Any]:
         """Return the agent's settings that are others for such a vehicle."""
-        names = ("conditions_file", "training_budget_s", "trainable", "batch_memory_mb", "rate_hz")
+        names = ("conditions_file", "training_budget_s", "trainable", "variant", "batch_memory_mb", "rate_hz")
         told: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
         if self.conditions_file is not None:
             told |= {"conditions": {}, "conditions_command": ()}

@@ -12,6 +12,12 @@ ALTER TABLE base ADD COLUMN step BLOB;
 ALTER TABLE base ADD COLUMN control BLOB;
 CREATE TABLE control (task TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;
 """,
+    """
+ALTER TABLE release ADD COLUMN variant TEXT NOT NULL DEFAULT '';
+CREATE TABLE personal (
+  task TEXT PRIMARY KEY, release_sha256 TEXT NOT NULL, onnx_sha256 TEXT NOT NULL, head BLOB NOT NULL,
+  canary BLOB NOT NULL, data TEXT NOT NULL, scores TEXT NOT NULL) WITHOUT ROWID;
+""",
 )
 """Step i brings the tables of version i + 1, as an older program made them, to i + 2."""
 
@@ -37,5 +43,9 @@ CREATE TABLE control (task TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID
 CREATE TABLE graph (task TEXT PRIMARY KEY, sha256 TEXT NOT NULL, layout BLOB NOT NULL, onnx BLOB NOT NULL);
 CREATE TABLE release (
   task TEXT NOT NULL, slot TEXT NOT NULL CHECK (slot IN ('active', 'previous')), number INTEGER NOT NULL,
-  version INTEGER NOT NULL, onnx_sha256 TEXT NOT NULL, model BLOB NOT NULL, PRIMARY KEY (task, slot));
+  version INTEGER NOT NULL, onnx_sha256 TEXT NOT NULL, model BLOB NOT NULL, variant TEXT NOT NULL DEFAULT '',
+  PRIMARY KEY (task, slot));
+CREATE TABLE personal (
+  task TEXT PRIMARY KEY, release_sha256 TEXT NOT NULL, onnx_sha256 TEXT NOT NULL, head BLOB NOT NULL,
+  canary BLOB NOT NULL, data TEXT NOT NULL, scores TEXT NOT NULL) WITHOUT ROWID;
 """

@@ -14,7 +14,10 @@ UNKNOWN = Verdict(("conditions-unknown",))
 
 @dataclass(frozen=True)
 class Settings:
-    """Who this vehicle is and how patient it is; times in seconds."""
+    """Who this vehicle is and how patient it is; times in seconds.
+
+    ``variant`` is the form of a release that it wants, where there is one; empty: the release as it is.
+    """
 
     fleet: str
     vehicle: str
@@ -25,6 +28,7 @@ class Settings:
     training_limit_s: float = 600.0
     forget_after_rounds: int = 20
     training_attempts: int = 3
+    variant: str = ""
     lacks: tuple[str, ...] = ()
     """Why it never trains, whatever the conditions, as long as it runs."""
 
@@ -44,11 +48,12 @@ class Base:
 
 @dataclass(frozen=True)
 class Active:
-    """The release that drives; ``onnx_sha256`` is empty in old event logs."""
+    """The release that drives; ``onnx_sha256`` is empty in old event logs, ``variant`` for the release as it is."""
 
     number: int
     version: int
     onnx_sha256: str = ""
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,9 @@ class Pending:
 class State:
     """All that ``agent.step`` decides upon. ``draws`` numbers the jitter draws, so that none is used twice.
 
-    ``trying``: a fetched release is being tried. ``rests`` is from when until when the last answered plan lets this
-    vehicle rest; ``ticked_s`` is the last tick, ``reread_at_s`` when retained messages are read again.
+    ``trying``: a fetched release is being tried. ``given_up`` are the digests of variants that did not pass. ``rests``
+    is from when until when the last answered plan lets this vehicle rest; ``ticked_s`` is the last tick,
+    ``reread_at_s`` when retained messages are read again.
     """
 
     settings: Settings
@@ -111,6 +117,7 @@ class State:
     active: Active | None = None
     fetching: bool = False
     trying: bool = False
+    given_up: frozenset[str] = frozenset()
     fetch_failures: int = 0
     fetch_at_s: float = 0.0
     plan: Plan | None = None

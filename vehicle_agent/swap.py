@@ -32,7 +32,8 @@ NOTHING = Shadow()
 class Candidate:
     """A model file that wants to drive: for whom, which release, and what it must answer (flat rows, or None).
 
-    ``beside`` is the replay whose active model it runs beside first.
+    ``beside`` is the replay whose active model it runs beside first, ``tolerance`` what its answers may be off; None:
+    what differs between processors.
     """
 
     owner: int
@@ -41,6 +42,7 @@ class Candidate:
     model: bytes
     canary: Canary | None
     beside: Replay | None = None
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,14 @@ class Sessions:
         self._held: WeakValueDictionary[str, Loaded] = WeakValueDictionary()
         self._lock = threading.Lock()
 
-    def load(self, model: bytes, onnx_sha256: str, canary: Canary | None = None) -> Run:
+    def load(
+        self,
+        model: bytes,
+        onnx_sha256: str,
+        canary: Canary | None = None,
+        *,
+        tolerance: float | None = None,
+    ) -> Run:
         """Return a session of the file, tried with the canary.
 
         Raises PeerError: digest-mismatch, unloadable-model, model-mismatch, canary-mismatch.
@@ -91,16 +100,17 @@ class Sessions:
                 loaded = Loaded(model, self._task)
                 self._held[onnx_sha256] = loaded
         if canary is not None:
-            self._try(loaded, canary)
+            self._try(loaded, canary, tolerance)
         return loaded
 
-    def _try(self, run: Run, canary: Canary) -> None:
+    def _try(self, run: Run, canary: Canary, tolerance: float | None) -> None:
         inputs, wanted = canary
         shape = self._task.specification
         if inputs.shape[1] != np.prod(shape.input_shape) or wanted.shape[1] != np.prod(shape.output_shape):
             raise PeerError("canary-mismatch", f"canary rows are {inputs.shape[1]} -> {wanted.shape[1]} wide")
         outputs = run(inputs.reshape(-1, *shape.input_shape)).reshape(wanted.shape)
-        if not np.allclose(outputs, wanted, atol=CANARY_ATOL, rtol=CANARY_RTOL):
+        atol, rtol = (CANARY_ATOL, CANARY_RTOL) if tolerance is None else (tolerance, 0.0)
+        if not np.allclose(outputs, wanted, atol=atol, rtol=rtol):
             worst = float(np.max(np.abs(outputs - wanted)))
             raise PeerError("canary-mismatch", f"an output differs by {worst:.3g} from the release's own")
 
@@ -179,7 +189,8 @@ class Swapper:
 
     def _try(self, candidate: Candidate) -> None:
         try:
-            run = self._sessions.load(candidate.model, candidate.onnx_sha256, candidate.canary)
+            wanted, tolerance = candidate.canary, candidate.tolerance
+            run = self._sessions.load(candidate.model, candidate.onnx_sha256, wanted, tolerance=tolerance)
         except PeerError as error:
             self._say(Tried(candidate, None, error.reason, error.detail))
             return

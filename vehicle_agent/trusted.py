@@ -196,6 +196,9 @@ def _release(
     _not_from_the_future(f"release {release.number}", release.released_at_s, now_s)
     _check_model(trusted, release.model)
     _check_size(trusted, "canary", release.canary.size_bytes)
+    for each in release.variants:
+        for size_bytes in (each.size_bytes, each.file.size_bytes, each.canary.size_bytes):
+            _check_size(trusted, f"variant {each.kind} of release {release.number}", size_bytes)
     seen = trusted.newest
     if release.number < seen.release:
         raise PeerError("stale", f"release {release.number} after {seen.release} in region {release.region}")

@@ -79,7 +79,9 @@ class Vehicle:
             act.SendRequest: self._request,
             act.FetchBase: lambda a, now_s: parts.downlink.fetch(a.pointer, None, now_s),
             act.HurryFetch: lambda _, __: parts.downlink.hurry(),
-            act.FetchRelease: lambda a, now_s: parts.downlink.fetch(a.release.model, a.release, now_s),
+            act.FetchRelease: lambda a, now_s: parts.downlink.fetch(
+                a.release.model, a.release, now_s, variant=a.variant
+            ),
             act.Activate: lambda a, _: parts.downlink.activate(a.release),
             act.StartTraining: lambda a, _: parts.tuning.start(a.plan, a.seed),
             act.StopTraining: self._stop_training,
@@ -324,6 +326,7 @@ class Vehicle:
             guard_paused_s=figures.paused_s,
             shadow_answers=self.parts.downlink.shadow_answers,
             shadow_disagreed=self.parts.downlink.shadow_disagreed,
+            variant=self.state.active.variant if self.state.active else "",
             bytes_up=self._uplink.bytes_up,
             bytes_down=self.bytes_down,
             trainings=self.parts.tuning.trainings,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TypeAlias
 
+from fedfleet.protocol.messages import Release, Variant
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent import outbox
@@ -40,11 +41,12 @@ def pointer(state: State, event: ev.PointerCame, now_s: float) -> Result:
 def release(state: State, event: ev.ReleaseCame, now_s: float) -> Result:
     """Want a release, unless it or a newer one of the own region drives.
 
-    A vehicle that came from another region drives another file under the same number.
+    A vehicle that came from another region drives another file under the same number, and so does one that wants a
+    variant which came after its release.
     """
     del now_s
     active, came = state.active, event.release
-    same = active is not None and active.onnx_sha256 in {"", came.model.onnx_sha256}
+    same = active is not None and active.onnx_sha256 in {"", _file(state, came)}
     if active is not None and came.number <= active.number and same:
         return state, []
     is_newer = state.release is not None and came.number > state.release.number
@@ -69,16 +71,25 @@ def release_fetched(state: State, event: ev.ReleaseFetched, now_s: float) -> Res
 
 
 def activated(state: State, event: ev.Activated, now_s: float) -> Result:
-    """Note what drives now."""
+    """Note what drives now; a variant of the same release that came meanwhile is still wanted."""
     del now_s
-    release = None if state.release and state.release.number <= event.number else state.release
-    active = Active(event.number, event.version, event.onnx_sha256)
+    release = state.release
+    if release is not None and release.number <= event.number:
+        wanted = _variant(state, release) if release.number == event.number else None
+        release = release if wanted and wanted.onnx_sha256 != event.onnx_sha256 else None
+    active = Active(event.number, event.version, event.onnx_sha256, event.variant)
     return replace(state, active=active, release=release, trying=False, fetch_failures=0), []
 
 
 def activation_refused(state: State, event: ev.ActivationRefused, now_s: float) -> Result:
-    """Want the refused release no more; the model before it drives on."""
+    """Want the refused release no more; the model before it drives on. Of a variant: want the release as it is."""
     del now_s
+    if _is_variant(state, event.number, event.onnx_sha256):
+        line = (
+            f"vehicle {state.settings.vehicle}: release {event.number} refused as a variant ({event.reason})"
+        )
+        state = _without(replace(state, trying=False), event.onnx_sha256)
+        return state, [act.Count(event.reason), act.Report(f"{line}, as it is instead")]
     release = None if state.release and state.release.number == event.number else state.release
     what = f"release {event.number} refused ({event.reason})"
     line = f"vehicle {state.settings.vehicle}: {what}, the model before it drives on"
@@ -96,6 +107,8 @@ def fetch_failed(state: State, event: ev.FetchFailed, now_s: float) -> Result:
     )
     if event.lasting and state.pointer and event.purpose == "base" and state.pointer.version == event.number:
         state = replace(state, pointer=None)
+    if event.lasting and _is_variant(state, event.number, event.variant_sha256):
+        return _without(state, event.variant_sha256), [act.Count(event.reason)]
     if (
         event.lasting
         and state.release
@@ -116,5 +129,34 @@ def fetch(state: State, now_s: float) -> Result:
     if state.pointer is not None:
         return replace(state, fetching=True), [act.FetchBase(state.pointer)]
     if state.release is not None and not state.trying:
-        return replace(state, fetching=True), [act.FetchRelease(state.release)]
+        return replace(state, fetching=True), [
+            act.FetchRelease(state.release, _variant(state, state.release))
+        ]
     return state, []
+
+
+def _variant(state: State, release: Release) -> Variant | None:
+    """Return the form of a release that this vehicle wants; None: the release as it is."""
+    found = release.variant(state.settings.variant) if state.settings.variant else None
+    return None if found is None or found.onnx_sha256 in state.given_up else found
+
+
+def _file(state: State, release: Release) -> str:
+    found = _variant(state, release)
+    return release.model.onnx_sha256 if found is None else found.onnx_sha256
+
+
+def _is_variant(state: State, number: int, digest: str) -> bool:
+    release = state.release
+    if release is None or release.number != number:
+        return False
+    return any(each.onnx_sha256 == digest for each in release.variants)
+
+
+def _without(state: State, digest: str) -> State:
+    """Give a variant up; the release as it is is wanted, unless it drives already."""
+    state, release, active = replace(state, given_up=state.given_up | {digest}), state.release, state.active
+    drives = (
+        release and active and (active.number, active.onnx_sha256) == (release.number, _file(state, release))
+    )
+    return replace(state, release=None) if drives else state
