@@ -1,32 +1,59 @@
 """A trainer without torch: its delta follows from the seed. What the id of a job asks for, it does.
 
-``argv[1]`` may be ``crash`` (die at each job) or ``hang`` (never answer).
+``argv[1]`` may be ``crash`` (die at each job), ``hang`` (never answer), ``eat`` (take 200 MB and keep it) or ``slow``
+(take some tenths of a second, and give a job up when it is told to).
 """
 
+import os
+import select
 import sys
 
 import numpy as np
 
-from fedfleet.vehicle_agent.jobs import Order, Told
+from fedfleet.vehicle_agent.jobs import Job, Order, Told
+
+PARTS = 6
+PART_S = 0.06
+
+
+def say(told: Told) -> None:
+    sys.stdout.write(told.model_dump_json() + "\n")
+    sys.stdout.flush()
+
+
+def delta_of(seed: int, size: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    """What a training with this seed learns."""
+    return np.random.default_rng(seed).normal(size=size).astype(np.float32)
+
+
+def is_cancelled(job: Job) -> bool:
+    """Wait for a part of a slow training, or until it is given up."""
+    ready, _, _ = select.select([sys.stdin], [], [], PART_S)
+    return bool(ready) and Order.model_validate_json(sys.stdin.readline() or os._exit(0)).cancel == job.id
+
+
+def train(job: Job, manner: str) -> None:
+    for part in range(PARTS if manner == "slow" else 1):
+        if manner == "slow" and is_cancelled(job):
+            say(Told(kind="failed", id=job.id, reason="cancelled"))
+            return
+        say(Told(kind="progress", id=job.id, step=1 + part, steps=PARTS))
+    np.save(job.out, delta_of(job.seed, np.load(job.base).size))
+    say(Told(kind="done", id=job.id, steps=2, examples=64))
 
 
 def main() -> None:
     manner = sys.argv[1] if len(sys.argv) > 1 else "work"
-    for line in sys.stdin:
+    eaten = []
+    while line := sys.stdin.readline():
         job = Order.model_validate_json(line).job
-        if job is None or manner == "hang":
+        if manner == "eat":
+            eaten.append(np.ones(25_000_000))
+        if job is None or manner in {"hang", "eat"}:
             continue
         if manner == "crash":
             sys.exit(3)
-        base = np.load(job.base)
-        delta = np.random.default_rng(job.seed).normal(size=base.size).astype(np.float32)
-        np.save(job.out, delta)
-        for told in (
-            Told(kind="progress", id=job.id, step=1, steps=2),
-            Told(kind="done", id=job.id, steps=2, examples=64),
-        ):
-            sys.stdout.write(told.model_dump_json() + "\n")
-        sys.stdout.flush()
+        train(job, manner)
 
 
 if __name__ == "__main__":

@@ -116,11 +116,16 @@ class Refusing(Sessions):
         self._refused = refused
 
     def load(
-        self, model: bytes, onnx_sha256: str, canary: tuple[Floats, Floats] | None = None
+        self,
+        model: bytes,
+        onnx_sha256: str,
+        canary: tuple[Floats, Floats] | None = None,
+        *,
+        tolerance: float | None = None,
     ) -> Callable[[Floats], Floats]:
         if onnx_sha256 == self._refused:
             raise PeerError("unloadable-model", "no such operator")
-        return super().load(model, onnx_sha256, canary)
+        return super().load(model, onnx_sha256, canary, tolerance=tolerance)
 
 
 def answers(replay: Replay, version: int) -> bool:
@@ -143,8 +148,11 @@ def test_after_a_start_the_active_model_drives_and_the_one_before_is_at_hand(
     replay.run_due()
     # then the one before answers, and the journal keeps to it
     assert answers(replay, 1)
-    one = digest(aw.file_of(1))
-    assert downlink.fall_back() == [ev.Activated(1, 1, one), ev.ActivationRefused(2, "active-not-finite")]
+    one, two = (digest(aw.file_of(version)) for version in (1, 2))
+    assert downlink.fall_back() == [
+        ev.Activated(1, 1, one),
+        ev.ActivationRefused(2, "active-not-finite", two),
+    ]
     assert (journal.released("active"), journal.released("previous")) == (
         Released(1, 1, one, aw.file_of(1)),
         None,
