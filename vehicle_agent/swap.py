@@ -191,8 +191,8 @@ class Swapper:
         try:
             wanted, tolerance = candidate.canary, candidate.tolerance
             run = self._sessions.load(candidate.model, candidate.onnx_sha256, wanted, tolerance=tolerance)
-        except PeerError as error:
-            self._say(Tried(candidate, None, error.reason, error.detail))
+        except Exception as error:  # noqa: BLE001 - whatever it is, this one does not drive, and the next is tried
+            self._say(Tried(candidate, None, *_refusal(error)))
             return
         beside, frames = candidate.beside, self._settings.frames
         if not (self._background and beside is not None and frames and beside.drives):
@@ -207,9 +207,9 @@ class Swapper:
         start_s = self._clock()
         try:
             outputs = None if frame.inputs is None else trial.run(frame.inputs)
-        except PeerError as error:
+        except Exception as error:  # noqa: BLE001 - as above
             beside.shadow(None)
-            self._say(Tried(trial.candidate, None, error.reason, error.detail, trial.shadow))
+            self._say(Tried(trial.candidate, None, *_refusal(error), trial.shadow))
             trial.shadow = Shadow(frames=self._settings.frames)  # nothing of it counts any more
             return
         limit = self._settings.tolerance * beside.scale
@@ -223,3 +223,8 @@ class Swapper:
     def _say(self, tried: Tried) -> None:
         self._tried.put(tried)
         self._wake()
+
+
+def _refusal(error: Exception) -> tuple[str, str]:
+    """Return reason and detail."""
+    return (error.reason, error.detail) if isinstance(error, PeerError) else ("swap-error", str(error)[:300])
