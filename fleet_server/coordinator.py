@@ -46,6 +46,8 @@ log = structlog.get_logger()
 NO_DEADLINE_S = 1e7
 POLL_S = 5.0
 """Seconds after which a tick looks into the store although this server has written nothing: commands write too."""
+MANY, REST_S, LONGEST_REST_S = 500, 1e-4, 0.5
+"""From so many vehicles on there is a pause after a look that found nothing to do: for each vehicle, and at most."""
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Coordinator:
     _shifts: Shifts = field(default_factory=Shifts)
     _commits: int = -1
     _due_s: float = -inf
+    _rests_until_s: float = -inf
 
     def __post_init__(self) -> None:
         """Fold with what was given."""
@@ -79,7 +82,7 @@ class Coordinator:
         is set anew.
         """
         steady_s = now_s if steady_s is None else steady_s
-        if self.store.commits == self._commits and steady_s < self._due_s:
+        if steady_s < self._rests_until_s or (self.store.commits == self._commits and steady_s < self._due_s):
             return False
         self._due_s = steady_s + POLL_S
         changed = self._tick(now_s, steady_s)
@@ -103,7 +106,12 @@ class Coordinator:
         if changed:
             with self.store.read() as connection:
                 current = store_rounds.current(connection)
-        return self._merge(current, now_s) or changed
+        changed = self._merge(current, now_s) or changed
+        if (
+            not changed and len(presences) >= MANY
+        ):  # a look costs with the vehicles, and the ingest pays for it
+            self._rests_until_s = steady_s + min(REST_S * len(presences), LONGEST_REST_S)
+        return changed
 
     def _merge(self, current: Mapping[str, Round], now_s: float) -> bool:
         apart = self.config.rounds.apart

@@ -29,7 +29,6 @@ def look(
     """
     plan = one.plan
     mine = [p for p in presences if p.region == plan.region]
-    stored = store_updates.pending(connection, round_=plan.round, region=plan.region)
     waiting = store_waiting.waiting(connection, region=plan.region)
     stale = too_stale(waiting, version=version, max_staleness=rounds.max_staleness)
     return RoundView(
@@ -42,7 +41,7 @@ def look(
         lease_s=plan.lease_s,
         announced_at_s=one.announced_at_s,
         target=one.target,
-        stored=frozenset(id_.vehicle for id_ in stored),
+        stored=store_updates.senders(connection, round_=plan.round, region=plan.region),
         online=frozenset(p.vehicle for p in mine if p.online),
         leases={p.vehicle: p.lease_until_s for p in mine if p.lease_round == plan.round},
         contributors=one.contributors,

@@ -34,6 +34,7 @@ __all__ = [
     "members",
     "pending",
     "received",
+    "senders",
     "set_fates",
     "settled",
 ]
@@ -48,6 +49,9 @@ _PENDING = (
         update.c.round == bindparam("round"), update.c.region == bindparam("region"), update.c.fate.is_(None)
     )
     .order_by(update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence)
+)
+_SENDERS = select(update.c.vehicle).where(
+    update.c.round == bindparam("round"), update.c.region == bindparam("region"), update.c.fate.is_(None)
 )
 
 
@@ -156,6 +160,11 @@ def pending(connection: Connection, *, round_: int, region: str) -> list[UpdateI
     """Return the updates of a region's round that have no fate yet, in fold order."""
     found = connection.execute(_PENDING, {"round": round_, "region": region}).scalars()
     return [UpdateId.parse(text) for text in found]
+
+
+def senders(connection: Connection, *, round_: int, region: str) -> frozenset[str]:
+    """Return the vehicles of those updates."""
+    return frozenset(connection.execute(_SENDERS, {"round": round_, "region": region}).scalars())
 
 
 def settled(connection: Connection, *, round_: int, region: str) -> dict[UpdateId, tuple[Fate, str]]:

@@ -1,8 +1,8 @@
 """Rows of vehicles: who is enrolled, with which key, in which region; what each last said of itself."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
+from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 
@@ -35,14 +35,19 @@ STAMP = "registry"
 """Property that counts the changes of the registry."""
 
 _PRESENCES = (
-    select(vehicle.c.id, vehicle.c.region, vehicle.c.state, vehicle.c.lease_round, vehicle.c.lease_until_s)
+    select(
+        vehicle.c.id,
+        vehicle.c.region,
+        func.coalesce(vehicle.c.state, "") == "ONLINE",
+        func.coalesce(vehicle.c.lease_round, 0),
+        func.coalesce(vehicle.c.lease_until_s, 0.0),
+    )
     .where(~vehicle.c.denied)
     .order_by(vehicle.c.id)
 )
 
 
-@dataclass(frozen=True)
-class Presence:
+class Presence(NamedTuple):
     """What a vehicle's newest status said. ``lease_until_s`` is 0 without a lease."""
 
     vehicle: str
@@ -133,11 +138,7 @@ def enrolled(connection: Connection) -> dict[str, int]:
 
 def presences(connection: Connection) -> list[Presence]:
     """Return the presence of every vehicle that is enrolled and not denied, by id."""
-    rows = connection.execute(_PRESENCES)
-    return [
-        Presence(row.id, row.region, row.state == "ONLINE", row.lease_round or 0, row.lease_until_s or 0.0)
-        for row in rows
-    ]
+    return list(map(Presence._make, connection.execute(_PRESENCES)))
 
 
 def save_status(connection: Connection, status: Status) -> bool:

@@ -175,6 +175,33 @@ def test_a_server_killed_at_any_turn_ends_with_the_same_model(tmp_path: Path, tu
         made.parts.close()
 
 
+def test_of_many_vehicles_the_rounds_are_looked_at_less_often(tmp_path: Path) -> None:
+    # given 1,000 vehicles more, which are away, and a round whose last two updates are awaited
+    world = World(free_rounds(tmp_path))
+    with world.parts.store.write() as connection:
+        for number in range(1000):
+            key = key_of(str(number)).public
+            store_vehicles.enrol(connection, f"v-{number}", region="north", public_key=key, now_s=START_S)
+    world.drive(*ALL)
+    slow = [world.vehicles[name] for name in ("n-1", "n-2")]
+    for vehicle in slow:
+        vehicle.is_mute = True
+    for _ in range(8):
+        world.turn(after_s=0.2)
+    # when they come one right after the other
+    for vehicle in slow:
+        vehicle.reply(vehicle.plans[1])
+        world.turn()
+    world.turn()
+    assert [receipt.outcome for vehicle in slow for receipt in vehicle.receipts] == ["stored", "stored"]
+    # then both are stored at once, and the round closes at the next look, a tenth of a second later
+    assert world.snapshot()["version"] == 0
+    for _ in range(4):
+        world.turn(after_s=0.11)
+    assert world.snapshot()["version"] == 1
+    world.parts.close()
+
+
 def test_an_open_round_goes_on_with_the_same_plan(world: World) -> None:
     # given an open round that waits for one vehicle
     world.drive(*ALL[:-1])

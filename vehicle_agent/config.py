@@ -118,7 +118,7 @@ class AgentSettings(BaseModel):
         le=1000,
         description="frames per second of inference; default: the recording's own rate",
     )
-    metrics_interval_s: Positive = Field(default=2.0, description="seconds between two metrics messages")
+    metrics_interval_s: Positive = Field(default=30.0, description="seconds between two metrics messages")
     tick_s: float = Field(default=0.25, gt=0, le=10, description="seconds between two looks at timers")
     resend_min_s: Positive = Field(
         default=5.0, description="seconds before an update without receipt is sent again"

@@ -62,13 +62,13 @@ class JournalFile:
 
     def _open(self, epoch: int) -> None:
         self._db = sqlite3.connect(
-            self._folder / "journal.sqlite", isolation_level=None, cached_statements=32
-        )
+            self._folder / "journal.sqlite", isolation_level=None, cached_statements=0
+        )  # a statement that is kept keeps the last vector that it wrote
         self._prepare(epoch)
         self.epoch = int(self._meta("epoch"), 16)
 
     def _prepare(self, epoch: int) -> None:
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-512", "wal_autocheckpoint=256"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-128", "wal_autocheckpoint=256"):
             self._db.execute(f"PRAGMA {pragma}")
         salvage.check(self._db)
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
