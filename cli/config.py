@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -48,6 +48,18 @@ class DataConfig(BaseModel):
     )
     teacher_limit: float | None = Field(
         None, description="primary metric of a sample beyond which the teacher is far from its label"
+    )
+    partition: Literal["drive", "data"] = Field(
+        "drive",
+        description="who has which drives: a region's dealt out in turn, or a vehicle for each region of the data",
+    )
+    regions: Literal["data", "place"] = Field(
+        "data",
+        description="regions as the recordings tell, or their names up to the first hyphen (mia-e and mia-w are mia)",
+    )
+    split_file: Path | None = Field(
+        None,
+        description="file that says who has which drives (`fedfleet scenarios partition --out`); instead of the above",
     )
     seed: int = Field(1, ge=0, description="seed of the split by whole drives")
     validation: float = Field(0.15, gt=0, lt=1, description="share of drives that the gate is judged on")

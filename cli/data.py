@@ -12,13 +12,16 @@ from fedfleet.cli.processes import run
 from fedfleet.cli.progress import Report, steps
 from fedfleet.models import prepared
 from fedfleet.models import task as tasks
+from fedfleet.models.task import Drive
 from fedfleet.protocol.errors import UsageError
-from fedfleet.scenarios.partition import Partition, partition
+from fedfleet.scenarios.partition import Dealing, Partition, partition
+from fedfleet.scenarios.partition_file import read_split
 
 __all__ = [
     "Job",
     "calibration_dir",
     "calibration_job",
+    "dealt",
     "held_out_jobs",
     "jobs_of",
     "prepare",
@@ -51,16 +54,25 @@ def split(settings: Settings, folder: Path) -> Partition:
 
     Where nobody chose a number of vehicles, a region with fewer training drives gets a vehicle for each of them.
     """
-    index = tasks.load(settings.task).index(folder)
-    regions = sorted({drive.region for drive in index.drives})
+    drives = tasks.load(settings.task).index(folder).drives
     data = settings.data
+    if data.split_file is not None:
+        return read_split(data.split_file, drives)
+    return dealt(settings, drives, Dealing(by=data.partition, regions=data.regions))
+
+
+def dealt(settings: Settings, drives: Sequence[Drive], dealing: Dealing) -> Partition:
+    """Deal drives out as the configuration says, but this way."""
+    data = settings.data
+    regions = sorted({dealing.region(drive) for drive in drives})
     train = 1.0 - data.validation - data.test
     return partition(
-        index.drives,
+        drives,
         vehicles=dict.fromkeys(regions, data.vehicles_per_region),
         seed=data.seed,
         fractions=(train, data.validation, data.test),
         fewer="vehicles_per_region" not in data.model_fields_set,
+        dealing=dealing,
     )
 
 

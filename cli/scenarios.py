@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fedfleet.cli import scenarios_partition
 from fedfleet.cli.config import load
 from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, TaskName, pack_dir
 from fedfleet.cli.progress import steps
@@ -23,6 +24,9 @@ app = typer.Typer(
     help="Look into folders of driving scenarios, check them, generate the shipped pack.",
     no_args_is_help=True,
 )
+
+
+app.command("partition")(scenarios_partition.partition)
 
 
 @app.command("list")

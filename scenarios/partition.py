@@ -1,6 +1,6 @@
 """Deals whole drives out to vehicles, validation and test: pure, and the same for the same seed.
 
-No recording of one drive is ever on both sides of a split, and none on two vehicles.
+No recording of one drive, and none of drives that overlap, is ever on both sides of a split or on two vehicles.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Literal
+
+import numpy as np
 
 from fedfleet.models.task import Drive
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["Partition", "partition"]
+__all__ = ["Dealing", "Partition", "check_overlaps", "partition"]
 
 FRACTIONS = (0.6, 0.2, 0.2)
 
@@ -41,6 +44,36 @@ class Partition:
                 raise UsageError(f"drive {drive} is in {times} parts of the split, expected one")
 
 
+@dataclass(frozen=True)
+class Dealing:
+    """How drives become regions and vehicles.
+
+    `regions`: "data" takes the region that the recordings tell; "place" its name up to the first hyphen, so that the
+    districts `mia-e` and `mia-w` are one region `mia`.
+    `by`: "drive" deals a region's drives out in turn; "data" makes one vehicle of each region that the recordings tell;
+    "dirichlet" deals, for studies, the drives of each label (`labels`, drive key to text) by shares drawn from a
+    symmetric Dirichlet distribution with `alpha` (Hsu et al. 2019): the smaller, the less alike are the vehicles.
+    Drives without a label are one label, so that only their number is skewed.
+    """
+
+    by: Literal["drive", "data", "dirichlet"] = "drive"
+    regions: Literal["data", "place"] = "data"
+    alpha: float = 0.5
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for an alpha that is no concentration."""
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise UsageError(f"alpha {self.alpha}: expected a number above 0")
+
+    def region(self, drive: Drive) -> str:
+        """Return the region that a drive is in."""
+        return drive.region.partition("-")[0] or drive.region if self.regions == "place" else drive.region
+
+
+IN_TURN = Dealing()
+
+
 def partition(
     drives: Sequence[Drive],
     *,
@@ -48,13 +81,15 @@ def partition(
     seed: int,
     fractions: tuple[float, float, float] = FRACTIONS,
     fewer: bool = False,
+    dealing: Dealing = IN_TURN,
 ) -> Partition:
     """Split every region's drives into train, validation and test, and deal the train drives out to its vehicles.
 
     `vehicles` is a number per region, or of all regions together, then shared out evenly (the first regions by name
     take what is over). Vehicles are named v01, v02, … in the order of the regions' names; drives are dealt in turn,
     in an order drawn from the seed. A region's validation and test take their fraction, at least one drive. With
-    `fewer`, a region that has not enough drives gets one vehicle for each that is left to train on.
+    `fewer`, a region that has not enough drives gets one vehicle for each that is left to train on. Drives with the
+    same `overlap` are dealt as one. With `dealing.by` "data" the number of vehicles is that of the data.
 
     Raises UsageError when a drive appears twice, a region has too few drives, or a number or fraction is out of range.
     """
@@ -62,21 +97,83 @@ def partition(
     keys = [drive.key for drive in drives]
     if len(set(keys)) != len(keys):
         raise UsageError(f"drive {Counter(keys).most_common(1)[0][0]} is listed twice")
-    regions = sorted({drive.region for drive in drives})
-    counts = _share_out(vehicles, regions)
-    dealt: dict[str, tuple[str, tuple[str, ...]]] = {}
-    validation, test = {}, {}
-    width = max(2, len(str(sum(counts.values()))))
+    units = _units(drives, dealing)
+    regions = sorted(units)
+    by_data = dealing.by == "data"
+    counts = dict.fromkeys(regions, 1) if by_data and regions else _share_out(vehicles, regions)
+    dealt: list[tuple[str, list[str]]] = []
+    held: dict[str, tuple[list[str], list[str]]] = {}
     for region in regions:
-        order = sorted(
-            (drive.key for drive in drives if drive.region == region), key=lambda key: _draw(seed, key)
-        )
+        order = sorted(units[region], key=lambda key: _draw(seed, key))
         needed = min(counts[region], 1) if fewer else counts[region]
-        train, validation[region], test[region] = _split(region, order, fractions, vehicles=needed)
+        train, validation, test = _split(region, order, fractions, vehicles=needed)
+        held[region] = validation, test
         count = min(counts[region], len(train)) if fewer else counts[region]
-        for i in range(count):
-            dealt[f"v{len(dealt) + 1:0{width}d}"] = (region, tuple(sorted(train[i::count])))
-    return Partition(dealt, validation, test)
+        dealt += [(region, each) for each in _deal(train, count, region, seed=seed, dealing=dealing)]
+    width = max(2, len(str(len(dealt) if by_data else sum(counts.values()))))
+    each_unit = {key: keys for of_region in units.values() for key, keys in of_region.items()}
+
+    def whole(some: Sequence[str]) -> tuple[str, ...]:
+        return tuple(sorted(drive for key in some for drive in each_unit[key]))
+
+    found = Partition(
+        {f"v{i:0{width}d}": (region, whole(some)) for i, (region, some) in enumerate(dealt, start=1)},
+        {region: whole(validation) for region, (validation, _) in held.items()},
+        {region: whole(test) for region, (_, test) in held.items()},
+    )
+    check_overlaps(found, drives)
+    return found
+
+
+def check_overlaps(parts: Partition, drives: Sequence[Drive]) -> None:
+    """Raise UsageError when drives that overlap are on two vehicles, or on two sides of the split."""
+    places = {drive: f"vehicle {name}" for name, (_, some) in parts.vehicles.items() for drive in some}
+    for side, regions in (("validation", parts.validation), ("test", parts.test)):
+        places |= {drive: f"{side} of {region}" for region, some in regions.items() for drive in some}
+    first: dict[str, str] = {}
+    for drive in sorted(drives, key=lambda each: each.key):
+        if not drive.overlap or drive.key not in places:
+            continue
+        other = first.setdefault(drive.overlap, drive.key)
+        if places[other] != places[drive.key]:
+            text = f"{other} is in {places[other]}, {drive.key} in {places[drive.key]}"
+            raise UsageError(f"drives of overlap group {drive.overlap} leak: {text}")
+
+
+def _units(drives: Sequence[Drive], dealing: Dealing) -> dict[str, dict[str, list[str]]]:
+    """Return what is dealt whole, by region: its first drive's key -> keys; drives that overlap are one unit."""
+    groups: dict[str, list[Drive]] = {}
+    for drive in sorted(drives, key=lambda each: each.key):
+        groups.setdefault(f"overlap {drive.overlap}" if drive.overlap else drive.key, []).append(drive)
+    found: dict[str, dict[str, list[str]]] = {}
+    for group in groups.values():
+        regions = sorted({dealing.region(drive) for drive in group})
+        if len(regions) > 1:
+            raise UsageError(
+                f"overlap group {group[0].overlap} is in regions {', '.join(regions)}, expected one"
+            )
+        found.setdefault(regions[0], {})[group[0].key] = [drive.key for drive in group]
+    return found
+
+
+def _deal(train: list[str], count: int, region: str, *, seed: int, dealing: Dealing) -> list[list[str]]:
+    """Deal the units of a region's training out to its vehicles; every vehicle gets one at least."""
+    if dealing.by == "data":
+        places = sorted({key.rpartition("/")[0] for key in train})
+        return [[key for key in train if key.rpartition("/")[0] == place] for place in places]
+    if dealing.by == "drive" or not count:
+        return [train[i::count] for i in range(count)]
+    hands: list[list[str]] = [[] for _ in range(count)]
+    for label in sorted({dealing.labels.get(key, "") for key in train}):
+        same = [key for key in train if dealing.labels.get(key, "") == label]
+        chance = np.random.default_rng([*_draw(seed, f"{region}\n{label}")])
+        ends = np.round(np.cumsum(chance.dirichlet(np.full(count, dealing.alpha))) * len(same)).astype(int)
+        for hand, start, end in zip(hands, [0, *ends[:-1]], [*ends[:-1], len(same)], strict=True):
+            hand.extend(same[start:end])
+    for hand in hands:
+        if not hand:
+            hand.append(max(hands, key=len).pop())
+    return hands
 
 
 def _draw(seed: int, key: str) -> bytes:
@@ -86,14 +183,14 @@ def _draw(seed: int, key: str) -> bytes:
 
 def _split(
     region: str, order: list[str], fractions: tuple[float, float, float], *, vehicles: int
-) -> tuple[list[str], tuple[str, ...], tuple[str, ...]]:
+) -> tuple[list[str], list[str], list[str]]:
     _, for_validation, for_test = (max(1, round(share * len(order))) if share else 0 for share in fractions)
     train = order[for_validation + for_test :]
     if len(train) < vehicles:
         text = f"{vehicles} vehicles, {for_validation} drives for validation and {for_test} for test"
         raise UsageError(f"region {region} has {len(order)} drives, too few for {text}")
     held = order[: for_validation + for_test]
-    return train, tuple(sorted(held[:for_validation])), tuple(sorted(held[for_validation:]))
+    return train, held[:for_validation], held[for_validation:]
 
 
 def _share_out(vehicles: Mapping[str, int] | int, regions: Sequence[str]) -> dict[str, int]:
