@@ -18,7 +18,7 @@ import numpy as np
 from fedfleet.models.task import Drive
 from fedfleet.scenarios.places import place_id
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.windows import Observations, clock, single
+from fedfleet.scenarios.windows import Observations, single
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -156,7 +156,8 @@ def _scenario(table: pa.Table, where: str, drive: Drive) -> Scenario:
 
 
 def _check_clock(table: pa.Table, frames: int, where: str) -> None:
-    if frames < 2:
-        return
-    stamps = [float(_one(table, name, where)) * 1e-9 for name in ("start_timestamp", "end_timestamp")]
-    clock(np.linspace(0.0, stamps[1] - stamps[0], frames), where, rate_hz=RATE_HZ)
+    """First and last time are as many frames apart as there are."""
+    start, end = (float(_one(table, name, where)) * 1e-9 for name in ("start_timestamp", "end_timestamp"))
+    if abs((end - start) * RATE_HZ - (frames - 1)) > 0.02 * frames:
+        text = f"expected {frames} frames at {RATE_HZ:g} Hz, got {end - start:.2f} s from first to last"
+        raise ScenarioError("two-rates", f"{where}: {text}")

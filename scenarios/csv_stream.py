@@ -117,7 +117,9 @@ def _open(file: BinaryIO, columns: Mapping[str, str], block_bytes: int) -> pc.CS
 def _check_header(stream: Stream, columns: Mapping[str, str]) -> None:
     names = header(stream)
     shown = ",".join(names)[:120]
-    other = next((mark for mark in _OTHERS if len(names) < 3 and shown.count(mark) >= len(columns) - 1), None)
+    other = next(
+        (mark for mark in _OTHERS if len(names) < 3 and shown.count(mark) >= max(len(columns) - 1, 1)), None
+    )
     if other is not None:
         raise ScenarioError("wrong-delimiter", f"{stream.where}: expected commas, got {other!r} in {shown!r}")
     missing = [name for name in columns if names.count(name) != 1]

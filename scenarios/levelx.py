@@ -118,7 +118,7 @@ def _recording(parts: Mapping[str, Stream]) -> tuple[_Recording, str]:
     from fedfleet.scenarios.csv_stream import Names, collect, header  # with pyarrow
 
     meta = parts["recordingMeta"]
-    is_highd = "xCenter" not in header(parts["tracks"])
+    is_highd = "trackId" not in header(parts["tracksMeta"])
     once = collect(meta, {"frameRate": "number", "locationId": "whole"}, {})
     rates = np.unique(once["frameRate"])
     if len(rates) != 1:
