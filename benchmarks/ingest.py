@@ -24,13 +24,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import structlog
 from ingest_load import Client, Load, drive, messages, names
-from server_world import FLEET, key_of
-from test_ingest import PLAN, SERVER_KEY, TASK
+from server_world import FLEET, configuration, key_of
+from test_ingest import SERVER_KEY, TASK, plan_of
 
 from fedfleet.codec import payload
 from fedfleet.fleet_server import main as server_main
 from fedfleet.fleet_server import store_rounds, store_updates, store_vehicles
 from fedfleet.fleet_server.admission import Limits
+from fedfleet.fleet_server.assembly import prepare
 from fedfleet.fleet_server.config import GroupCommitConfig
 from fedfleet.fleet_server.fold import fold_ordered
 from fedfleet.fleet_server.ingest import Ingest
@@ -38,7 +39,6 @@ from fedfleet.fleet_server.publisher import Publisher
 from fedfleet.fleet_server.rate import Limiter, Rate
 from fedfleet.fleet_server.requests import Party
 from fedfleet.fleet_server.server import Server
-from fedfleet.fleet_server.store import open_store
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.link import embedded
 from fedfleet.link.inbox import Inbox
@@ -46,17 +46,11 @@ from fedfleet.link.options import Options
 from fedfleet.link.paho import Loop
 from fedfleet.link.port import Event
 from fedfleet.protocol.ids import SERVER
+from fedfleet.protocol.messages import Plan, Status
 
+PLAN = plan_of(5, base=0)
 LARGE = {"parameters": 1_000_000, "density": 0.01, "value": "int8"}
 SMALL = {"parameters": 100_000, "density": 0.033, "value": "sign"}
-
-
-class _Idle:
-    """In the place of the coordinator: no round ends while the ingest is measured."""
-
-    def tick(self, now_s: float, steady_s: float | None = None) -> bool:
-        del now_s, steady_s
-        return False
 
 
 class _Stop:
@@ -68,13 +62,19 @@ class _Stop:
 
 
 def serve(folder: Path, port: int, load: Load) -> None:
-    """The server's process: the shipped loop, ingest, link and store. Prints its CPU seconds, and those of the fold."""
+    """The server's process: all of the shipped one, in an open round. Prints its CPU seconds, and those of the fold.
+
+    The round waits for one vehicle more than there are, so that it stays open while the coordinator looks at it.
+    """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
-    store = open_store(folder, fleet=FLEET, task="linear_test")
+    parts = prepare(configuration(folder, enrolment=[]), now_s=time.time(), draw=lambda count: b"k" * count)
+    store = parts.store
     with store.write() as connection:
         for name in names(load.vehicles):
             store_vehicles.enrol(connection, name, region="north", public_key=key_of(name).public, now_s=1.0)
-        store_rounds.add_round(connection, Round(PLAN, "open", frozenset(), None, 1.0))
+            store_vehicles.save_status(connection, Status(vehicle=name, state="ONLINE", session=1))
+        target = frozenset((*names(load.vehicles), "absent"))
+        store_rounds.add_round(connection, Round(_plan(), "open", target, None, time.time()))
     limits = Limits(4_000_000, load.parameters, 100)
     ingest = Ingest(store, Party(FLEET, TASK, SERVER_KEY, {}), limits, Limiter(Rate(1e6, 1e6)))
     inbox: Inbox[Event] = Inbox(server_main.INBOX_EVENTS)
@@ -82,7 +82,7 @@ def serve(folder: Path, port: int, load: Load) -> None:
     window = server_main.WINDOW
     options = Options(receive_window=window, send_window=window)
     link = loop.connect("127.0.0.1", port, client_id=SERVER, sink=inbox.put, options=options)
-    server = Server(store, link, ingest, _Idle(), Publisher(link, FLEET, lambda _: b""))  # type: ignore[arg-type]
+    server = Server(store, link, ingest, parts.coordinator, Publisher(link, FLEET, lambda _: b""))
     while not server._connected:  # noqa: SLF001 - only then the load may begin
         server.handle(inbox.drain(1, 0.1), time.time())
     time.sleep(0.3)  # until the subscriptions are granted
@@ -101,13 +101,20 @@ def serve(folder: Path, port: int, load: Load) -> None:
     store.close()
 
 
+def _plan() -> Plan:
+    """The load's plan, open for as long as it takes."""
+    now_s = time.time()
+    told = {"opened_at_s": now_s, "deadline_s": now_s + 1e5, "lease_s": 1e5}
+    return PLAN.model_copy(update=told)
+
+
 def _fold(store: Any, load: Load) -> float:  # noqa: ANN401 - the open store
     """CPU seconds to read, decode and fold what is stored."""
     begun = time.process_time()
     with store.read() as connection:
         ids = store_updates.pending(connection, round_=PLAN.round, region="north")
     with store.write() as connection:
-        one = Round(PLAN, "open", frozenset(), None, 1.0)
+        one = Round(_plan(), "open", frozenset(), None, 1.0)
         store_rounds.close(connection, one, state="closing", members=ids, now_s=2.0, reason="deadline")
     with store.read() as connection:
         members = store_updates.members(connection, round_=PLAN.round, region="north")
