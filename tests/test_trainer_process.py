@@ -9,9 +9,11 @@ import agent_world as aw
 import numpy as np
 import pytest
 
+from fedfleet.vehicle_agent.config import AgentSettings
 from fedfleet.vehicle_agent.jobs import Job, Told
+from fedfleet.vehicle_agent.main import TURN_S
 from fedfleet.vehicle_agent.scheduling import Scheduling
-from fedfleet.vehicle_agent.trainer_port import TrainerPool, trainer_command
+from fedfleet.vehicle_agent.trainer_port import TrainerPool, Watched, trainer_command
 
 NICE = Scheduling("batch", 5)
 STAND_IN = (sys.executable, str(Path(__file__).with_name("agent_trainer.py")))
@@ -140,6 +142,120 @@ def test_a_trainer_that_does_not_stop_is_killed(tmp_path: Path, wait_until: Call
     # when more than the patience for a cancelled job has passed
     pool.poll(now_s)
     told: list[Told] = []
-    wait_until(lambda: told.extend(pool.poll(now_s + 11)) or told, "the failure")
+    wait_until(lambda: told.extend(pool.poll(now_s + Watched().cancel_s + 0.01)) or told, "the failure")
     assert told[0].reason == "trainer-died"
     pool.close()
+
+
+def test_a_condition_that_ends_stops_the_trainer_within_two_seconds() -> None:
+    # from the signal to the order, to the trainer's answer or its end, to the turn that sees it
+    longest_s = AgentSettings().tick_s + Watched().cancel_s + 2 * TURN_S
+    assert longest_s < 2.0
+
+
+def test_a_trainer_in_a_pause_is_killed_when_its_job_is_given_up(
+    tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    pool = TrainerPool((*STAND_IN, "hang"), max_trainers=1, idle_s=1000)
+    bench = Bench(tmp_path, pool)
+    pool.submit(bench.job("stuck"))
+    now_s = time.monotonic()
+    wait_until(lambda: pool.poll(now_s) or pool.pids, "started")
+    pool.pause()
+    pool.cancel("stuck")
+    told: list[Told] = []
+    wait_until(lambda: told.extend(t for t in pool.poll(now_s) if t.kind == "failed") or told, "the failure")
+    assert told[0].reason == "trainer-died"
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("manner", "watched", "reason"),
+    [
+        ("hang", Watched(hang_s=30.0), "trainer-hung"),
+        ("eat", Watched(memory_bytes=150 << 20), "trainer-memory"),
+        ("crash", Watched(), "trainer-died"),
+    ],
+)
+def test_a_trainer_that_hangs_or_eats_memory_is_killed_for_a_reason_and_the_next_one_works(
+    tmp_path: Path, wait_until: Callable[..., None], manner: str, watched: Watched, reason: str
+) -> None:
+    pool = TrainerPool((*STAND_IN, manner), max_trainers=1, idle_s=1000, watched=watched)
+    bench = Bench(tmp_path, pool)
+    pool.submit(bench.job("bad"))
+    pool.submit(bench.job("waits"))
+    clock = [0.0]
+    told: list[Told] = []
+
+    def failed() -> bool:
+        clock[0] += 0.3  # half a minute passes while a hundred times is looked
+        told.extend(each for each in pool.poll(clock[0]) if each.kind == "failed")
+        return bool(told)
+
+    wait_until(failed, "the failure", timeout_s=60)
+    assert [(each.id, each.reason) for each in told] == [("bad", reason)]
+    # then the job that waited is given to another process, after a pause
+    before = clock[0]
+    wait_until(lambda: failed() and pool.pids, "the next trainer", timeout_s=60)
+    assert clock[0] - before >= 0.5
+    pool.close()
+
+
+def test_a_training_goes_on_from_its_checkpoint_whatever_ended_it_and_gives_the_same_bytes(
+    bench: Bench, wait_until: Callable[..., None]
+) -> None:
+    # given what an undisturbed training gives
+    bench.pool.submit(bench.job("whole", epochs=400))
+    wait_until(lambda: bench.heard("done", "whole"), "undisturbed", timeout_s=120)
+    kept = str(bench.folder / "round.checkpoint")
+
+    def piece(name: str) -> Job:
+        job = bench.job(name, epochs=400)
+        return job.model_copy(update={"checkpoint": kept, "checkpoint_s": 0.02})
+
+    # when another is given up in its middle
+    bench.pool.submit(piece("first"))
+    wait_until(lambda: bench.heard("progress", "first"), "progress", timeout_s=60)
+    bench.pool.cancel("first")
+    wait_until(lambda: bench.heard("failed", "first") or bench.heard("done", "first"), "given up")
+    assert bench.last("first").reason == "cancelled"
+    # and the next one's process is killed
+    bench.pool.submit(piece("second"))
+    wait_until(lambda: bench.heard("progress", "second"), "progress", timeout_s=60)
+    (pid,) = bench.pool.pids
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: bench.heard("failed", "second"), "the death")
+    bench.pool.submit(piece("third"))
+    wait_until(lambda: bench.heard("done", "third"), "the rest", timeout_s=120)
+    # then each went on where the one before was, and the result is that of the undisturbed one
+    firsts = [
+        next(t.step for t in bench.told if (t.kind, t.id) == ("progress", n)) for n in ("second", "third")
+    ]
+    last = max(told.step for told in bench.told if told.id == "first")
+    assert last <= firsts[0] <= firsts[1]
+    assert firsts[1] > 1
+    assert bench.last("third").steps == bench.last("whole").steps
+    assert (bench.folder / "third.npy").read_bytes() == (bench.folder / "whole.npy").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["other", "noise", "cut"])
+def test_a_checkpoint_of_another_job_or_a_damaged_one_counts_as_none(
+    bench: Bench, wait_until: Callable[..., None], damage: str
+) -> None:
+    path = bench.folder / "round.checkpoint"
+
+    def job(name: str, **settings: float) -> Job:
+        return bench.job(name, **settings).model_copy(update={"checkpoint": str(path), "checkpoint_s": 1e-6})
+
+    bench.pool.submit(job("first", **({"learning_rate": 0.001} if damage == "other" else {})))
+    wait_until(lambda: bench.heard("done", "first"), "a checkpoint", timeout_s=60)
+    data = path.read_bytes()
+    if damage == "noise":
+        path.write_bytes(data[:50] + bytes(20) + data[70:])
+    elif damage == "cut":
+        path.write_bytes(data[:-1])
+    bench.pool.submit(job("second"))
+    bench.pool.submit(bench.job("plain"))
+    wait_until(lambda: bench.heard("done", "plain"), "both", timeout_s=60)
+    assert bench.last("second").steps == bench.last("plain").steps
+    assert (bench.folder / "second.npy").read_bytes() == (bench.folder / "plain.npy").read_bytes()

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from fedfleet.vehicle_agent.eligibility import Signal, fresh
 
@@ -29,7 +29,7 @@ def read_line(line: bytes) -> dict[str, Signal | None]:
     """Return what a line tells; ValueError for anything else, a number that is not finite too."""
     try:
         told = _ADAPTER.validate_python(json.loads(line))
-    except (ValidationError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"conditions: {line[:80]!r}: expected a JSON object of signals") from error
     if any(isinstance(value, float) and not math.isfinite(value) for value in told.values()):
         raise ValueError(f"conditions: {line[:80]!r}: a number is not finite")
