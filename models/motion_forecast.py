@@ -7,7 +7,7 @@ x axis along its heading. The network is in `nets_motion_forecast`; recordings a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios import labels
 from fedfleet.scenarios.reading import open_recordings, stream
 from fedfleet.scenarios.records import Scenario
+from fedfleet.scenarios.resample import at_rate
 
 __all__ = ["TASK", "MotionForecast", "agent_frame", "constant_velocity"]
 
@@ -68,7 +69,9 @@ class MotionForecast:
         drives = tuple(recordings.drives.values())
         if recordings.is_lazy:
             return Index(drives, {}, is_counted=False)
-        problems: Counter[str] = sum((_verdict(scenario).problems for scenario in stream(folder)), Counter())
+        problems: Counter[str] = sum(
+            (_verdict(scenario).problems for scenario in _scenarios(folder)), Counter()
+        )
         return Index(drives, dict(sorted(problems.items())))
 
     def samples(self, folder: Path, drives: Sequence[str]) -> Samples:
@@ -79,7 +82,7 @@ class MotionForecast:
         inputs, targets, judged = [_none(PAST)], [_none(FUTURE)], [np.empty(0, dtype=np.bool_)]
         traits = [_no_traits()]
         problems: Counter[str] = Counter()
-        for scenario in stream(folder, drives):
+        for scenario in _scenarios(folder, drives):
             verdict = _verdict(scenario)
             problems += verdict.problems
             chosen = verdict.labelled
@@ -101,7 +104,7 @@ class MotionForecast:
         """Every frame that has 2 s of past in its scenario, with all tracks seen throughout these 2 s."""
         inputs, counts, sample = [_none(PAST)], [], [np.empty(0, dtype=np.int64)]
         rows = 0
-        for scenario in stream(folder, drives):
+        for scenario in _scenarios(folder, drives):
             verdict = _verdict(scenario)
             if scenario.frames < PAST:
                 continue
@@ -162,6 +165,11 @@ def agent_frame(history: Doubles, points: Doubles) -> Floats:
     sin = np.where(moved, way[each, back, 1] / safe, 0.0)[:, None]
     east, north = np.moveaxis(points - last[:, None], -1, 0)
     return np.stack([cos * east + sin * north, cos * north - sin * east], axis=-1).astype(np.float32)
+
+
+def _scenarios(folder: Path, drives: Sequence[str] | None = None) -> Iterator[Scenario]:
+    """Recordings of more than 10 Hz are taken at 10 Hz; of less, they are counted as of the wrong rate."""
+    return at_rate(stream(folder, drives), RATE_HZ)
 
 
 def _verdict(scenario: Scenario) -> labels.Verdict:

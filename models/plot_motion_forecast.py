@@ -26,6 +26,7 @@ from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios import labels
 from fedfleet.scenarios.reading import read
 from fedfleet.scenarios.records import Scenario
+from fedfleet.scenarios.resample import at_rate
 
 __all__ = ["View", "draw", "views"]
 
@@ -109,7 +110,7 @@ def _tracks(folder: Path, drive: str) -> list[tuple[Scenario, int]]:
     """Return scenario and track of every row of the drive's samples."""
     return [
         (scenario, int(track))
-        for scenario in read(folder, [drive])
+        for scenario in at_rate(read(folder, [drive]), RATE_HZ)
         for track in np.flatnonzero(labels.judge(scenario, frames=WINDOW, rate_hz=RATE_HZ).labelled)
     ]
 

@@ -13,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorded import Track
 
+from fedfleet.models.motion_forecast import TASK
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.convert import convert
 from fedfleet.scenarios.ngsim import FOOT_M
 from fedfleet.scenarios.places import place_id
 from fedfleet.scenarios.reading import open_recordings, read, stream
 from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.resample import resampled
 from fedfleet.scenarios.table_rows import table_sha256
 from fedfleet.scenarios.windows import Observations, clock, cut, kinds_of, recordings
 
@@ -312,3 +314,46 @@ def test_place_ids() -> None:
     assert place_id("DR_USA_Intersection_EP0") == "dr-usa-intersection-ep0"
     assert place_id("Präsident 5") == "prasident-5"
     assert place_id("a" * 40) != place_id("a" * 41)
+
+
+# --- other rates ---
+
+
+def test_a_higher_rate_is_taken_at_the_rate_of_the_task(tmp_path: Path) -> None:
+    # given 6 s at 25 Hz of a car in a circle
+    angle = np.arange(150) / 25.0 * 0.5
+    circle = 30.0 * np.stack([np.sin(angle), -np.cos(angle)], axis=1)
+    recorded.highd(tmp_path, [Track(1, "vehicle", 0, circle), Track(2, "vehicle", 30, circle[30:60] + 50.0)])
+    # when
+    (scenario,) = read(tmp_path)
+    at = resampled(scenario, 10.0)
+    # then
+    assert (at.frames, at.rate_hz, at.t0_s) == (60, 10.0, scenario.t0_s)
+    angle = np.arange(60) / 10.0 * 0.5
+    np.testing.assert_allclose(at.xy[0], 30.0 * np.stack([np.sin(angle), -np.cos(angle)], axis=1), atol=2e-3)
+    np.testing.assert_array_equal(at.xy[0, ::2], scenario.xy[0, ::5])
+    assert np.flatnonzero(~np.isnan(at.xy[1, :, 0])).tolist() == list(range(12, 24))
+    assert len(TASK.samples(tmp_path, ["highd-2/highd-2-01"])) == 1
+    assert TASK.index(tmp_path).drives[0].seconds == 6.0
+
+
+def test_a_lower_rate_stays_and_a_track_that_falls_between_is_left_out() -> None:
+    slow = Scenario("s", "r", "d", 5.0, 0.0, ("a",), ("AV",), np.zeros((1, 9, 2)))
+    assert resampled(slow, 10.0) is slow
+    xy = np.full((2, 9, 2), np.nan)
+    xy[0], xy[1, 1] = 0.0, 1.0
+    at = resampled(Scenario("s", "r", "d", 20.0, 0.0, ("a", "b"), ("AV", "OTHERS"), xy), 10.0)
+    assert (at.track_ids, at.kinds, at.types, at.frames) == (("a",), ("AV",), ("unknown",), 5)
+    lost = Scenario("s", "r", "d", 20.0, 0.0, ("b",), ("OTHERS",), xy[1:].copy())
+    assert resampled(lost, 10.0) is lost
+
+
+@pytest.mark.parametrize(
+    "kind", ["INTERACTION", "NGSIM", "inD", "Argoverse 2", "CommonRoad", "Waymo", "Lyft"]
+)
+def test_the_forecasting_task_learns_from_every_format(kind: str, tmp_path: Path) -> None:
+    WRITERS[kind](tmp_path, recorded.made(9, tracks=8, frames=160))
+    index = TASK.index(tmp_path)
+    samples = TASK.samples(tmp_path, [drive.key for drive in index.drives])
+    assert len(samples) >= 1
+    assert len(TASK.frames(tmp_path, [drive.key for drive in index.drives])) >= 40
