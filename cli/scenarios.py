@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fedfleet.cli import scenarios_partition
+from fedfleet.cli import scenarios_partition, scenarios_plot, scenarios_stats
 from fedfleet.cli.config import load
 from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, TaskName, pack_dir
 from fedfleet.cli.progress import steps
@@ -21,12 +21,14 @@ from fedfleet.scenarios.reading import open_recordings
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Look into folders of driving scenarios, check them, generate the shipped pack.",
+    help="Look into folders of driving scenarios, check, split and draw them, generate the shipped pack.",
     no_args_is_help=True,
 )
 
 
 app.command("partition")(scenarios_partition.partition)
+app.command("stats")(scenarios_stats.stats)
+app.command("plot")(scenarios_plot.plot)
 
 
 @app.command("list")
