@@ -13,6 +13,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedfleet.models.checkpoint import Arrays, optimizer_arrays, restore_optimizer
@@ -139,6 +140,11 @@ class FineTuning:
         self._optimizer.step()
         self._done += 1
         return Progress(self._done, self.steps, value)
+
+    @property
+    def learns(self) -> NDArray[np.bool_]:
+        """Where in the vector something learns, bool[M]."""
+        return np.ones(self._base.size, dtype=np.bool_) if self._learns is None else self._learns.copy()
 
     @property
     def weights(self) -> Floats:

@@ -62,6 +62,9 @@ def agent_config(tmp_path: Path, port: int, **changes: Any) -> Path:
         "data_dir": str(aw.prepare(tmp_path / "data")),
         "enrolment_code": aw.CODE,
         "metrics_interval_s": 0.3,
+        "nice": 0,  # other tests share the machine
+        "trainer_policy": "other",
+        "guard": {"late_ms": 1000},
         "broker": {"port": port},
         **changes,
     }

@@ -12,6 +12,7 @@ from fedfleet.protocol.messages import LinkClass
 from fedfleet.protocol.signing import KEY_BYTES
 from fedfleet.vehicle_agent.eligibility import Rule, Signal
 from fedfleet.vehicle_agent.guard import GuardSettings
+from fedfleet.vehicle_agent.personal import PersonalSettings
 from fedfleet.vehicle_agent.profiles import Profile, check_profiles, chosen
 from fedfleet.vehicle_agent.scheduling import Policy
 from fedfleet.vehicle_agent.shadow import ShadowSettings
@@ -93,6 +94,9 @@ class AgentSettings(BaseModel):
     variant: Literal["float32", "int8"] = Field(
         default="float32",
         description="form of the model that drives, int8 where a release has it (weak vehicles); training is float32",
+    )
+    personal: PersonalSettings = Field(
+        default=PersonalSettings(), description="a head that the vehicle tunes for its own inference"
     )
     batch_memory_mb: float | None = Field(
         default=None,

@@ -20,6 +20,7 @@ from fedfleet.vehicle_agent.downlink import Downlink, Limits
 from fedfleet.vehicle_agent.eligibility import Conditions, Fixed, parse_trace
 from fedfleet.vehicle_agent.journal import Journal
 from fedfleet.vehicle_agent.journal_file import JournalError
+from fedfleet.vehicle_agent.personal_head import Own, Personal
 from fedfleet.vehicle_agent.runtime import Replay
 from fedfleet.vehicle_agent.state import Resumed, Settings, start
 from fedfleet.vehicle_agent.swap import Swapper
@@ -91,10 +92,13 @@ def equip(entry: VehicleEntry, index: int, shared: Shared) -> Vehicle:
     tuning.link_class = profile.link_class or config.link_classes.get(entry.vehicle, config.link_class)
     tuning.budget_bytes = config.update_budget_bytes
     tuning.means = _means(config)
+    own = Own(config.task, task.metrics, entry.data_dir, folder / "personal", entry.vehicle, index)
+    personal = Personal(journal, shared.pool, replay, shared.swapper, own, settings=config.personal)
+    personal.means = tuning.means
     vehicle = Vehicle(
         start(settings, resumed),
         trusted,
-        Parts(journal, replay, downlink, tuning, conditions, lost),
+        Parts(journal, replay, downlink, tuning, conditions, personal, lost),
         nonce=lambda: f"{world.bits(128):032x}",
         report=world.report,
         rss_bytes=world.rss_bytes,

@@ -5,9 +5,20 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Job", "Order", "Told"]
+__all__ = ["Job", "Order", "PersonalJob", "Told"]
 
 Text = Annotated[str, Field(max_length=4096)]
+
+
+class PersonalJob(BaseModel):
+    """What a head of the vehicle's own needs besides: the release's file, its layout, a head held before (``.npz``)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Text
+    layout: Text
+    validation_share: Annotated[float, Field(gt=0, lt=1)]
+    held: Text = ""
 
 
 class Job(BaseModel):
@@ -16,6 +27,7 @@ class Job(BaseModel):
     ``control``, when given, is one of float32[2, M], the control variates c_k and c (SCAFFOLD); then ``out`` has the
     delta and the step of c_k, float32[2, M]. ``checkpoint`` is a file that the job goes on from when it is its own, and
     keeps up every ``checkpoint_s`` seconds. After ``budget_s`` seconds in all what was done so far is the result.
+    A ``personal`` job holds samples back, and ``out`` is what ``personal_training.finish`` writes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +43,7 @@ class Job(BaseModel):
     checkpoint: Text = ""
     checkpoint_s: Annotated[float, Field(gt=0)] = 5.0
     budget_s: Annotated[float, Field(ge=0)] = 0.0
+    personal: PersonalJob | None = None
 
 
 class Order(BaseModel):
@@ -44,6 +57,8 @@ class Order(BaseModel):
 
 class Told(BaseModel):
     """A line from the trainer. ``done`` comes after ``out`` is whole; ``failed`` has a reason code.
+
+    ``onnx_sha256`` and ``scores`` (of "released" and "personal", by sum) are a personal job's.
 
     ``held`` is the pool's own word: the job's trainer was in a pause for so many ``seconds``.
     """
@@ -60,3 +75,5 @@ class Told(BaseModel):
     seconds: float = 0.0
     reason: str = ""
     detail: str = ""
+    onnx_sha256: str = ""
+    scores: Mapping[str, Mapping[str, tuple[float, int]]] = Field(default_factory=dict)

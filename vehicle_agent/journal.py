@@ -7,6 +7,8 @@ file is kept aside (``salvage.py``): a fresh journal takes its place, under a ne
 
 from contextlib import suppress
 from hashlib import sha256
+from io import BytesIO
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ from fedfleet.protocol.ids import UpdateId
 from fedfleet.vehicle_agent import salvage
 from fedfleet.vehicle_agent.entries import Graph, OutboxEntry, Released
 from fedfleet.vehicle_agent.journal_file import JournalFile
+from fedfleet.vehicle_agent.personal import Head, Record
 from fedfleet.vehicle_agent.state import Active, Base, Pending
 from fedfleet.vehicle_agent.trusted import Seen
 
@@ -282,6 +285,34 @@ class Journal(JournalFile):
         """The release that drives, or drove last; the previous one when its bytes are damaged."""
         found = self.released("active") or self.released("previous")
         return Active(found.number, found.version, found.onnx_sha256, found.variant) if found else None
+
+    def keep_personal(self, record: Record) -> None:
+        """Record a head of the vehicle's own that passed its checks, in the place of the one before."""
+        packed = BytesIO()
+        np.savez(packed, allow_pickle=False, places=record.head.places, values=record.head.values)
+        told = (record.release_sha256, record.onnx_sha256, packed.getvalue(), record.canary)
+        row = (self._task, *told, record.data, record.scores)
+        with self._change():
+            self._db.execute("INSERT OR REPLACE INTO personal VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    @property
+    def personal(self) -> Record | None:
+        """The head of the vehicle's own; None when there is none, or it cannot be read."""
+        query = "SELECT release_sha256, onnx_sha256, head, canary, data, scores FROM personal WHERE task = ?"
+        row = self._row(query, self._task)
+        if row is None:
+            return None
+        try:
+            with np.load(BytesIO(row[2]), allow_pickle=False) as file:
+                head = Head(file["places"], file["values"])
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return None
+        return Record(row[0], row[1], head, *row[3:])
+
+    def drop_personal(self) -> None:
+        """Forget the head of the vehicle's own."""
+        with self._change():
+            self._db.execute("DELETE FROM personal WHERE task = ?", (self._task,))
 
     # --- inside ---
 

@@ -71,7 +71,8 @@ class Replay:
     drive is replayed once, and ``seen`` gets every answer, after its latency was taken.
 
     A model that fails on a frame, or whose answer is not finite, drives no more: the one before it takes the same
-    frame, and ``failed`` says so, once. Without one before, a model that fails raises.
+    frame, and ``failed`` says so, once. Without one before, a model that fails raises. A model that ``overlay`` lays
+    over the active one answers in its place until another becomes active, or it fails (``overlay_failed``).
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class Replay:
         self._run: Run | None = None
         self._previous: Run | None = None
         self._failure = ""
+        self._over: Run | None = None
+        self._over_failure = ""
         self._shadow: tuple[See, int] | None = None
         self.watch: Watch | None = None
         self.scored = True
@@ -132,7 +135,22 @@ class Replay:
 
     def begin(self, run: Run, *, before: Run | None = None) -> None:
         """Drive with ``run`` from the first frame on, with the model ``before`` it at hand."""
-        self._run, self._previous = run, before
+        self._run, self._previous, self._over = run, before, None
+
+    def overlay(self, run: Run | None) -> None:
+        """Let ``run`` answer in the place of the active model, from the next frame on; None: no other one."""
+        with self._lock:
+            self._over, self._scores = run, {}
+
+    @property
+    def is_overlaid(self) -> bool:
+        """Whether another one answers in the place of the active model."""
+        return self._over is not None
+
+    def overlay_failed(self) -> str:
+        """Return why what was laid over the active model was left since the last call, or nothing."""
+        failure, self._over_failure = self._over_failure, ""
+        return failure
 
     def swap_begins(self) -> None:
         """From now on missed frames also count as missed in a swap."""
@@ -143,7 +161,7 @@ class Replay:
         with self._lock:
             if run is not None:
                 self._counts["swaps"] += self._run is not None
-                self._previous, self._run = self._run, run
+                self._previous, self._run, self._over = self._run, run, None
                 self._scores = {}
         self._swapping = False
 
@@ -193,6 +211,8 @@ class Replay:
 
     def _answer(self, run: Run, inputs: Floats) -> tuple[Floats, Run]:
         """Return the answer and who gave it: the one before, when the active model cannot."""
+        if (over := self._over) is not None and (found := self._overlaid(over, inputs)) is not None:
+            return found, over
         before = self._previous
         try:
             outputs = run(inputs)
@@ -203,6 +223,20 @@ class Replay:
         if before is not None and not np.isfinite(outputs).all():
             return self._return(run, before, "active-not-finite")(inputs), before
         return outputs, run
+
+    def _overlaid(self, over: Run, inputs: Floats) -> Floats | None:
+        """Return the answer of what is laid over the active model; None when it has none, and is left."""
+        reason = "not-finite"
+        try:
+            outputs = over(inputs)
+            if np.isfinite(outputs).all():
+                return outputs
+        except PeerError:
+            reason = "failed"
+        with self._lock:
+            if self._over is over:
+                self._over, self._scores, self._over_failure = None, {}, reason
+        return None
 
     def _return(self, run: Run, before: Run, reason: str) -> Run:
         with self._lock:
@@ -229,7 +263,7 @@ class Replay:
             outputs[known], Samples(truth.inputs[at], truth.targets[at], np.asarray(truth.judged[at]))
         )
         with self._lock:
-            if run is not self._run:
+            if run is not (self._over or self._run):
                 return
             for name, (value, count) in sums.items():
                 old = self._scores.get(name, (0.0, 0))

@@ -33,7 +33,7 @@ class Candidate:
     """A model file that wants to drive: for whom, which release, and what it must answer (flat rows, or None).
 
     ``beside`` is the replay whose active model it runs beside first, ``tolerance`` what its answers may be off; None:
-    what differs between processors.
+    what differs between processors. ``is_personal``: it is the vehicle's own.
     """
 
     owner: int
@@ -43,6 +43,7 @@ class Candidate:
     canary: Canary | None
     beside: Replay | None = None
     tolerance: float | None = None
+    is_personal: bool = False
 
 
 @dataclass(frozen=True)

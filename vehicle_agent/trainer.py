@@ -28,6 +28,7 @@ from fedfleet.models.correction import Control
 from fedfleet.models.settings import TrainSettings
 from fedfleet.models.training import FineTuning, Progress, Trained, TrainingError
 from fedfleet.protocol.errors import UsageError
+from fedfleet.vehicle_agent import personal_training
 from fedfleet.vehicle_agent.jobs import Job, Order, Told
 
 __all__ = ["main", "perform"]
@@ -153,12 +154,18 @@ def _do(job: Job, course: _Course) -> Told:
     settings = TrainSettings.model_validate(dict(job.settings))
     controls = np.load(job.control, allow_pickle=False) if job.control else None
     control = None if controls is None else Control(*controls)
-    samples = prepared.open(folder, "train")
+    samples = held_back = prepared.open(folder, "train")
+    if job.personal is not None:
+        samples, held_back = personal_training.split(samples, job.personal.validation_share)
     tuning = FineTuning(task, base, samples, settings, seed=job.seed, control=control)
     told = {"task": job.task, "seed": job.seed, "settings": settings.model_dump(), "data": str(meta)}
+    if job.personal is not None:
+        told["validation_share"] = job.personal.validation_share
     course.resume(tuning, checkpoint.identity(told, base, controls))
     while (progress := tuning.advance()) is not None and course.goes_on(tuning, progress):
         pass
+    if job.personal is not None:
+        return personal_training.finish(job, job.personal, tuning, task=task, judged_by=held_back)
     return _finish(job, tuning.result())
 
 

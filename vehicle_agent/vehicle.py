@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fedfleet.link.port import Connected, Delivery, Disconnected, Event, Link, Will
@@ -19,6 +20,7 @@ from fedfleet.vehicle_agent.eligibility import Conditions
 from fedfleet.vehicle_agent.jobs import Told
 from fedfleet.vehicle_agent.journal import Journal
 from fedfleet.vehicle_agent.journal_file import JournalError
+from fedfleet.vehicle_agent.personal_head import Personal
 from fedfleet.vehicle_agent.runtime import Replay
 from fedfleet.vehicle_agent.state import State
 from fedfleet.vehicle_agent.swap import Sessions, Tried
@@ -41,6 +43,7 @@ class Parts:
     downlink: Downlink
     tuning: Tuning
     conditions: Conditions
+    personal: Personal
     lost: tuple[str, ...] = ()
 
 
@@ -136,12 +139,12 @@ class Vehicle:
 
     def on_told(self, told: Told, now_s: float) -> None:
         """Take a trainer's word about this vehicle's job."""
-        for event in self.parts.tuning.told(told):
-            self.handle(event, now_s)
+        self._advance(lambda: (*self.parts.tuning.told(told), *self.parts.personal.told(told)), now_s)
 
     def on_tried(self, tried: Tried, now_s: float) -> None:
         """Take the answer about a release; the metrics tell it at once."""
-        for event in self.parts.downlink.tried(tried):
+        part = self.parts.personal if tried.candidate.is_personal else self.parts.downlink
+        for event in part.tried(tried):
             self.handle(event, now_s)
         self._metrics_at_s = 0.0
 
@@ -154,6 +157,9 @@ class Vehicle:
         self._advance(self.parts.downlink.fall_back, now_s)
         self._advance(lambda: self.parts.downlink.tick(now_s), now_s)
         self.handle(ev.Tick(), now_s)
+        may_train = self.state.verdict.eligible and self.state.training is None
+        personal = partial(self.parts.personal.tick, self.state.active, may_train=may_train)
+        self._advance(personal, now_s)
         self._uplink.retry()
         waits = now_s < self._metrics_at_s <= now_s + metrics_interval_s  # else the clock was set back
         if self.state.connected and self.state.region and not waits:
@@ -166,6 +172,7 @@ class Vehicle:
         Returns the ticket of the last status, None when there is no connection to take it.
         """
         self.parts.tuning.stop()
+        self.parts.personal.stop()
         self.parts.conditions.close()
         ticket = self._uplink.farewell(self._told("OFFLINE", now_s))
         self.parts.journal.close()
@@ -327,6 +334,7 @@ class Vehicle:
             shadow_answers=self.parts.downlink.shadow_answers,
             shadow_disagreed=self.parts.downlink.shadow_disagreed,
             variant=self.state.active.variant if self.state.active else "",
+            personal=self.parts.replay.is_overlaid,
             bytes_up=self._uplink.bytes_up,
             bytes_down=self.bytes_down,
             trainings=self.parts.tuning.trainings,
@@ -334,7 +342,7 @@ class Vehicle:
             update_bytes=self.parts.tuning.update_bytes,
             update_codec=self.parts.tuning.update_codec,
             rss_bytes=self._rss_bytes(),
-            scores=figures.scores,
+            scores={} if self.parts.replay.is_overlaid else figures.scores,
             refusals=dict(self.refusals),
         )
 
