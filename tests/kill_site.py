@@ -38,12 +38,13 @@ __all__ = ["MOMENTS", "Yard"]
 TESTS = Path(__file__).parent
 PATIENCE_S = 180.0
 PAUSE_S = 0.005
-MOMENTS = ("starting", "receiving", "training", "sending", "settling", "swapping")
-Moment = Literal["starting", "receiving", "training", "sending", "settling", "swapping"]
+MOMENTS = ("starting", "receiving", "training", "committing", "sending", "settling", "swapping")
+Moment = Literal["starting", "receiving", "training", "committing", "sending", "settling", "swapping"]
 WITHIN_S = {
     "starting": 2.0,
     "receiving": 0.25,
     "training": 0.5,
+    "committing": 0.15,
     "sending": 0.05,
     "settling": 0.1,
     "swapping": 0.4,
@@ -121,6 +122,11 @@ class Yard:
         lease = self.judge.statuses[-1].lease if self.judge.statuses else None
         return self.answered() or (lease is not None and lease.round == self.judge.round)
 
+    def trained(self) -> bool:
+        """Whether a result waits to be journaled."""
+        results = (self.folder / "work" / VEHICLE / "training").glob("delta-*.npy")
+        return self.answered() or any(not file.name.endswith(".new.npy") for file in results)
+
     def kill(self) -> None:
         """Kill -9, look at what is left on the disk, and start again."""
         self.agent.send_signal(signal.SIGKILL)
@@ -186,6 +192,8 @@ class Yard:
         self.run_until(self.online, "the agent is online")
         if moment == "training":
             self.run_until(self.leased, f"training of round {self.judge.round}")
+        elif moment == "committing":
+            self.run_until(self.trained, f"result of round {self.judge.round}")
         elif moment in {"sending", "settling"}:
             self.run_until(self.answered, f"update of round {self.judge.round}")
             if moment == "settling":
