@@ -109,6 +109,10 @@ def derive(members: Mapping[str, Member]) -> dict[str, Entry]:
 def check_header(line: str, where: str) -> list[str]:
     """The columns that the first line of a scenario names; ScenarioError unless each of ours is there once."""
     header = line.strip().split(",")
+    other = next((mark for mark in ";\t|" if line.count(mark) >= len(COLUMNS) - 1), None)
+    if other is not None:
+        text = f"{where}: expected commas, got {other!r} in {line.strip()[:120]!r}"
+        raise ScenarioError("wrong-delimiter", text)
     missing = [name for name in COLUMNS if header.count(name) != 1]
     if missing:
         text = f"{where}: expected column {missing[0]} once, got {line.strip()[:120]!r}"

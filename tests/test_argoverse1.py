@@ -278,6 +278,24 @@ def test_a_missing_column_is_named(tmp_path: Path, header: str, text: str, index
     assert f"missing-column: MIA.zip: MIA/7.csv: {text}" in refusal(folder)
 
 
+def test_another_delimiter_is_named(tmp_path: Path) -> None:
+    content = argoverse.text(argoverse.rows()).replace(",", ";")
+    (tmp_path / "7.csv").write_text(content)
+    assert "wrong-delimiter: 7.csv: expected commas, got ';' in 'TIMESTAMP;TRACK_ID" in refusal(tmp_path)
+
+
+def test_units_that_look_wrong_are_refused(tmp_path: Path) -> None:
+    content = argoverse.text(argoverse.rows(x_m=0.0))
+    fast = "\n".join(
+        ",".join([*c[:3], str(100 * float(c[3])), *c[4:]]) if c[0] != "TIMESTAMP" else ",".join(c)
+        for c in (line.split(",") for line in content.split())
+    )
+    (tmp_path / "7.csv").write_text(fast + "\n")
+    assert "wrong-units: Argoverse 1: scenario '7': track 'track-0' moves at 500 m/s, limit" in refusal(
+        tmp_path
+    )
+
+
 # --- what is refused: the archive ---
 
 

@@ -1,9 +1,13 @@
 """Readers of the field's formats: what is read is what was written, cut into windows; converting it loses nothing."""
 
+import json
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -357,3 +361,28 @@ def test_the_forecasting_task_learns_from_every_format(kind: str, tmp_path: Path
     samples = TASK.samples(tmp_path, [drive.key for drive in index.drives])
     assert len(samples) >= 1
     assert len(TASK.frames(tmp_path, [drive.key for drive in index.drives])) >= 40
+
+
+# --- the command ---
+
+
+def test_the_command_lists_checks_and_converts_any_format(tmp_path: Path) -> None:
+    def fedfleet(*arguments: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "fedfleet.cli.main", "scenarios", *arguments, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=True)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    recorded.interaction(tmp_path / "in", recorded.made(9, tracks=8, frames=160))
+    traffic.write_folder(tmp_path / "in", regions=("town",), drives=2)
+    listed = fedfleet("list", "-s", "in")
+    assert [row["format"] for row in listed["formats"]] == ["fedfleet scenario table", "INTERACTION"]
+    assert set(listed["regions"]) == {"dr-test", "town"}
+    checked = fedfleet("check", "-s", "in")
+    assert {row["format"]: (row["drives_read"], row["rates_hz"]) for row in checked["formats"]} == {
+        "fedfleet scenario table": (2, [10.0]),
+        "INTERACTION": (1, [10.0]),
+    }
+    made = fedfleet("convert", "in", "out")
+    assert made["table_version"] == 2
+    assert fedfleet("check", "-s", "out")["samples"] == checked["samples"]
