@@ -57,6 +57,16 @@ class CodecConfig(Config):
         description="with index rice, a vehicle's density is multiplied by the rounds since its last update, at most "
         "by this",
     )
+    stateless_after: int = Field(
+        default=0,
+        ge=0,
+        le=2**32 - 1,
+        description="with index rice, a vehicle whose last update is so many rounds ago sends dense, unbiased 4 bit "
+        "values and keeps no residual (stochastic4); 0: never",
+    )
+    stateless_density: Density = Field(
+        default=0.1, description="share of the values that are not zero in such an update, about"
+    )
     links: Mapping[LinkClass, LinkConfig] = Field(
         default_factory=dict, description="what differs by class of link: metered, wifi, ethernet"
     )
@@ -64,6 +74,10 @@ class CodecConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> Self:
         _settings(self.index, self.value, self.density, self.layer_floor)
+        if self.stateless_after and self.index != "rice":
+            raise ValueError(
+                f"stateless_after: expected 0 with index {self.index}, which has its coordinates told"
+            )
         for name, link in self.links.items():
             value = link.value or self.value
             _settings(self.index, value, link.density or self.density, self.layer_floor)
@@ -84,6 +98,8 @@ class CodecConfig(Config):
             layer_floor=self.layer_floor,
             seeded=self.seeded,
             catch_up=self.catch_up,
+            stateless_after=self.stateless_after,
+            stateless_density=self.stateless_density,
             links={name: LinkPlan(**link.model_dump()) for name, link in self.links.items()},
         )
 

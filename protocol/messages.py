@@ -105,7 +105,8 @@ class CodecPlan(Message):
 
     ``links`` has what differs by class of link (``LinkClass``; a class that a vehicle does not know is not its own).
     ``seeded`` is the share of ``common`` coordinates that the seed draws (``codec/common.py``). A vehicle's density is
-    multiplied by the rounds since its last update, at most by ``catch_up`` (``codec/residual.py``).
+    multiplied by the rounds since its last update, at most by ``catch_up`` (``codec/residual.py``). From so many rounds
+    on as ``stateless_after`` says (0: never) it encodes without state instead, dense with ``stateless_density``.
     """
 
     index: Annotated[str, Field(max_length=32)] = "rice"
@@ -115,6 +116,8 @@ class CodecPlan(Message):
     layer_floor: Share = 0.0
     seeded: Share = 0.1
     catch_up: Annotated[int, Field(ge=1, le=1000)] = 1
+    stateless_after: Number = 0
+    stateless_density: Annotated[float, Field(gt=0, le=1)] = 0.1
     links: Annotated[Mapping[Annotated[str, Field(max_length=16)], LinkPlan], Field(max_length=16)] = Field(
         default_factory=dict
     )
@@ -268,11 +271,12 @@ class Status(Message):
 class Metrics(Message):
     """A vehicle's counters since its start, and the latency of inference over its last window, in milliseconds.
 
-    ``update_bytes`` and ``update_codec`` tell the size and the setting of its last update. ``late`` counts frames later
-    than the guard allows, ``guard_pauses`` and ``guard_paused_s`` how often and how long it stopped the process's
-    trainers; ``shadow_answers`` were compared before a release drove, ``shadow_disagreed`` of them disagreed.
-    ``variant`` is the form of the model that drives, empty for the release as it is; ``personal`` whether it has a head
-    that this vehicle tuned for itself, so that its ``scores`` are not the release's.
+    ``update_bytes``, ``update_codec`` and ``update_steps`` tell size, setting and training steps of its last
+    update. ``late`` counts frames later than the guard allows, ``guard_pauses`` and ``guard_paused_s`` how often
+    and how long it stopped the process's trainers; ``shadow_answers`` were compared before a release drove,
+    ``shadow_disagreed`` of them disagreed. ``variant`` is the form of the model that drives, empty for the release
+    as it is; ``personal`` whether it has a head that this vehicle tuned for itself, so that its ``scores`` are not
+    the release's.
     """
 
     vehicle: Id
@@ -299,6 +303,7 @@ class Metrics(Message):
     link_class: Annotated[str, Field(max_length=16)] = ""
     update_bytes: Count = 0
     update_codec: Annotated[str, Field(max_length=80)] = ""
+    update_steps: Count = 0
     rss_bytes: Count = 0
     scores: Annotated[
         Mapping[Annotated[str, Field(max_length=40)], tuple[float, int]], Field(max_length=40)

@@ -32,7 +32,36 @@ def test_density_follows_the_rounds_away(tmp_path: Path) -> None:
         assert answer(made, 501) == "rice sign 0.02"
 
 
+def test_who_comes_rarely_encodes_without_state(tmp_path: Path) -> None:
+    with yard(tmp_path, vehicles=("v01",)) as made:
+        made.server.publish_model(0)
+        (vehicle,) = made.fleet.vehicles
+
+        def sends(round_: int) -> str:
+            codec = msg.CodecPlan(density=0.1, catch_up=5, stateless_after=4, stateless_density=0.5)
+            made.server.publish(aw.plan(round_, 0, codec=codec))
+            made.run_until(lambda: ("v01", round_) in made.server.updates, f"update of round {round_}")
+            return vehicle.parts.tuning.update_codec
+
+        # given a vehicle that answers rounds 1 and 4, and is not new to the fleet before that
+        assert sends(1) == "rice sign 0.1"
+        assert sends(4) == "rice sign 0.3"
+        assert vehicle.parts.journal.residual(aw.NETWORK_SIZE).any()
+        # when it comes back after four rounds, then nothing of it stays behind
+        assert sends(8) == "dense stochastic4 0.5"
+        assert not vehicle.parts.journal.residual(aw.NETWORK_SIZE).any()
+        assert sends(9) == "rice sign 0.1"
+
+
+@pytest.mark.parametrize("index", ["dense", "common"])
+def test_coordinates_that_are_told_leave_no_choice(index: str) -> None:
+    with pytest.raises(ValidationError, match=f"stateless_after: expected 0 with index {index}"):
+        CodecConfig.model_validate({"index": index, "value": "int8", "stateless_after": 4})
+
+
 def test_the_plan_says_what_the_server_is_configured_for() -> None:
     assert CodecConfig(catch_up=7).plan().catch_up == 7
+    told = CodecConfig(stateless_after=9, stateless_density=0.2).plan()
+    assert (told.stateless_after, told.stateless_density) == (9, 0.2)
     with pytest.raises(ValidationError):
         CodecConfig(catch_up=0)

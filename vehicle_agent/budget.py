@@ -38,11 +38,13 @@ class Encoded:
 Encode = Callable[[Settings], Encoded]
 
 
-def settings_for(plan: CodecPlan, link_class: str) -> Settings:
-    """Return what the plan asks of vehicles on this class of link.
+def settings_for(plan: CodecPlan, link_class: str, *, age: int = 1) -> Settings:
+    """Return what the plan asks of vehicles on this class of link, ``age`` rounds after their last update.
 
     Raises UsageError for a mode that this vehicle's codec does not know.
     """
+    if 0 < plan.stateless_after <= age and plan.coordinates == "own":
+        return Settings("dense", "stochastic4", plan.stateless_density)
     told = plan.links.get(link_class)
     value = plan.value if told is None or told.value is None else told.value
     density = plan.density if told is None or told.density is None else told.density

@@ -70,7 +70,7 @@ class Tuning:
         self.link_class = ""
         self.budget_bytes: int | None = None
         self.means = Means()
-        self.trainings = self.update_bytes = 0
+        self.trainings = self.update_bytes = self.update_steps = 0
         self.update_codec = ""
         self.trouble = ""
         for left in folder.glob("*.npy") if folder.is_dir() else ():
@@ -177,6 +177,7 @@ class Tuning:
         entry = OutboxEntry(id_, sealed, plan.round, plan.region, self._named)
         self._journal.commit_update(entry, encoded.residual)
         used = encoded.settings
+        self.update_steps = action.steps
         self.update_bytes, self.update_codec = len(sealed), f"{used.index} {used.value} {used.density:.3g}"
         return entry
 
@@ -204,7 +205,7 @@ class Tuning:
             )
             return Encoded(data, left, settings)
 
-        wished = feedback.settings(settings_for(plan.codec, self.link_class), age=age)
+        wished = feedback.settings(settings_for(plan.codec, self.link_class, age=age), age=age)
         budget = budget_for(plan.codec, self.link_class, self.budget_bytes)
         limit_bytes = None if budget is None else budget - frame_bytes
         return best(encode, wished, size=delta.size, limit_bytes=limit_bytes)

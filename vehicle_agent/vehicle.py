@@ -341,6 +341,7 @@ class Vehicle:
             link_class=self.parts.tuning.link_class,
             update_bytes=self.parts.tuning.update_bytes,
             update_codec=self.parts.tuning.update_codec,
+            update_steps=self.parts.tuning.update_steps,
             rss_bytes=self._rss_bytes(),
             scores={} if self.parts.replay.is_overlaid else figures.scores,
             refusals=dict(self.refusals),
