@@ -3,6 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -79,10 +80,13 @@ def check(
     index = learned.index(folder)
     samples: dict[str, int] = {}
     counted: Counter[str] = Counter()
-    for drive in index.drives:
-        read = learned.samples(folder, [drive.key])
-        samples[drive.key] = len(read)
-        counted.update(read.problems)
+    shown = steps("reading") if Console(stderr=True).is_terminal else nullcontext(lambda *_: None)
+    with shown as progress:
+        for done, drive in enumerate(index.drives):
+            progress(done, len(index.drives), drive.key)
+            read = learned.samples(folder, [drive.key])
+            samples[drive.key] = len(read)
+            counted.update(read.problems)
     problems = dict(index.problems) if index.is_counted else dict(sorted(counted.items()))
     empty = sorted(key for key, count in samples.items() if not count)
     result: dict[str, Any] = {

@@ -8,7 +8,7 @@ one number.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from fedfleet.models.task import Drive
 from fedfleet.scenarios.members import Stream, head, open_streams
 from fedfleet.scenarios.places import place_id
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.windows import Observations, clock, cut, recordings
+from fedfleet.scenarios.windows import LeftOut, Observations, clock, cut, recordings
 
 __all__ = ["Interaction", "detect", "scan"]
 
@@ -52,11 +52,16 @@ class Interaction:
     drives: Mapping[str, Drive]
     files: Mapping[str, tuple[Stream, ...]]
     is_lazy: bool = True
-    problems: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=LeftOut, repr=False)
+
+    @property
+    def problems(self) -> Mapping[str, int]:
+        """What was left out of the drives that were read."""
+        return self.left_out.total()
 
     def read(self, drive: str) -> Iterator[Scenario]:
         """The scenarios of one drive, cut every 10 s; ScenarioError naming file and line."""
-        return cut(_observations(self.drives[drive], self.files[drive]), problems=self.problems)
+        return cut(_observations(self.drives[drive], self.files[drive]), problems=self.left_out.of(drive))
 
 
 def detect(folder: Path) -> tuple[Path, ...]:

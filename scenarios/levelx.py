@@ -9,7 +9,7 @@ is the location, a drive a recording. The files may lie in a zip, a folder `data
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fedfleet.models.task import Drive
 from fedfleet.scenarios.members import Stream, head, open_streams
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.windows import Observations, cut, recordings
+from fedfleet.scenarios.windows import LeftOut, Observations, cut, recordings
 
 __all__ = ["LevelX", "detect", "scan"]
 
@@ -61,11 +61,16 @@ class LevelX:
     drives: Mapping[str, Drive]
     recorded: Mapping[str, _Recording]
     is_lazy: bool = True
-    problems: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=LeftOut, repr=False)
+
+    @property
+    def problems(self) -> Mapping[str, int]:
+        """What was left out of the drives that were read."""
+        return self.left_out.total()
 
     def read(self, drive: str) -> Iterator[Scenario]:
         """The scenarios of one drive, cut every 10 s; ScenarioError naming file and track."""
-        return cut(_observations(self.drives[drive], self.recorded[drive]), problems=self.problems)
+        return cut(_observations(self.drives[drive], self.recorded[drive]), problems=self.left_out.of(drive))
 
 
 def detect(folder: Path) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ probable label.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fedfleet.models.task import Drive
 from fedfleet.scenarios.places import place_id
 from fedfleet.scenarios.records import MAX_TRACKS, Scenario, ScenarioError
-from fedfleet.scenarios.windows import Observations, clock, cut, recordings
+from fedfleet.scenarios.windows import LeftOut, Observations, clock, cut, recordings
 from fedfleet.scenarios.zarr_v2 import ZarrArray, attributes, open_array
 
 __all__ = ["Lyft5", "detect", "scan"]
@@ -74,12 +74,18 @@ class Lyft5:
     drives: Mapping[str, Drive]
     scenes: Mapping[str, tuple[_Scene, ...]]
     is_lazy: bool = True
-    problems: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=LeftOut, repr=False)
+
+    @property
+    def problems(self) -> Mapping[str, int]:
+        """What was left out of the drives that were read."""
+        return self.left_out.total()
 
     def read(self, drive: str) -> Iterator[Scenario]:
         """The scenarios of one drive, each scene cut every 10 s; ScenarioError naming array and row."""
+        problems = self.left_out.of(drive)
         for scene in self.scenes[drive]:
-            yield from cut(_observations(self.drives[drive], scene), problems=self.problems)
+            yield from cut(_observations(self.drives[drive], scene), problems=problems)
 
 
 def detect(folder: Path) -> tuple[Path, ...]:

@@ -21,7 +21,7 @@ from fedfleet.models.task import Drive
 from fedfleet.scenarios.members import Stream, head, open_streams
 from fedfleet.scenarios.places import place_id
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.windows import Observations, clock, cut, recordings
+from fedfleet.scenarios.windows import LeftOut, Observations, clock, cut, recordings
 
 if TYPE_CHECKING:
     from fedfleet.scenarios.csv_stream import Block
@@ -61,17 +61,23 @@ class Ngsim:
     drives: Mapping[str, Drive]
     periods: Mapping[str, _Period]
     is_lazy: bool = True
-    problems: Counter[str] = field(default_factory=Counter)
+    left_out: LeftOut = field(default_factory=LeftOut, repr=False)
+
+    @property
+    def problems(self) -> Mapping[str, int]:
+        """What was left out of the drives that were read."""
+        return self.left_out.total()
 
     def read(self, drive: str) -> Iterator[Scenario]:
         """The scenarios of one drive, cut every 10 s; ScenarioError naming file and line."""
-        return cut(_observations(self.drives[drive], self.periods[drive]), problems=self.problems)
+        return cut(_observations(self.drives[drive], self.periods[drive]), problems=self.left_out.of(drive))
 
 
 def detect(folder: Path) -> tuple[Path, ...]:
     """CSV files and zips of them, here and one level below, by their header."""
     paths = [*folder.glob("*.csv"), *folder.glob("*/*.csv"), *folder.glob("*.zip")]
-    return tuple(path for path in sorted(paths) if _is_ours(path))
+    # Files that are named by a number alone are of another format, and may be very many.
+    return tuple(path for path in sorted(paths) if not path.stem.isdecimal() and _is_ours(path))
 
 
 def scan(folder: Path, sources: Sequence[Path]) -> Ngsim:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -21,6 +21,7 @@ __all__ = [
     "JUDGED_TYPES",
     "MAX_SPEED_MPS",
     "SECONDS",
+    "LeftOut",
     "Observations",
     "check_speed",
     "clock",
@@ -82,6 +83,22 @@ class Observations:
     def _fail(self, reason: str, row: int, text: str) -> None:
         at = f"{self.where}: track {self.names[int(self.track[row])]} frame {int(self.frame[row])}"
         raise ScenarioError(reason, f"{at}: {text}")
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What was left out of the drives that were read so far; a drive that is read again counts once."""
+
+    by_drive: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def of(self, drive: str) -> Counter[str]:
+        """An empty count for a drive that is about to be read."""
+        self.by_drive[drive] = Counter()
+        return self.by_drive[drive]
+
+    def total(self) -> dict[str, int]:
+        """Of all drives, by reason."""
+        return dict(sorted(sum(self.by_drive.values(), Counter()).items()))
 
 
 def window_frames(rate_hz: float, seconds: float = SECONDS) -> int:

@@ -259,6 +259,15 @@ def test_scenes_of_one_car_without_a_pause_are_one_drive(tmp_path: Path) -> None
     ]
 
 
+def test_a_drive_that_is_read_twice_is_counted_once(tmp_path: Path) -> None:
+    tracks = recorded.made(1, tracks=1, frames=20)
+    late = Track(2, "vehicle", 400, tracks[0].xy)
+    recorded.ngsim(tmp_path, [tracks[0], late])
+    for _ in range(2):
+        assert len(read(tmp_path)) == 2
+        assert open_recordings(tmp_path).problems == {"empty-window": 3}
+
+
 # --- windows ---
 
 
