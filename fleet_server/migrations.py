@@ -7,12 +7,12 @@ has a ``server_default``, so that old rows get a value: ``add_column(schema.roun
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, inspect
+from sqlalchemy import Column, Connection, Index, Table, inspect
 from sqlalchemy.schema import CreateColumn
 
 from fedfleet.fleet_server import schema
 
-__all__ = ["STEPS", "VERSION", "Step", "add_column", "add_table", "migrate"]
+__all__ = ["STEPS", "VERSION", "Step", "add_column", "add_index", "add_table", "migrate"]
 
 Step = Callable[[Connection], None]
 
@@ -42,6 +42,15 @@ def add_table(table: Table) -> Step:
     return step
 
 
+def add_index(index: Index) -> Step:
+    """Return the step that makes an index of `schema` in an older store, unless it is there."""
+
+    def step(connection: Connection) -> None:
+        index.create(connection, checkfirst=True)
+
+    return step
+
+
 STEPS: tuple[Step, ...] = (
     add_table(schema.pack),
     add_table(schema.regional),
@@ -49,6 +58,10 @@ STEPS: tuple[Step, ...] = (
     add_column(schema.vehicle.c.moved_round),
     add_column(schema.model.c.step_norm),
     add_table(schema.variant),
+    add_index(schema.pending_updates),
+    add_index(schema.carried_updates),
+    add_index(schema.payload_updates),
+    add_index(schema.rounds_by_state),
 )
 """Step i leads from version i + 1 to i + 2. Append only."""
 

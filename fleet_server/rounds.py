@@ -13,6 +13,7 @@ from fedfleet.fleet_server.selection import lapsed, selected, widened
 
 __all__ = [
     "FINAL",
+    "RUNNING",
     "TABLE",
     "Abandon",
     "Carry",
@@ -52,6 +53,8 @@ TABLE: Mapping[tuple[State, Event], State] = MappingProxyType(
 
 FINAL: frozenset[State] = frozenset(TABLE.values()) - {state for state, _ in TABLE}
 """The states in which a region's round is over."""
+RUNNING: frozenset[State] = frozenset(state for state, _ in TABLE)
+"""All others."""
 
 
 class RoundError(Exception):

@@ -1,5 +1,7 @@
 """The tables of the store, as `migrations` makes them. One store serves one fleet and one task."""
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -12,11 +14,16 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    text,
 )
 
 __all__ = [
+    "CARRIED",
+    "PENDING",
+    "WITH_PAYLOAD",
     "audit",
     "blob",
+    "carried_updates",
     "chunk",
     "clearing",
     "code",
@@ -26,11 +33,14 @@ __all__ = [
     "model",
     "optimizer",
     "pack",
+    "payload_updates",
+    "pending_updates",
     "property_",
     "quarantine",
     "regional",
     "release",
     "round_",
+    "rounds_by_state",
     "score",
     "settlement",
     "update",
@@ -102,6 +112,20 @@ Index(
     *(update.c.round, update.c.region, update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence),
 )
 
+
+def _some(name: str, *columns: Column[Any], where: str) -> Index:
+    """Return an index of few of the rows: what is looked for often does not cost with all there ever was."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
+PENDING, CARRIED, WITH_PAYLOAD = "fate IS NULL", "fate = 'carried'", "payload IS NOT NULL"
+"""Conditions of those indexes; a query that is to use one says it in these words, not by parameter."""
+pending_updates = _some(  # with the fate in it, so that SQLite does not look for it behind each payload
+    "update_pending", update.c.region, update.c.round, update.c.vehicle, update.c.fate, where=PENDING
+)
+carried_updates = _some("update_carried", update.c.region, where=CARRIED)
+payload_updates = _some("update_payload", update.c.round, where=WITH_PAYLOAD)
+
 chunk = Table(
     "chunk",
     metadata,
@@ -129,6 +153,8 @@ round_ = Table(
     Column("closed_at_s", Float),
     Column("reason", Text, nullable=False, default=""),
 )
+
+rounds_by_state = Index("round_state", round_.c.state)
 
 member = Table(
     "member",

@@ -1,10 +1,12 @@
 """What the store forgets, and when: nothing that a round, a release or a vehicle's question can still need."""
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, text
 
 from fedfleet.fleet_server.config_store import RetentionConfig
 from fedfleet.fleet_server.rounds import FINAL
 from fedfleet.fleet_server.schema import (
+    CARRIED,
+    WITH_PAYLOAD,
     chunk,
     member,
     model,
@@ -42,14 +44,14 @@ def retire(
 
 
 def _payloads(connection: Connection, *, before: int) -> None:
-    old = (update.c.round < before) & update.c.payload.is_not(None) & update.c.fate.in_(SETTLED)
+    old = (update.c.round < before) & text(WITH_PAYLOAD) & update.c.fate.in_(SETTLED)
     connection.execute(update.update().where(old).values(payload=None))
     connection.execute(chunk.delete().where(chunk.c.round < before))
 
 
 def _records(connection: Connection, *, before: int) -> None:
     unsettled = select(update.c.round).where(
-        update.c.round == round_.c.round, update.c.region == round_.c.region, update.c.fate == "carried"
+        update.c.round == round_.c.round, update.c.region == round_.c.region, text(CARRIED)
     )
     done = round_.c.state.in_(FINAL) & ~unsettled.exists()
     over = select(round_.c.round, round_.c.region).where(round_.c.round < before, done)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, func, select
+from sqlalchemy import Connection, Select, bindparam, func, select, text
 
-from fedfleet.fleet_server.schema import audit, chunk, counter, member, update
+from fedfleet.fleet_server.schema import PENDING, audit, chunk, counter, member, update
 from fedfleet.fleet_server.upsert import insert, insert_many
 from fedfleet.protocol.chunks import Chunk
 from fedfleet.protocol.ids import UpdateId, shard
@@ -50,8 +50,10 @@ _PENDING = (
     )
     .order_by(update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence)
 )
-_SENDERS = select(update.c.vehicle).where(
-    update.c.round == bindparam("round"), update.c.region == bindparam("region"), update.c.fate.is_(None)
+_SENDERS = (
+    select(update.c.vehicle)
+    .where(update.c.round == bindparam("round"), update.c.region == bindparam("region"), text(PENDING))
+    .distinct()
 )
 
 
@@ -159,7 +161,7 @@ def audit_head(connection: Connection) -> tuple[int, str]:
 def pending(connection: Connection, *, round_: int, region: str) -> list[UpdateId]:
     """Return the updates of a region's round that have no fate yet, in fold order."""
     found = connection.execute(_PENDING, {"round": round_, "region": region}).scalars()
-    return [UpdateId.parse(text) for text in found]
+    return [UpdateId.parse(id_) for id_ in found]
 
 
 def senders(connection: Connection, *, round_: int, region: str) -> frozenset[str]:
@@ -181,8 +183,8 @@ def members(connection: Connection, *, round_: int, region: str) -> Iterator[tup
     )
     query = query.where(member.c.round == round_, member.c.region == region)
     rows = connection.execute(_in_fold_order(query), execution_options={"yield_per": 16})
-    for text, payload, examples in rows:
-        yield UpdateId.parse(text), payload, examples
+    for id_, payload, examples in rows:
+        yield UpdateId.parse(id_), payload, examples
 
 
 def has_members(connection: Connection, *, round_: int, region: str) -> bool:

@@ -1,11 +1,11 @@
 """Rows of updates that outlive their round: carried ones, and the members that a closing round took from them."""
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, select, text
 
 from fedfleet.fleet_server import store_models, store_rounds
 from fedfleet.fleet_server.config_rounds import RoundsConfig
-from fedfleet.fleet_server.rounds import FINAL
-from fedfleet.fleet_server.schema import member, round_, update
+from fedfleet.fleet_server.rounds import RUNNING
+from fedfleet.fleet_server.schema import CARRIED, member, round_, update
 from fedfleet.fleet_server.settlement import Waiting, late_fate
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate
@@ -17,11 +17,11 @@ _FOLD_ORDER = (update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequen
 _CLAIMED = (
     select(member.c.update_id)
     .join(round_, (member.c.round == round_.c.round) & (member.c.region == round_.c.region))
-    .where(round_.c.state.not_in(FINAL))
+    .where(round_.c.state.in_(RUNNING))
 )
 _WAITING = (
     select(update.c.id, update.c.round, update.c.base_version)
-    .where(update.c.region == bindparam("region"), update.c.fate == "carried", update.c.id.not_in(_CLAIMED))
+    .where(update.c.region == bindparam("region"), text(CARRIED), update.c.id.not_in(_CLAIMED))
     .order_by(*_FOLD_ORDER)
 )
 

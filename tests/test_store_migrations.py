@@ -35,6 +35,11 @@ def shape(connection: Connection) -> dict[str, set[tuple[str, str, bool]]]:
     }
 
 
+def indexes(connection: Connection) -> dict[str, set[str | None]]:
+    found = inspect(connection)
+    return {table: {each["name"] for each in found.get_indexes(table)} for table in found.get_table_names()}
+
+
 def test_an_old_store_is_brought_up_to_date_and_keeps_what_it_has(old: Path, tmp_path: Path) -> None:
     # when its server starts
     store = open_store(old, fleet=FLEET, task="linear_test")
@@ -42,6 +47,7 @@ def test_an_old_store_is_brought_up_to_date_and_keeps_what_it_has(old: Path, tmp
     # then it looks like one that was made today, and nothing is lost
     with store.read() as connection, fresh.read() as expected:
         assert shape(connection) == shape(expected)
+        assert indexes(connection) == indexes(expected)
         assert properties(connection)["schema"] == str(migrations.VERSION)
         assert store_updates.known(connection, UpdateId("v-1", EPOCH, 5)) is not None
         assert store_vehicles.regions(connection) == {"v-1": "north", "v-2": "north"}

@@ -1,15 +1,17 @@
 """What the store forgets after its time, and what it must not: releases, carried updates, the audit chain."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server_world import configuration, sealed_update
-from sqlalchemy import func, select
+from sqlalchemy import Connection, event, func, select
 from test_coordinator import ALL, World
 
 from fedfleet.fleet_server import schema, store_models, store_retention, store_rounds, store_updates
 from fedfleet.fleet_server.config_store import RetentionConfig
+from fedfleet.fleet_server.round_view import look
 from fedfleet.fleet_server.store_check import problems
 from fedfleet.fleet_server.store_models import ReleaseRow
 from fedfleet.fleet_server.store_postgres import Address
@@ -76,6 +78,40 @@ def test_what_drives_keeps_its_hashes_and_its_scores(world: World) -> None:
         assert [
             version for version in range(1, ROUNDS + 1) if store_models.has_version(connection, version)
         ] == [5, 6]
+
+
+def explained(connection: Connection, act: Callable[[], object]) -> list[str]:
+    """How SQLite goes about what ``act`` asks."""
+    said: list[tuple[str, Any]] = []
+
+    def note(*told: Any) -> None:
+        said.append((told[2], told[3]))
+
+    event.listen(connection, "before_cursor_execute", note)
+    act()
+    event.remove(connection, "before_cursor_execute", note)
+    steps = [connection.exec_driver_sql(f"explain query plan {asked}", given) for asked, given in said]
+    return [row[3] for step in steps for row in step]
+
+
+@pytest.mark.parametrize("address", [None])
+def test_what_is_asked_again_and_again_does_not_read_all_there_ever_was(world: World) -> None:
+    rounds, retention = world.config.rounds, world.config.retention
+    with world.parts.store.write() as connection:
+        one = store_rounds.current(connection)["north"]
+        # when the coordinator looks at a round, and forgets what is old
+        looks = explained(
+            connection, lambda: look(connection, one, [], rounds=rounds, version=ROUNDS, holds_up=False)
+        )
+        retires = explained(
+            connection,
+            lambda: store_retention.retire(connection, retention, oldest_round=ROUNDS, newest_version=ROUNDS),
+        )
+    # then no step goes through all updates or all members
+    assert any("update_pending" in step for step in looks)
+    assert any("update_carried" in step for step in looks)
+    assert any("update_payload" in step for step in retires)
+    assert [step for step in looks + retires if step.startswith(("SCAN update", "SCAN member"))] == []
 
 
 def test_a_round_with_a_carried_update_stays(world: World) -> None:
