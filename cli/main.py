@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from fedfleet.cli import agent, broker, compare, demo, inspect, replay, scenarios, server, status
+from fedfleet.cli import agent, broker, closed_loop, compare, demo, inspect, replay, scenarios, server, status
 from fedfleet.protocol.errors import PeerError, UsageError
 
 __all__ = ["app", "main"]
@@ -25,6 +25,7 @@ app.command("fleet")(agent.fleet)
 app.command("demo")(demo.demo)
 app.command("compare")(compare.compare)
 app.command("replay")(replay.replay)
+app.command("closed-loop")(closed_loop.closed_loop)
 app.command("inspect")(inspect.inspect)
 app.command("status")(status.status)
 app.add_typer(scenarios.app, name="scenarios")
