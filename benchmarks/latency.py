@@ -326,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--mode", default="batch, nice 19", choices=list(MODES), help="scheduling mode of the trainer"
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of a window")
+    parser.add_argument("--seconds", type=float, default=12.0, help="length of a window")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--late-ms", type=float, default=GuardSettings().late_ms, help="the guard's limit")
     given = parser.parse_args(argv)
