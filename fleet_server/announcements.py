@@ -6,7 +6,14 @@ from functools import lru_cache
 
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import store_chain, store_heads, store_models, store_rounds, store_variants
+from fedfleet.fleet_server import (
+    store_blobs,
+    store_chain,
+    store_heads,
+    store_models,
+    store_rounds,
+    store_variants,
+)
 from fedfleet.fleet_server.model_state import open_graph
 from fedfleet.fleet_server.pages import pages, settlement_topics
 from fedfleet.fleet_server.requests import Party
@@ -38,7 +45,7 @@ def pointer(
     """Return the pointer to a published version, as a region's vehicles get it."""
     own = store_heads.digests(connection, version).get(region)
     onnx_sha256, vector_sha256, digest = own[:3] if own else store_models.model_row(connection, version)
-    full = store_models.ref(connection, digest)
+    full = store_blobs.ref(connection, digest)
     chained = region if own else store_chain.SHARED
     chain = store_chain.chain(connection, version=version, full_bytes=full.size_bytes, region=chained)
     segments = _segments(connection, version, region=region, head_version=own[4]) if own else None
@@ -51,7 +58,7 @@ def pointer(
         onnx_sha256=onnx_sha256,
         vector_sha256=vector_sha256,
         segments=segments or (Segment(name="body", offset=0, size=parameters, version=version),),
-        graph=store_models.graph_ref(connection),
+        graph=store_blobs.graph(connection),
         full=full,
         deltas=chain.deltas,
         packs=chain.packs,
@@ -67,7 +74,7 @@ def _stretches(graph: bytes) -> tuple[tuple[int, int, str], ...]:
 
 def _segments(connection: Connection, version: int, *, region: str, head_version: int) -> tuple[Segment, ...]:
     """Return the stretches of a region's model in order, each with the version at which it moved last."""
-    blob = store_models.blob_bytes(connection, store_models.graph_ref(connection).sha256)
+    blob = store_blobs.content(connection, store_blobs.graph(connection).sha256)
     found: list[Segment] = []
     for start, end, segment in _stretches(blob):
         name, moved = ("body", version) if segment == "body" else (f"head:{region}", head_version)
@@ -104,7 +111,7 @@ def live_blobs(connection: Connection) -> list[BlobRef]:
 
 def _canary(connection: Connection, release: ReleaseRow, region: str) -> BlobRef:
     own = store_heads.digests(connection, release.version).get(region)
-    return store_models.ref(connection, own[3] if own else release.canary_sha256)
+    return store_blobs.ref(connection, own[3] if own else release.canary_sha256)
 
 
 def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> Announcement:
@@ -116,9 +123,9 @@ def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> 
             messages[topic] = party.seal(page, Kind.SETTLEMENT)
     for region, one in store_rounds.current(connection).items():
         messages[topics.round_plan(fleet, region, task)] = party.seal(one.plan, Kind.PLAN)
-    blobs = {blob.sha256: blob for blob in store_models.kept_blobs(connection)}  # those in their grace too
+    blobs = {blob.sha256: blob for blob in store_blobs.kept(connection)}  # those in their grace too
     kept = {*messages, *(topic for blob in blobs.values() for topic in blob_topics(fleet, blob))}
-    clear = tuple(topic for topic in store_models.to_clear(connection) if topic not in kept)
+    clear = tuple(topic for topic in store_blobs.to_clear(connection) if topic not in kept)
     return Announcement(blobs, messages, clear)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from fedfleet.fleet_server import finishing, initial, store_models, store_rounds
+from fedfleet.fleet_server import finishing, initial, store_blobs, store_models, store_rounds
 from fedfleet.fleet_server.admission import Limits
 from fedfleet.fleet_server.begin_heads import check_heads, with_heads
 from fedfleet.fleet_server.config import ServerConfig
@@ -124,7 +124,7 @@ def assemble(parts: Parts, link: Link) -> Server:
 
     def load(digest: str) -> bytes:
         with parts.store.read() as connection:
-            return store_models.blob_bytes(connection, digest)
+            return store_blobs.content(connection, digest)
 
     publisher = Publisher(link, parts.config.fleet, load)
     server = Server(parts.store, link, parts.ingest, parts.coordinator, publisher, parts.variants)
@@ -138,7 +138,7 @@ def _model(
     with store.read() as connection:
         model = store_models.newest_model(connection)
         if model is not None:
-            blob = store_models.blob_bytes(connection, store_models.graph_ref(connection).sha256)
+            blob = store_blobs.content(connection, store_blobs.graph(connection).sha256)
     if model is not None:
         return _resumed(store, config, validation, _checked(open_graph(blob), validation), model)
     command = initial.export_command(
@@ -167,12 +167,12 @@ def _first(
     scores, baseline = validation.scores(onnx), validation.baseline()
     canary = validation.canary(onnx)
     with store.write() as connection:
-        store_models.put_blob(connection, "graph", bundle.pack_graph(export.layout_json, export.onnx))
+        store_blobs.put(connection, "graph", bundle.pack_graph(export.layout_json, export.onnx))
         model = store_models.first_model(
             export.vector,
             config.strategy.strategy().init(export.vector.size),
             onnx=onnx,
-            full_sha256=store_models.put_blob(connection, "full", bundle.pack_vector(export.vector)),
+            full_sha256=store_blobs.put(connection, "full", bundle.pack_vector(export.vector)),
             now_s=now_s,
         )
         check_heads(config, graph, model)

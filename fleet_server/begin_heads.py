@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 import structlog
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import heads, store_models
+from fedfleet.fleet_server import heads, store_blobs, store_models
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.heads import Regional
 from fedfleet.fleet_server.model_state import Graph
@@ -54,8 +54,8 @@ def with_heads(
     if not missing:
         return model
     onnx = graph.file(model.vector)
-    canary = store_models.put_blob(connection, "canary", validation.canary(onnx))
-    full = store_models.put_blob(connection, "full", bundle.pack_vector(model.vector))
+    canary = store_blobs.put(connection, "canary", validation.canary(onnx))
+    full = store_blobs.put(connection, "full", bundle.pack_vector(model.vector))
     begun: dict[str, Regional] = {
         region: replace(one, onnx_sha256=model.onnx_sha256, full_sha256=full, canary_sha256=canary)
         for region, one in heads.begin(

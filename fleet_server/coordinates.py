@@ -8,7 +8,7 @@ from fedfleet.codec import payload
 from fedfleet.codec.common import common
 from fedfleet.codec.delta import Delta
 from fedfleet.codec.parts import Parts
-from fedfleet.fleet_server import store_chain, store_models
+from fedfleet.fleet_server import store_blobs, store_chain
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.messages import Plan
 
@@ -46,7 +46,7 @@ class Coordinates:
         return self._found[key]
 
     def _step(self, connection: Connection, digest: str, plan: Plan) -> Delta:
-        data = store_models.find_blob(connection, digest)
+        data = store_blobs.find(connection, digest)
         if data is None:
             told = f"round {plan.round}: the step to version {plan.base_version} is forgotten"
             raise PeerError("round-unknown", told)

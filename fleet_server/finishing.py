@@ -8,6 +8,7 @@ import structlog
 from sqlalchemy import Connection
 
 from fedfleet.fleet_server import (
+    store_blobs,
     store_chain,
     store_models,
     store_retention,
@@ -127,8 +128,8 @@ def publish(
 
 def _blobs(connection: Connection, made: Step) -> tuple[str, str]:
     """Keep the full vector and the delta of a step; return their digests."""
-    full = store_models.put_blob(connection, "full", bundle.pack_vector(made.x_next))
-    return full, store_models.put_blob(connection, "delta", made.payload)
+    full = store_blobs.put(connection, "full", bundle.pack_vector(made.x_next))
+    return full, store_blobs.put(connection, "delta", made.payload)
 
 
 def _regional(
@@ -145,7 +146,7 @@ def _regional(
         onnx_sha256=sha256(candidate.files[region]).hexdigest(),
         full_sha256=full,
         delta_sha256=delta,
-        canary_sha256=store_models.put_blob(connection, "canary", canary),
+        canary_sha256=store_blobs.put(connection, "canary", canary),
     )
 
 
@@ -168,7 +169,7 @@ def release(
 ) -> None:
     """Promote a published version to drive."""
     before = store_models.newest_release(connection)
-    digest = store_models.put_blob(connection, "canary", canary)
+    digest = store_blobs.put(connection, "canary", canary)
     number = before.number + 1 if before else 1
     row = ReleaseRow(number, version, digest, config.release_policy, round_, now_s)
     store_models.add_release(connection, row)
@@ -188,10 +189,8 @@ def _judge(connection: Connection, finish: Finish, *, event: Event, version: int
 
 def _retire(connection: Connection, finish: Finish) -> None:
     number, config = finish.number, finish.config
-    gone = store_models.retire_blobs(
-        connection, live_blobs(connection), round_=number, grace_rounds=GRACE_ROUNDS
-    )
-    store_models.to_clear(connection, [topic for blob in gone for topic in blob_topics(config.fleet, blob)])
+    gone = store_blobs.retire(connection, live_blobs(connection), round_=number, grace_rounds=GRACE_ROUNDS)
+    store_blobs.to_clear(connection, [topic for blob in gone for topic in blob_topics(config.fleet, blob)])
     oldest = min(one.plan.round for one in store_rounds.current(connection).values())
     store_retention.retire(
         connection, config.retention, oldest_round=oldest, newest_version=finish.model.version

@@ -7,7 +7,7 @@ from itertools import takewhile
 
 import structlog
 
-from fedfleet.fleet_server import store_models, store_updates, store_vehicles
+from fedfleet.fleet_server import store_blobs, store_updates, store_vehicles
 from fedfleet.fleet_server.announcements import announce
 from fedfleet.fleet_server.coordinator import Coordinator
 from fedfleet.fleet_server.files import write_file
@@ -114,7 +114,7 @@ class Server:
     def _note_cleared(self) -> None:
         if self.publisher.cleared:
             with self.store.write() as connection:
-                store_models.cleared(connection, self.publisher.cleared)
+                store_blobs.cleared(connection, self.publisher.cleared)
                 store_updates.count(connection, "topics:cleared", len(self.publisher.cleared))
             with self.store.read() as connection:
                 config = self.coordinator.config

@@ -2,11 +2,10 @@
 
 from sqlalchemy import ColumnElement, Connection, Table, select, true
 
-from fedfleet.fleet_server import schema, store_models
+from fedfleet.fleet_server import schema, store_blobs
 from fedfleet.fleet_server.chain import Chain, live, pack_due
 from fedfleet.fleet_server.upsert import insert
 from fedfleet.models import bundle
-from fedfleet.protocol.chunks import CHUNK_BYTES
 from fedfleet.protocol.messages import BlobRef
 
 __all__ = ["SHARED", "chain", "pack", "step_sha256"]
@@ -28,10 +27,10 @@ def pack(connection: Connection, version: int, *, region: str = SHARED) -> None:
     if due is None or any(one not in deltas for one in due):
         return
     found: list[tuple[bundle.DeltaKind, bytes]] = [
-        ("add", store_models.blob_bytes(connection, deltas[one].sha256)) for one in due
+        ("add", store_blobs.content(connection, deltas[one].sha256)) for one in due
     ]
     start = due[0] - 1
-    digest = store_models.put_blob(connection, "pack", bundle.pack_deltas(start, found))
+    digest = store_blobs.put(connection, "pack", bundle.pack_deltas(start, found))
     row = {"region": region, "to_version": due[-1], "from_version": start, "sha256": digest}
     connection.execute(insert(connection, schema.pack).values(row).on_conflict_do_nothing())
 
@@ -58,7 +57,9 @@ def _deltas(connection: Connection, region: str, version: int) -> dict[int, Blob
         .join(schema.blob, schema.blob.c.sha256 == table.c.delta_sha256)
         .where(table.c.version <= version, own, schema.blob.c.retired_round.is_(None))
     )
-    return {row.version: _ref(row.sha256, row.size_bytes) for row in connection.execute(query)}
+    return {
+        row.version: store_blobs.reference(row.sha256, row.size_bytes) for row in connection.execute(query)
+    }
 
 
 def _packs(connection: Connection, region: str, version: int) -> dict[int, BlobRef]:
@@ -68,8 +69,6 @@ def _packs(connection: Connection, region: str, version: int) -> dict[int, BlobR
         .join(schema.blob, schema.blob.c.sha256 == table.c.sha256)
         .where(table.c.region == region, table.c.to_version <= version, schema.blob.c.retired_round.is_(None))
     )
-    return {row.to_version: _ref(row.sha256, row.size_bytes) for row in connection.execute(query)}
-
-
-def _ref(sha256: str, size_bytes: int) -> BlobRef:
-    return BlobRef(sha256=sha256, size_bytes=size_bytes, chunks=max(1, -(-size_bytes // CHUNK_BYTES)))
+    return {
+        row.to_version: store_blobs.reference(row.sha256, row.size_bytes) for row in connection.execute(query)
+    }

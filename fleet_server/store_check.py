@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection, func, select
 
-from fedfleet.fleet_server import schema, store_heads, store_models
+from fedfleet.fleet_server import schema, store_blobs, store_heads, store_models
 from fedfleet.fleet_server.model_state import open_graph
 from fedfleet.fleet_server.rounds import FINAL
 from fedfleet.fleet_server.store_updates import audit_leaf
@@ -139,8 +139,8 @@ def _published(
     if told[2] not in kept:
         return  # told already
     try:
-        full = bundle.unpack_vector(store_models.blob_bytes(connection, told[2]), size=vector.size)
-        graph = open_graph(store_models.blob_bytes(connection, store_models.graph_ref(connection).sha256))
+        full = bundle.unpack_vector(store_blobs.content(connection, told[2]), size=vector.size)
+        graph = open_graph(store_blobs.content(connection, store_blobs.graph(connection).sha256))
     except PeerError as error:
         yield f"{what}: {error}"
         return

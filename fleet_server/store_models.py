@@ -1,6 +1,6 @@
-"""Rows of models: the published vector with what belongs to it, releases, scores, and the blobs that are live."""
+"""Rows of models: the published vector with what belongs to it, releases, and scores."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -8,12 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection, func, select
 
-from fedfleet.fleet_server import schema, store_heads
+from fedfleet.fleet_server import schema, store_blobs, store_heads
 from fedfleet.fleet_server.gate import Scores
 from fedfleet.fleet_server.heads import Regional
-from fedfleet.fleet_server.upsert import insert
 from fedfleet.models import bundle
-from fedfleet.protocol.chunks import CHUNK_BYTES
 from fedfleet.protocol.messages import BlobRef
 
 __all__ = [
@@ -22,28 +20,19 @@ __all__ = [
     "ReleaseRow",
     "add_release",
     "all_scores",
-    "blob_bytes",
-    "cleared",
     "control_ref",
-    "find_blob",
     "first_model",
-    "graph_ref",
     "has_version",
-    "kept_blobs",
     "model_row",
     "newest_model",
     "newest_release",
     "newest_version",
     "parameters",
-    "put_blob",
-    "ref",
     "replace_heads",
-    "retire_blobs",
     "save_control",
     "save_model",
     "save_scores",
     "scores",
-    "to_clear",
 ]
 
 CONTROL = "control"
@@ -247,23 +236,12 @@ def all_scores(connection: Connection, *, version: int | None = None) -> dict[in
     return dict(found)
 
 
-def put_blob(connection: Connection, kind: str, data: bytes) -> str:
-    """Keep a blob, live again if it was retired, and return its SHA-256."""
-    digest = sha256(data).hexdigest()
-    table = schema.blob
-    if connection.execute(select(table.c.sha256).where(table.c.sha256 == digest)).one_or_none() is None:
-        row = {"sha256": digest, "kind": kind, "data": data, "size_bytes": len(data)}
-        connection.execute(table.insert(), row)
-    connection.execute(table.update().where(table.c.sha256 == digest).values(retired_round=None))
-    return digest
-
-
 def save_control(connection: Connection, control: npt.NDArray[np.float64] | None) -> None:
     """Keep the newest model's control variate float64[M] as a blob for the vehicles; None: it has none."""
     table = schema.property_
     connection.execute(table.delete().where(table.c.name == CONTROL))
     if control is not None:
-        digest = put_blob(connection, "control", bundle.pack_vector(control.astype(np.float32)))
+        digest = store_blobs.put(connection, "control", bundle.pack_vector(control.astype(np.float32)))
         connection.execute(table.insert(), {"name": CONTROL, "value": digest})
 
 
@@ -271,71 +249,4 @@ def control_ref(connection: Connection) -> BlobRef | None:
     """Return the reference to the newest model's control variate; None when it has none."""
     query = select(schema.property_.c.value).where(schema.property_.c.name == CONTROL)
     digest = connection.execute(query).scalar_one_or_none()
-    return None if digest is None else ref(connection, digest)
-
-
-def blob_bytes(connection: Connection, digest: str) -> bytes:
-    """Return a kept blob."""
-    found = connection.execute(select(schema.blob.c.data).where(schema.blob.c.sha256 == digest)).scalar_one()
-    return bytes(found)
-
-
-def find_blob(connection: Connection, digest: str) -> bytes | None:
-    """Return a blob, None when it is not kept any more."""
-    found = connection.execute(
-        select(schema.blob.c.data).where(schema.blob.c.sha256 == digest)
-    ).scalar_one_or_none()
-    return None if found is None else bytes(found)
-
-
-def ref(connection: Connection, digest: str) -> BlobRef:
-    """Return the reference to a kept blob, as messages carry it."""
-    query = select(schema.blob.c.size_bytes).where(schema.blob.c.sha256 == digest)
-    return _ref(digest, connection.execute(query).scalar_one())
-
-
-def _ref(digest: str, size: int) -> BlobRef:
-    return BlobRef(sha256=digest, size_bytes=size, chunks=max(1, -(-size // CHUNK_BYTES)))
-
-
-def kept_blobs(connection: Connection) -> list[BlobRef]:
-    """Return the references to all kept blobs: the live ones, and those whose grace is not over."""
-    query = select(schema.blob.c.sha256, schema.blob.c.size_bytes).order_by(schema.blob.c.sha256)
-    return [_ref(row.sha256, row.size_bytes) for row in connection.execute(query)]
-
-
-def graph_ref(connection: Connection) -> BlobRef:
-    """Return the reference to the graph, of which there is one per store."""
-    query = select(schema.blob.c.sha256, schema.blob.c.size_bytes).where(schema.blob.c.kind == "graph")
-    return _ref(*connection.execute(query).one())
-
-
-def retire_blobs(
-    connection: Connection, live: Iterable[BlobRef], *, round_: int, grace_rounds: int
-) -> list[BlobRef]:
-    """Retire blobs that are not live any more, and forget those whose grace is over, which are returned."""
-    table = schema.blob
-    dead = table.c.sha256.not_in([each.sha256 for each in live])
-    connection.execute(
-        table.update().where(dead, table.c.retired_round.is_(None)).values(retired_round=round_)
-    )
-    over = table.c.retired_round <= round_ - grace_rounds
-    digests = connection.execute(select(table.c.sha256).where(over)).scalars().all()
-    gone = [ref(connection, digest) for digest in digests]
-    connection.execute(table.delete().where(over))
-    return gone
-
-
-def to_clear(connection: Connection, topics: Iterable[str] = ()) -> list[str]:
-    """Add retained topics that the broker is to forget; return all such topics."""
-    for topic in topics:
-        statement = insert(connection, schema.clearing).values(topic=topic)
-        connection.execute(statement.on_conflict_do_nothing())
-    return list(
-        connection.execute(select(schema.clearing.c.topic).order_by(schema.clearing.c.topic)).scalars()
-    )
-
-
-def cleared(connection: Connection, topics: Iterable[str]) -> None:
-    """Note that the broker has taken over the clearing of these topics."""
-    connection.execute(schema.clearing.delete().where(schema.clearing.c.topic.in_(list(topics))))
+    return None if digest is None else store_blobs.ref(connection, digest)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from fedfleet.fleet_server import schema, store_models
+from fedfleet.fleet_server import schema, store_blobs
 from fedfleet.protocol.messages import BlobRef, Variant
 
 __all__ = ["Row", "add", "blobs", "of_release", "published", "views"]
@@ -61,8 +61,8 @@ def published(connection: Connection, release: int, region: str) -> tuple[Varian
             kind=row.kind,
             onnx_sha256=row.onnx_sha256,
             size_bytes=row.size_bytes,
-            file=store_models.ref(connection, row.file_sha256),
-            canary=store_models.ref(connection, row.canary_sha256),
+            file=store_blobs.ref(connection, row.file_sha256),
+            canary=store_blobs.ref(connection, row.canary_sha256),
             tolerance=row.tolerance,
         )
         for row in of_release(connection, release)
@@ -78,7 +78,7 @@ def blobs(connection: Connection, release: int) -> list[BlobRef]:
         for digest in (row.file_sha256, row.canary_sha256)
         if digest is not None
     ]
-    return [store_models.ref(connection, digest) for digest in digests]
+    return [store_blobs.ref(connection, digest) for digest in digests]
 
 
 def views(connection: Connection) -> dict[int, list[dict[str, Any]]]:

@@ -13,7 +13,7 @@ from typing import IO, Any
 import structlog
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import gate, store_heads, store_models, store_variants
+from fedfleet.fleet_server import gate, store_blobs, store_heads, store_models, store_variants
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.gate import Scores
 from fedfleet.fleet_server.model_state import Graph
@@ -108,7 +108,7 @@ class Maker:
         commits = self.store.commits
         with self.store.read() as connection:
             wanted = self._missing(connection)
-            vector = None if wanted is None else store_models.blob_bytes(connection, wanted.full_sha256)
+            vector = None if wanted is None else store_blobs.content(connection, wanted.full_sha256)
         if wanted is None or vector is None:
             self._commits = commits
             return False
@@ -178,8 +178,8 @@ class Maker:
             if newest is None or newest.number != row.release:
                 return False
             if row.loss is not None:
-                file = store_models.put_blob(connection, "variant", bundle.pack_file(made))
-                digest = store_models.put_blob(connection, "canary", canary)
+                file = store_blobs.put(connection, "variant", bundle.pack_file(made))
+                digest = store_blobs.put(connection, "canary", canary)
                 row = replace(row, file_sha256=file, canary_sha256=digest)
             store_variants.add(connection, row)
         told = log.info if row.accepted else log.warning

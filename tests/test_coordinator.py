@@ -9,7 +9,7 @@ import pytest
 from server_world import FLEET, REGIONS, Vehicle, configuration, key_of, sealed_update
 
 from fedfleet.codec import payload
-from fedfleet.fleet_server import store_models, store_rounds, store_updates, store_vehicles
+from fedfleet.fleet_server import store_blobs, store_models, store_rounds, store_updates, store_vehicles
 from fedfleet.fleet_server.assembly import Parts, assemble, prepare
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.server import Server
@@ -271,7 +271,7 @@ def test_old_blobs_and_settlements_are_cleared_also_by_the_next_server(tmp_path:
     # which two are smaller than the full vector
     with world.parts.store.read() as connection:
         live = connection.exec_driver_sql("select kind, count(*) from blob group by kind").all()
-        waiting = store_models.to_clear(connection)
+        waiting = store_blobs.to_clear(connection)
     kinds = {row[0]: row[1] for row in live}
     assert kinds == {"graph": 1, "full": 3, "canary": 3, "delta": 4}
     assert waiting == []
@@ -281,7 +281,7 @@ def test_old_blobs_and_settlements_are_cleared_also_by_the_next_server(tmp_path:
     assert settled == ["6", "7", "8"]
     # and a topic that was not cleared yet is cleared by a server that starts later
     with world.parts.store.write() as connection:
-        store_models.to_clear(connection, [topics.settlement(FLEET, "north", TASK_ID, 6)])
+        store_blobs.to_clear(connection, [topics.settlement(FLEET, "north", TASK_ID, 6)])
     with world.parts.store.write() as connection:
         connection.exec_driver_sql("update settlement set retired = 1 where round = 6 and region = 'north'")
     world.kill()

@@ -11,7 +11,7 @@ from server_world import FLEET, configuration
 from sqlalchemy import Connection, select, text
 from test_coordinator import ALL, World
 
-from fedfleet.fleet_server import schema, store_models, store_updates
+from fedfleet.fleet_server import schema, store_blobs, store_models, store_updates
 from fedfleet.fleet_server.store import FILE, open_reader, open_store
 from fedfleet.fleet_server.store_backup import MANIFEST, backup, restore, verify
 from fedfleet.fleet_server.store_check import problems
@@ -199,7 +199,7 @@ def test_a_backup_that_was_interrupted_leaves_none(tmp_path: Path, whole: Path) 
     assert verify(tmp_path / "second")
     store = open_store(tmp_path / "server", fleet=FLEET, task="t")
     with store.write() as connection:
-        digest = store_models.put_blob(connection, "full", b"whole")
+        digest = store_blobs.put(connection, "full", b"whole")
         connection.execute(schema.blob.update().values(data=b"other"))
     store.close()
     # then no backup is made of it, and none is written over another

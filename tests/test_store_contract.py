@@ -17,6 +17,7 @@ from test_store import prepared_ingest
 from fedfleet.fleet_server import (
     migrations,
     schema,
+    store_blobs,
     store_models,
     store_quarantine,
     store_rounds,
@@ -161,10 +162,10 @@ def test_properties_are_replaced(store: Store) -> None:
 
 def test_cleared_topics_are_remembered_once(store: Store) -> None:
     with store.write() as connection:
-        assert store_models.to_clear(connection, ["b", "a", "b"]) == ["a", "b"]
-        assert store_models.to_clear(connection, ["a"]) == ["a", "b"]
-        store_models.cleared(connection, ["a"])
-        assert store_models.to_clear(connection) == ["b"]
+        assert store_blobs.to_clear(connection, ["b", "a", "b"]) == ["a", "b"]
+        assert store_blobs.to_clear(connection, ["a"]) == ["a", "b"]
+        store_blobs.cleared(connection, ["a"])
+        assert store_blobs.to_clear(connection) == ["b"]
 
 
 def refused(number: int, size: int = 100) -> Quarantined:
@@ -269,14 +270,14 @@ def test_a_model_comes_back_bit_for_bit(store: Store) -> None:
 
 def test_blobs_retire_and_go_after_their_grace(store: Store) -> None:
     with store.write() as connection:
-        old, live = (store_models.put_blob(connection, "full", data) for data in (b"old", b"live"))
-        keep = [store_models.ref(connection, live)]
-        assert store_models.retire_blobs(connection, keep, round_=5, grace_rounds=2) == []
-        assert store_models.retire_blobs(connection, keep, round_=6, grace_rounds=2) == []
-        assert store_models.blob_bytes(connection, old) == b"old"
+        old, live = (store_blobs.put(connection, "full", data) for data in (b"old", b"live"))
+        keep = [store_blobs.ref(connection, live)]
+        assert store_blobs.retire(connection, keep, round_=5, grace_rounds=2) == []
+        assert store_blobs.retire(connection, keep, round_=6, grace_rounds=2) == []
+        assert store_blobs.content(connection, old) == b"old"
         # one that is wanted again before its time stays
-        assert store_models.put_blob(connection, "full", b"old") == old
-        assert store_models.retire_blobs(connection, keep, round_=7, grace_rounds=2) == []
-        gone = store_models.retire_blobs(connection, keep, round_=9, grace_rounds=2)
+        assert store_blobs.put(connection, "full", b"old") == old
+        assert store_blobs.retire(connection, keep, round_=7, grace_rounds=2) == []
+        gone = store_blobs.retire(connection, keep, round_=9, grace_rounds=2)
         assert [ref.sha256 for ref in gone] == [old]
-        assert [ref.sha256 for ref in store_models.kept_blobs(connection)] == [live]
+        assert [ref.sha256 for ref in store_blobs.kept(connection)] == [live]

@@ -1,0 +1,92 @@
+"""Rows of blobs: what vehicles fetch by digest, as long as something names it and a grace after; what to clear."""
+
+from collections.abc import Iterable
+from hashlib import sha256
+
+from sqlalchemy import Connection, select
+
+from fedfleet.fleet_server import schema
+from fedfleet.fleet_server.upsert import insert
+from fedfleet.protocol.chunks import CHUNK_BYTES
+from fedfleet.protocol.messages import BlobRef
+
+__all__ = ["cleared", "content", "find", "graph", "kept", "put", "ref", "reference", "retire", "to_clear"]
+
+
+def put(connection: Connection, kind: str, data: bytes) -> str:
+    """Keep a blob, live again if it was retired, and return its SHA-256."""
+    digest = sha256(data).hexdigest()
+    table = schema.blob
+    if connection.execute(select(table.c.sha256).where(table.c.sha256 == digest)).one_or_none() is None:
+        row = {"sha256": digest, "kind": kind, "data": data, "size_bytes": len(data)}
+        connection.execute(table.insert(), row)
+    connection.execute(table.update().where(table.c.sha256 == digest).values(retired_round=None))
+    return digest
+
+
+def content(connection: Connection, digest: str) -> bytes:
+    """Return a kept blob."""
+    found = connection.execute(select(schema.blob.c.data).where(schema.blob.c.sha256 == digest)).scalar_one()
+    return bytes(found)
+
+
+def find(connection: Connection, digest: str) -> bytes | None:
+    """Return a blob, None when it is not kept any more."""
+    found = connection.execute(
+        select(schema.blob.c.data).where(schema.blob.c.sha256 == digest)
+    ).scalar_one_or_none()
+    return None if found is None else bytes(found)
+
+
+def ref(connection: Connection, digest: str) -> BlobRef:
+    """Return the reference to a kept blob, as messages carry it."""
+    query = select(schema.blob.c.size_bytes).where(schema.blob.c.sha256 == digest)
+    return reference(digest, connection.execute(query).scalar_one())
+
+
+def reference(digest: str, size_bytes: int) -> BlobRef:
+    """Return the reference to a blob of this length."""
+    return BlobRef(sha256=digest, size_bytes=size_bytes, chunks=max(1, -(-size_bytes // CHUNK_BYTES)))
+
+
+def kept(connection: Connection) -> list[BlobRef]:
+    """Return the references to all kept blobs: the live ones, and those whose grace is not over."""
+    query = select(schema.blob.c.sha256, schema.blob.c.size_bytes).order_by(schema.blob.c.sha256)
+    return [reference(row.sha256, row.size_bytes) for row in connection.execute(query)]
+
+
+def graph(connection: Connection) -> BlobRef:
+    """Return the reference to the graph, of which there is one per store."""
+    query = select(schema.blob.c.sha256, schema.blob.c.size_bytes).where(schema.blob.c.kind == "graph")
+    return reference(*connection.execute(query).one())
+
+
+def retire(
+    connection: Connection, live: Iterable[BlobRef], *, round_: int, grace_rounds: int
+) -> list[BlobRef]:
+    """Retire blobs that are not live any more, and forget those whose grace is over, which are returned."""
+    table = schema.blob
+    dead = table.c.sha256.not_in([each.sha256 for each in live])
+    connection.execute(
+        table.update().where(dead, table.c.retired_round.is_(None)).values(retired_round=round_)
+    )
+    over = table.c.retired_round <= round_ - grace_rounds
+    digests = connection.execute(select(table.c.sha256).where(over)).scalars().all()
+    gone = [ref(connection, digest) for digest in digests]
+    connection.execute(table.delete().where(over))
+    return gone
+
+
+def to_clear(connection: Connection, topics: Iterable[str] = ()) -> list[str]:
+    """Add retained topics that the broker is to forget; return all such topics."""
+    for topic in topics:
+        statement = insert(connection, schema.clearing).values(topic=topic)
+        connection.execute(statement.on_conflict_do_nothing())
+    return list(
+        connection.execute(select(schema.clearing.c.topic).order_by(schema.clearing.c.topic)).scalars()
+    )
+
+
+def cleared(connection: Connection, topics: Iterable[str]) -> None:
+    """Note that the broker has taken over the clearing of these topics."""
+    connection.execute(schema.clearing.delete().where(schema.clearing.c.topic.in_(list(topics))))
