@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import argoverse
 import numpy as np
 import pytest
 import recorded
@@ -112,6 +113,34 @@ def test_conversion_keeps_all_that_a_table_holds(kind: str, seed: int, tracks: i
         # and once more is the same
         again = convert(Path(name) / "out", Path(name) / "again")
         assert again.regions == made.regions
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32), others=st.integers(0, 6))
+def test_conversion_of_argoverse1_keeps_all_that_a_table_holds(seed: int, others: int) -> None:
+    chance = np.random.default_rng(seed)
+    rows = argoverse.rows(
+        x_m=float(chance.uniform(-5e3, 5e3)), y_m=float(chance.uniform(-5e3, 5e3)), others=others
+    )
+    lines = [row for row in rows if "OTHERS" not in row or chance.random() > 0.2]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "in"
+        argoverse.write_zip(folder / "MIA.zip", {"7.csv": argoverse.text(lines)})
+        convert(folder, Path(name) / "out")
+        (before,), (after,) = read(folder), read(Path(name) / "out")
+    for field in (
+        "scenario_id",
+        "region",
+        "drive",
+        "track_ids",
+        "kinds",
+        "types",
+        "t0_s",
+        "frames",
+        "rate_hz",
+    ):
+        assert getattr(before, field) == getattr(after, field), field
+    np.testing.assert_array_equal(np.rint(before.xy * 100) / 100, after.xy)
 
 
 def test_conversion_of_several_formats_is_one_folder_and_writes_over_nothing(tmp_path: Path) -> None:
