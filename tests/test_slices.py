@@ -124,6 +124,26 @@ def test_a_task_s_own_slices_are_used_and_what_is_no_name_is_one_line(tmp_path: 
         list(slices.known(slices.cut(Sliced(), many)))
 
 
+def test_a_package_adds_slices_by_entry_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given an installed package with slices of a task that is not its own
+    (tmp_path / "braking.py").write_text(
+        "import numpy as np\n\n\ndef cut(samples):\n    return np.full(len(samples), 'brakes')\n"
+    )
+    about = tmp_path / "braking-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: braking\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[fedfleet.slices]\nmotion_forecast.braking = braking:cut\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # then
+    tracks = samples(*MANOEUVRES.values())
+    assert set(slices.cut(TASK, tracks)["braking"]) == {"brakes"}
+    assert "braking" not in slices.slicers(tiny_task.TASK)
+    # when it takes the name of the task's own
+    (about / "entry_points.txt").write_text("[fedfleet.slices]\nmotion_forecast.manoeuvre = braking:cut\n")
+    with pytest.raises(UsageError, match="task motion_forecast has this dimension already"):
+        slices.slicers(TASK)
+
+
 def test_camera_frames_are_cut_by_steering_and_light() -> None:
     images = np.stack([np.full((3, 66, 200), value, dtype=np.uint8) for value in (10, 100, 150, 200, 255)])
     angles = np.array([[-0.9], [-0.3], [0.0], [0.3], [0.9]], dtype=np.float32)
