@@ -1,6 +1,8 @@
 """``fedfleet compare``: what federation gives on these recordings, against three other ways, on equal budget."""
 
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from fedfleet.cli.compare_arms import ArmSettings, Point, baseline, centralised,
 from fedfleet.cli.compare_data import Data, load
 from fedfleet.cli.compare_federation import Federated
 from fedfleet.cli.compare_result import Result
+from fedfleet.cli.compare_slices import answered, slice_up
 from fedfleet.cli.config import Settings
 from fedfleet.cli.config import load as load_settings
 from fedfleet.cli.data import scenarios_dir
@@ -91,10 +94,13 @@ def compare(  # noqa: PLR0913 - the options of the command
     _clean(settings.work_dir)
     result = measure(settings, arms, folder, test, broker=broker)
     result = replace(result, seconds=time.monotonic() - begun)
-    files = compare_report.write(out, result)
+    command = shlex.join(["fedfleet", *sys.argv[1:]])
+    files = compare_report.write(out, result, command=command, scenarios=(folder, test))
     compare_result.write_json(target, result)
     console = Console()
     console.print(compare_result.table(result))
+    if result.sliced is not None and result.sliced.worst is not None:
+        console.print(f"worst slice of federated: {result.sliced.worst}", highlight=False, markup=False)
     for note in result.told["notes"]:
         console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     sent = f"{result.bytes_up / 1e6:.2f} MB up, {result.bytes_down / 1e6:.2f} MB down"
@@ -137,15 +143,16 @@ def measure(
     with steps("federated") as tell, _logged(settings.work_dir / "logs" / "compare.log"):
         way = compare_processes if broker else compare_federation
         together = way.run(settings, data.parts, arms, tell=tell)
+    tests = {
+        "constant_velocity": baseline(data),
+        "centralised": central.test,
+        "on_site": alone.test,
+        "federated": judge(together.model, data.task, data.test, sliced=True),
+    }
     return Result(
         task=data.task.name,
         metrics=data.task.metrics,
-        tests={
-            "constant_velocity": baseline(data),
-            "centralised": central.test,
-            "on_site": alone.test,
-            "federated": judge(together.model, data.task, data.test),
-        },
+        tests=tests,
         curves={
             "centralised": central.curve,
             "on_site": alone.curve,
@@ -164,6 +171,9 @@ def measure(
         told=_told(settings, data, together, broker=broker),
         noun=tasks.noun(data.task),
         trivial=tasks.trivial(data.task),
+        sliced=slice_up(data.task, tests, seed=seed),
+        plot=getattr(data.task, "plot", ""),
+        answered=answered(together.model, data.task, data.test, most=compare_report.CASES),
     )
 
 

@@ -4,7 +4,7 @@ Torch is imported by the functions that train, so that ``fedfleet --help`` stays
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 import numpy as np
@@ -19,7 +19,8 @@ from fedfleet.fleet_server.config import (
     StrategyConfig,
 )
 from fedfleet.fleet_server.initial import Export
-from fedfleet.models import layout, scoring
+from fedfleet.models import layout, scoring, slices
+from fedfleet.models.bootstrap import Tally
 from fedfleet.models.settings import TrainSettings
 from fedfleet.models.task import Floats, Metric, Samples, Sums, Task, added
 from fedfleet.protocol.errors import UsageError
@@ -92,10 +93,14 @@ class ArmSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Judged:
-    """Metrics on the test drives by region: of the judged samples, and of all."""
+    """Metrics on the test drives by region: of the judged samples, and of all; judged ones also by drive and slice.
+
+    The drives of a task that tells none (trait `drive` of its samples) are its regions.
+    """
 
     judged: Scores
     everything: Scores
+    tally: Tally = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,24 +139,31 @@ class _Best:
     epoch: int
 
 
-def judge(model: bytes, task: Task, samples: Mapping[str, Samples]) -> Judged:
+def judge(model: bytes, task: Task, samples: Mapping[str, Samples], *, sliced: bool = False) -> Judged:
     """Run a model file with ONNX Runtime over the samples of each region, and score it; PeerError as ``scoring``."""
     session = scoring.new_session(model)
     scoring.check(session, task)
-    judged, everything = {}, {}
-    for region, one in samples.items():
-        outputs = scoring.infer(session, task, one.inputs)
-        judged[region], everything[region] = task.score(outputs, one), task.score_all(outputs, one)
-    return Judged(judged, everything)
+    answers = {region: scoring.infer(session, task, one.inputs) for region, one in samples.items()}
+    return _judged(task, answers, samples, sliced=sliced)
 
 
 def baseline(data: Data) -> Judged:
     """The task's trivial answer."""
     answers = {region: data.task.baseline(one.inputs) for region, one in data.test.items()}
-    return Judged(
-        {region: data.task.score(answers[region], one) for region, one in data.test.items()},
-        {region: data.task.score_all(answers[region], one) for region, one in data.test.items()},
-    )
+    return _judged(data.task, answers, data.test, sliced=True)
+
+
+def _judged(
+    task: Task, answers: Mapping[str, Floats], samples: Mapping[str, Samples], *, sliced: bool
+) -> Judged:
+    judged = {region: task.score(answers[region], one) for region, one in samples.items()}
+    everything = {region: task.score_all(answers[region], one) for region, one in samples.items()}
+    tally = {}
+    if sliced:
+        for region, one in samples.items():
+            labels = slices.cut(task, one, region=region)
+            tally.update(slices.by_drive(task, answers[region], one, labels, otherwise=region))
+    return Judged(judged, everything, tally)
 
 
 def centralised(data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell) -> Learned:
@@ -160,7 +172,8 @@ def centralised(data: Data, first: Export, settings: ArmSettings, *, seed: int, 
     training = settings.centralised.model_copy(update={"epochs": settings.epochs})
     pupil = _Pupil(data.task, first, everyone, data.validation)
     found = _train(pupil, training, seed=seed, tell=lambda done: tell(done, settings.epochs, f"pass {done}"))
-    return Learned(judge(_file(first, found.weights), data.task, data.test), found.curve, found.epoch)
+    test = judge(_file(first, found.weights), data.task, data.test, sliced=True)
+    return Learned(test, found.curve, found.epoch)
 
 
 def on_site(data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell) -> Learned:
@@ -169,6 +182,7 @@ def on_site(data: Data, first: Export, settings: ArmSettings, *, seed: int, tell
     A region's metrics are the mean over its vehicles; of a region without vehicles, the mean over all vehicles.
     """
     tests: dict[str, list[Judged]] = {region: [] for region in data.test}
+    every: list[Judged] = []
     curves: list[tuple[Point, ...]] = []
     chosen = []
     homes = {region for region, _ in data.vehicles.values()}
@@ -178,15 +192,17 @@ def on_site(data: Data, first: Export, settings: ArmSettings, *, seed: int, tell
         pupil = _Pupil(data.task, first, samples, {region: data.validation[region]})
         found = _train(pupil, training, seed=seed, tell=lambda _: None)
         wanted = {name: one for name, one in data.test.items() if name == region or name not in homes}
-        told = judge(_file(first, found.weights), data.task, wanted)
+        told = judge(_file(first, found.weights), data.task, wanted, sliced=True)
         for name in wanted:
             tests[name].append(told)
+        every.append(told)
         curves.append(found.curve)
         chosen.append(found.epoch)
     tell(len(data.vehicles), len(data.vehicles), "all")
     mean = Judged(
         {region: _mean([one.judged[region] for one in found]) for region, found in tests.items()},
         {region: _mean([one.everything[region] for one in found]) for region, found in tests.items()},
+        _mean_tally([one.tally for one in every]),
     )
     return Learned(mean, _mean_curve(curves), float(np.mean(chosen)))
 
@@ -241,6 +257,15 @@ def _together(parts: list[Samples]) -> Samples:
 def _mean(parts: list[Sums]) -> Sums:
     """The mean of sums over the same samples."""
     return {name: (sum(part[name][0] for part in parts) / len(parts), parts[0][name][1]) for name in parts[0]}
+
+
+def _mean_tally(parts: list[Tally]) -> Tally:
+    """The mean over the vehicles that were judged on a drive, by drive and slice."""
+    found: dict[str, dict[str, Sums]] = {}
+    for drive in sorted({drive for part in parts for drive in part}):
+        same = [part[drive] for part in parts if drive in part]
+        found[drive] = {name: _mean([each[name] for each in same]) for name in same[0]}
+    return found
 
 
 def _mean_curve(curves: list[tuple[Point, ...]]) -> tuple[Point, ...]:

@@ -6,11 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
+from fedfleet.cli import evidence
 from fedfleet.cli.compare_arms import mean
 from fedfleet.cli.compare_result import ARMS, Result, gap_percent
+from fedfleet.cli.evidence import Series
 from fedfleet.cli.page import COLOURS, GREY, Draw, document, grid, png, svg, tiles
 
-__all__ = ["write"]
+__all__ = ["CASES", "write"]
+
+CASES: Final = 6
+"""Worst answers that are shown."""
+MAPS: Final = 8
 
 _ARM_COLOURS: Final = {
     "constant_velocity": GREY,
@@ -20,8 +28,13 @@ _ARM_COLOURS: Final = {
 }
 
 
-def write(folder: Path, result: Result) -> tuple[Path, ...]:
-    """Write ``report.html`` and the pictures into ``folder``; return the files, the page first."""
+def write(
+    folder: Path, result: Result, *, command: str = "", scenarios: tuple[Path, Path | None] | None = None
+) -> tuple[Path, ...]:
+    """Write ``report.html`` and the pictures into ``folder``; return the files, the page first.
+
+    ``scenarios`` are the folders of recordings and of the test, where it has its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pictures: Mapping[str, Draw] = {
         "curves": partial(_draw_curves, result=result),
@@ -33,24 +46,91 @@ def write(folder: Path, result: Result) -> tuple[Path, ...]:
         files.append(folder / f"{name}.png")
         png(draw, files[-1])
     page = folder / "report.html"
-    page.write_text(_page(result, "".join(map(svg, pictures.values()))), encoding="utf-8")
+    more = _slices(result) + _maps(result) + _worst(result, scenarios) + _from(result, command, scenarios)
+    page.write_text(_page(result, "".join(map(svg, pictures.values())), more), encoding="utf-8")
     return (page, *files)
 
 
-def _page(result: Result, plots: str) -> str:
+def _page(result: Result, plots: str, more: str) -> str:
     told = result.told
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(told["versions"].items()))
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in told["notes"])
-    vehicles, data = told["data"]["vehicles"], told["data"]["sha256"]
+    vehicles = told["data"]["vehicles"]
     body = (
         f"<h1>fedfleet compare: {html.escape(result.task)}</h1>"
         f"<p>{len(vehicles)} vehicles in {len(set(vehicles.values()))} regions. Every arm passes over each "
         f"vehicle's training data at most {result.arms.epochs} times; whole drives are split into training, "
         f"validation and test.</p>{notes}{tiles(_tiles(result))}"
-        f'<div class="plots">{plots}</div><h2>Test drives that no arm has seen</h2>{_table(result)}'
-        f"<footer>seed {told['seed']} · data {html.escape(data[:16])}… · {html.escape(versions)}</footer>"
+        f'<div class="plots">{plots}</div><h2>Test drives that no arm has seen</h2>{_table(result)}{more}'
     )
     return document("fedfleet compare", body)
+
+
+def _slices(result: Result) -> str:
+    """Bars and table of the slices, and where the federated arm differs from each other."""
+    if result.sliced is None:
+        return ""
+    found, metric = result.sliced.found, result.metrics[0]
+    order = ["federated", *(arm for arm in ARMS if arm != "federated")]
+    series = [Series(result.arm(arm), _ARM_COLOURS[arm], found[arm]) for arm in order]
+    charts = "".join(svg(draw) for draw in evidence.slice_charts(series, metric))
+    worst = html.escape(result.sliced.worst or "none")
+    lead = (
+        f"<h2>Slices</h2><p>The worst slice of the federated arm is <b>{worst}</b>. Bars with 95 % intervals, "
+        f"drawn over whole drives; numbers are {html.escape(result.noun)}.</p>"
+    )
+    table = evidence.slice_table(series, result.metrics, worst=result.sliced.worst, noun=result.noun)
+    parts = [lead, f'<div class="plots">{charts}</div>', table]
+    for arm, differences in result.sliced.differences.items():
+        if differences:
+            draw = partial(evidence.draw_differences, found=differences, metric=metric)
+            names = (result.arm(arm), result.arm("federated"))
+            parts.append(
+                f"<h2>Federated against {html.escape(result.arm(arm))}</h2><p>Paired bootstrap over drives, p values "
+                f'corrected for the number of slices (Holm), 5 %.</p><div class="plots">{svg(draw)}</div>'
+                f"{evidence.difference_table(differences, metric, names=names)}"
+            )
+    return "".join(parts)
+
+
+def _maps(result: Result) -> str:
+    """Where the federated arm's errors are, where the task tells places."""
+    if result.answered is None or not result.answered.places:
+        return ""
+    metric, places = result.metrics[0], result.answered.places
+    errors = np.concatenate([rows[:, 2] for rows in places.values()])
+    errors = errors[np.isfinite(errors)]
+    top = float(np.quantile(errors, 0.95)) if len(errors) else 1.0
+    draws = [
+        partial(evidence.draw_map, rows=rows, region=region, metric=metric, top=top or 1.0)
+        for region, rows in sorted(places.items())[:MAPS]
+    ]
+    return f'<h2>Where the federated arm errs</h2><div class="plots">{"".join(map(svg, draws))}</div>'
+
+
+def _worst(result: Result, scenarios: tuple[Path, Path | None] | None) -> str:
+    """Pictures of the federated arm's worst answers, where the task can draw."""
+    if result.answered is None or scenarios is None:
+        return ""
+    folder = scenarios[1] or scenarios[0]
+    return evidence.worst_cases(result.plot, result.metrics[0], result.answered.worst, folder)
+
+
+def _from(result: Result, command: str, scenarios: tuple[Path, Path | None] | None) -> str:
+    told = result.told
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(told["versions"].items()))
+    rows = {"command": command} if command else {}
+    for name, folder in zip(("recordings", "test recordings"), scenarios or (), strict=False):
+        if folder is not None:
+            rows[name] = str(folder)
+    return evidence.provenance(
+        {
+            **rows,
+            "data, SHA-256": told["data"]["sha256"],
+            "federated model, SHA-256": told["model_sha256"],
+            "seed": str(told["seed"]),
+            "versions": versions,
+        }
+    )
 
 
 def _tiles(result: Result) -> list[tuple[str, str]]:

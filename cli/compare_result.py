@@ -10,7 +10,9 @@ from typing import Any, Final
 from rich.box import SIMPLE
 from rich.table import Table
 
+from fedfleet.cli import compare_slices
 from fedfleet.cli.compare_arms import ArmSettings, Judged, Point, Scores, mean
+from fedfleet.cli.compare_slices import Answered, Sliced
 from fedfleet.models.task import Metric, Sums
 
 __all__ = ["ARMS", "Result", "as_json", "gap_percent", "table", "write_json"]
@@ -47,6 +49,10 @@ class Result:
     told: Mapping[str, Any]
     noun: str = "samples"
     trivial: str = ARMS["constant_velocity"]
+    sliced: Sliced | None = None
+    answered: Answered | None = None
+    plot: str = ""
+    """`module:function` that draws answers, where the task has one."""
 
     def arm(self, key: str) -> str:
         """The name of an arm for people."""
@@ -72,11 +78,15 @@ def as_json(result: Result) -> dict[str, Any]:
             "overall": _figures(test, list(test.judged), result.metrics),
             "regions": {name: _figures(test, [name], result.metrics) for name in sorted(test.judged)},
         }
+        if result.sliced is not None:
+            found[arm]["slices"] = compare_slices.slices_json(result.sliced, arm)
         if arm in result.chosen:
             found[arm]["chosen_epoch"] = result.chosen[arm]
         if arm in result.curves:
             found[arm]["curve"] = [_point(point, result.metrics) for point in result.curves[arm]]
     found["baseline"] = {"name": result.trivial, **found["constant_velocity"]}
+    if result.sliced is not None:
+        found |= compare_slices.as_json(result.sliced)
     return {
         **found,
         "bytes_up": result.bytes_up,

@@ -9,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.cli.page import COLOURS, GREY, Draw, grid
+from fedfleet.models import task as tasks
 from fedfleet.models.bootstrap import Difference, Estimate
 from fedfleet.models.slices import ALL
-from fedfleet.models.task import Metric
+from fedfleet.models.task import Case, Metric
 
 __all__ = [
     "Series",
@@ -31,6 +33,7 @@ __all__ = [
     "slice_charts",
     "slice_table",
     "unit_of",
+    "worst_cases",
 ]
 
 VERDICTS: Final = {
@@ -165,6 +168,18 @@ def provenance(rows: Mapping[str, str]) -> str:
         for name, value in rows.items()
     )
     return f'<h2>What this was made from</h2><dl class="from">{"".join(lines)}</dl>'
+
+
+def worst_cases(plot: str, metric: Metric, worst: Sequence[tuple[float, Case]], scenarios: Path) -> str:
+    """Return pictures of the worst answers, the worst first, by the task's `plot`; nothing where there is none."""
+    if not plot or not worst:
+        return ""
+    with TemporaryDirectory(prefix="fedfleet-") as folder:
+        files = tasks.resolve(plot)([case for _, case in worst], scenarios=scenarios, out=Path(folder))
+        captions = [f"{case.drive}: {metric.name} {value:.3f} {metric.unit}".strip() for value, case in worst]
+        single = files[len(files) - len(worst) :]  # a sheet of all may come first
+        figures = [picture(file, text) for file, text in zip(single, captions, strict=True)]
+    return f'<h2>Worst answers</h2><div class="plots cases">{"".join(figures)}</div>'
 
 
 def estimates_json(found: Mapping[str, tuple[Estimate, ...]]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -126,7 +125,8 @@ def write_page(
         f"{evidence.slice_table(series, task.metrics, worst=found.worst, noun=tasks.noun(task))}"
         f"{_differences(task, found, about)}"
         f'<h2>Curves and maps</h2><div class="plots">{"".join(map(svg, _curves(task, gathered, about)))}</div>'
-        f"{_worst(task, worst, Path(about.scenarios))}{evidence.provenance(_from(about))}"
+        f"{evidence.worst_cases(getattr(task, 'plot', ''), metric, worst, Path(about.scenarios))}"
+        f"{evidence.provenance(_from(about))}"
     )
     write_file(path, document("fedfleet replay", body).encode())
     return True
@@ -187,20 +187,6 @@ def _curves(task: Task, gathered: Gathered, about: About) -> list[Draw]:
         rows = np.concatenate(parts)
         draws.append(partial(evidence.draw_map, rows=rows, region=region, metric=metric, top=top))
     return draws
-
-
-def _worst(task: Task, worst: Sequence[tuple[float, Case]], scenarios: Path) -> str:
-    """Draw the worst answers into the page, where the task can draw."""
-    name = getattr(task, "plot", "")
-    if not name or not worst:
-        return ""
-    with TemporaryDirectory(prefix="fedfleet-") as folder:
-        files = tasks.resolve(name)([case for _, case in worst], scenarios=scenarios, out=Path(folder))
-        metric = task.metrics[0]
-        captions = [f"{case.drive}: {metric.name} {value:.3f} {metric.unit}".strip() for value, case in worst]
-        single = files[len(files) - len(worst) :]  # a sheet of all may come first
-        figures = [evidence.picture(file, text) for file, text in zip(single, captions, strict=True)]
-    return f'<h2>Worst answers</h2><div class="plots cases">{"".join(figures)}</div>'
 
 
 def _from(about: About) -> dict[str, str]:

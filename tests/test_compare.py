@@ -109,12 +109,38 @@ def test_someone_can_repeat_it(done: tuple[Path, str]) -> None:
     assert found["federated"]["curve"][0]["epochs"] == 0
 
 
+def test_every_arm_is_told_by_slice_and_where_the_federated_one_differs(done: tuple[Path, str]) -> None:
+    found = read(done[0] / "compare.json")
+    for arm in ARMS:
+        assert list(found[arm]["slices"]) == ["all", "region=north", "region=south"]
+        assert found[arm]["slices"]["all"]["mae"]["value"] == pytest.approx(found[arm]["overall"]["mae"])
+        for region in ("north", "south"):
+            own = found[arm]["slices"][f"region={region}"]
+            assert own["mae"]["value"] == pytest.approx(found[arm]["regions"][region]["mae"])
+            assert own["samples"] == found[arm]["regions"][region]["tracks"]
+    worst = max(("north", "south"), key=lambda name: found["federated"]["regions"][name]["mae"])
+    assert found["worst_slice"] == f"region={worst}"
+    assert set(found["differences"]) == set(ARMS) - {"federated"}
+    gain = found["differences"]["constant_velocity"]["all"]
+    trivial, ours = (found[arm]["overall"]["mae"] for arm in ("constant_velocity", "federated"))
+    assert gain["difference"] == pytest.approx(ours - trivial)
+    # then: this task does not tell its samples' drives, so there are two regions to draw, too few to be sure
+    assert gain["federated_is"] == "no-difference-shown"
+    assert f"worst slice of federated: region={worst}" in done[1]
+
+
+def test_the_page_says_what_it_was_made_from(done: tuple[Path, str]) -> None:
+    page, found = (done[0] / "report.html").read_text(encoding="utf-8"), read(done[0] / "compare.json")
+    for words in (found["data"]["sha256"], found["model_sha256"], "fedfleet compare --scenarios", "torch "):
+        assert words in page
+
+
 def test_the_table_the_pictures_and_the_page_are_there(done: tuple[Path, str]) -> None:
     out, printed = done
     assert "federated" in printed
     assert "vs central-" in printed
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 3 + 1 + 3  # and bars by region, and the federated arm against three others
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")
