@@ -27,7 +27,7 @@ from fedfleet.scenarios.closed_loop_plan import SITUATIONS, Plan, plan
 from fedfleet.scenarios.closed_loop_world import SumoWorld, require_sumo
 from fedfleet.scenarios.records import ScenarioError
 
-__all__ = ["MODEL", "Run", "closed_loop", "drive_all"]
+__all__ = ["MODEL", "Run", "closed_loop", "drive_all", "released"]
 
 TASK = "motion_forecast"
 MODEL = "model"
@@ -83,7 +83,7 @@ def closed_loop(  # noqa: PLR0913 - the options of the command
     if (model is None) == (release is None):
         raise UsageError("expected one of --model FILE and --release VERSION")
     chosen = tasks.load(TASK)
-    file = model if model is not None else _released(load(config), str(release))
+    file = model if model is not None else released(load(config), str(release))
     loaded = load_model(file, chosen)
     arms, others = {MODEL: forecasts.by_model(loaded.run)}, []
     for name in against or ["constant-velocity"]:
@@ -155,7 +155,7 @@ def _other(name: str, *, taken: Mapping[str, object]) -> tuple[str, forecasts.Fo
     return label, forecasts.by_model(loaded.run), {"name": label, "sha256": loaded.sha256}
 
 
-def _released(settings: Settings, wanted: str) -> Path:
+def released(settings: Settings, wanted: str) -> Path:
     """Return the file of a released version; UsageError when there is none, or it is not kept."""
     folder = server_dir(settings)
     with views.begun(folder) as (connection, _):

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from server_world import configuration
 from straight_road import LANE_M, LENGTH_M, WIDTH_M, Other, StraightRoad
+from test_coordinator import World
 
+from fedfleet.cli.closed_loop import released
+from fedfleet.cli.config import load
 from fedfleet.cli.main import main
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.closed_loop import drive
@@ -420,6 +424,26 @@ def test_without_the_extra_it_says_how_to_install_it(
         "fedfleet: the closed loop needs the [sumo] extra: pip install 'fedfleet[sumo]'",
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_release_is_the_file_that_the_server_keeps_of_it(tmp_path: Path) -> None:
+    # given a server that has released three versions
+    world = World(configuration(tmp_path))
+    world.drive("n-0", "n-1", "n-2", "s-0", "s-1")
+    world.turn(30)
+    (tmp_path / "fedfleet.toml").write_text(f'work_dir = "{tmp_path}"\n')
+    settings = load(tmp_path / "fedfleet.toml")
+    # then
+    newest = released(settings, "newest")
+    assert newest == tmp_path / "server" / "models" / "3.onnx"
+    assert newest.read_bytes() == (tmp_path / "server" / "model.onnx").read_bytes()
+    assert released(settings, "2").name == "2.onnx"
+    with pytest.raises(UsageError, match=r"--release 9: expected newest or a released version \(.*3\)"):
+        released(settings, "9")
+    newest.unlink()
+    with pytest.raises(UsageError, match="is not kept any more; name a file with --model"):
+        released(settings, "3")
+    world.parts.close()
 
 
 @pytest.mark.parametrize(
