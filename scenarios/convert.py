@@ -38,13 +38,15 @@ def convert(folder: Path, out: Path, *, report: Report | None = None) -> Convert
     """Write `<out>/<region>.parquet` for each region of a folder, and `converted.json`; return the same.
 
     Each file is written whole or not at all. `report` is called with (done, total, drive) before each drive. Raises
-    UsageError for an output folder with tables in it, and for what reading the recordings raises.
+    UsageError for an output folder with tables in it or inside the folder, and for what reading the recordings raises.
     """
     from fedfleet.scenarios.table import VERSION, TableWriter  # with pyarrow
 
     recordings = open_recordings(folder)
     if out.is_dir() and any(out.glob("*.parquet")):
         raise UsageError(f"{out}: expected a folder without tables to write into, got some")
+    if folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UsageError(f"{out}: expected a folder outside {folder}, which is read")
     out.mkdir(parents=True, exist_ok=True)
     done, regions = 0, {}
     for region, keys in groupby(recordings.drives, key=lambda key: recordings.drives[key].region):

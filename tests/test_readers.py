@@ -154,6 +154,8 @@ def test_conversion_of_several_formats_is_one_folder_and_writes_over_nothing(tmp
     )
     with pytest.raises(UsageError, match=r"out: expected a folder without tables to write into, got some"):
         convert(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(UsageError, match=r"out: expected a folder outside .*in, which is read"):
+        convert(tmp_path / "in", tmp_path / "in" / "out")
 
 
 def test_formats_side_by_side_are_each_read_by_their_own(tmp_path: Path) -> None:
