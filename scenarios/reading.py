@@ -99,6 +99,7 @@ READERS: Final = (
     Reader("KITTI tracking", "label_02, oxts and calib as zips or folders", "fedfleet.scenarios.kitti"),
     Reader("ScenarioNet (nuScenes)", "sd_*.pkl", "fedfleet.scenarios.scenarionet"),
     Reader("comma2k19", "<car>|<time>/<segment>/global_pose", "fedfleet.scenarios.comma2k19"),
+    Reader("OpenSCENARIO", "*.xosc with trajectories", "fedfleet.scenarios.openscenario"),
 )
 
 
