@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,18 +43,7 @@ from fedfleet.scenarios.pack import sumo_pack
 from fedfleet.scenarios.partition import partition
 
 VEHICLES, HOSTILE, SHARE = 20, 4, 0.2
-RULES = (
-    "mean",
-    "norm-clip",
-    "median",
-    "trimmed-mean",
-    "krum",
-    "multi-krum",
-    "bulyan",
-    "geometric-median",
-    "nnm-trimmed-mean",
-    "fltrust",
-)
+RULES: tuple[str, ...] = get_args(StrategyConfig.model_fields["rule"].annotation)
 ATTACKS = ("none", "sign-flip-3", "label-flip", "noise", "alie", "ipm-0.5", "ipm-10")
 TRAINING = TrainSettings(learning_rate=0.1, epochs=2)
 CODECS = {"dense": (Settings("dense", "int8"), 1.0), "rice": (Settings("rice", "sign", 0.02), 2.0)}

@@ -33,7 +33,6 @@ __all__ = [
     "known_of",
     "members",
     "pending",
-    "received",
     "senders",
     "set_fates",
     "settled",
@@ -90,13 +89,6 @@ def known_of(connection: Connection, ids: Collection[UpdateId]) -> dict[UpdateId
         return {}
     found = connection.execute(_KNOWN, {"ids": [str(id_) for id_ in ids]}).all()
     return {UpdateId.parse(row.id): Known(row.id, row.sealed_sha256, row.fate, row.reason) for row in found}
-
-
-def received(connection: Connection, *, round_: int, vehicle: str) -> Known | None:
-    """Return the update that this vehicle has stored for this round."""
-    query = select(update).where(update.c.round == round_, update.c.vehicle == vehicle)
-    row = connection.execute(query.limit(1)).one_or_none()
-    return Known(row.id, row.sealed_sha256, row.fate, row.reason) if row else None
 
 
 def add_update(

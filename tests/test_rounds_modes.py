@@ -7,8 +7,10 @@ import pytest
 from server_world import FLEET, configuration, sealed_update
 from test_coordinator import ALL, TASK_ID, World, free_rounds
 
+from fedfleet.fleet_server import store_updates
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.pages import pages, settlement_topics
+from fedfleet.fleet_server.store_check import problems
 from fedfleet.link.port import MAX_PAYLOAD_BYTES
 from fedfleet.protocol import topics
 from fedfleet.protocol.envelope import Kind
@@ -184,6 +186,36 @@ def test_a_buffered_server_killed_at_any_turn_counts_nothing_twice(tmp_path: Pat
         stored = connection.exec_driver_sql("select id from \"update\" where fate = 'folded'").scalars().all()
     assert sorted(folded) == sorted(stored)
     assert len(set(folded)) == len(folded) > 6
+    world.parts.close()
+
+
+@pytest.mark.parametrize("modes", [("sync", "buffered"), ("buffered", "sync")])
+def test_the_mode_can_be_changed_between_two_starts(tmp_path: Path, modes: tuple[str, str]) -> None:
+    # given a server that is killed while a round runs, and one vehicle's update is on its way
+    configs = {"sync": free_rounds(tmp_path, total=0), "buffered": buffered(tmp_path)}
+    world = World(configs[modes[0]])
+    world.drive(*ALL)
+    world.turn(6)
+    late = world.vehicles["n-2"]
+    late.is_mute = True
+    world.turn(1)
+    before = world.snapshot()["version"]
+    late.offer(sealed_update("n-2", late.plans[max(late.plans)]), max(late.plans))
+    world.kill()
+    # when it starts again in the other mode
+    world.config = configs[modes[1]]
+    world.start()
+    late.is_mute = False
+    for vehicle in world.vehicles.values():
+        vehicle.resend()
+    for _ in range(6):
+        world.turn(2, after_s=20.0)
+    # then it makes versions in that mode, and each update has one fate, in the store and in the settlements
+    assert world.snapshot()["version"] >= before + 2  # type: ignore[operator]
+    assert late.plans[max(late.plans)].mode == modes[1]
+    with world.parts.store.read() as connection:
+        assert problems(connection) == []
+        assert store_updates.audit_head(connection)[0] > len(ALL)
     world.parts.close()
 
 
