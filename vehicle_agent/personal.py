@@ -33,10 +33,10 @@ class PersonalSettings(BaseModel):
         default=0.01, ge=0, le=1, description="share by which it must be better than the release there"
     )
     least_judged: int = Field(
-        default=30, ge=1, le=10**9, description="judged samples without which nothing can be said"
+        default=30, ge=1, le=10**9, description="samples held back without which nothing can be said"
     )
     epochs: int = Field(default=5, ge=1, le=1000, description="passes over the own samples")
-    learning_rate: float = Field(default=0.01, gt=0, le=10, description="learning rate of the passes")
+    learning_rate: float = Field(default=0.003, gt=0, le=10, description="learning rate of the passes")
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from fedfleet.models.training import FineTuning, TrainingError
 from fedfleet.vehicle_agent.jobs import Job, PersonalJob, Told
 from fedfleet.vehicle_agent.personal import Head
 
-__all__ = ["finish", "split"]
+__all__ = ["finish", "scored", "split"]
 
 GAP_SHARE = 0.02
 """Between the two parts so many samples are left out: neighbours are of one scene."""
@@ -47,7 +47,7 @@ def finish(job: Job, asked: PersonalJob, tuning: FineTuning, *, task: Task, judg
         with np.load(asked.held, allow_pickle=False) as file:
             heads.append(Head(file["places"], file["values"]))
     files = [layout.patch(release, told, head.over(base)) for head in heads]
-    before, *after = (_scored(file, task, judged_by) for file in (release, *files))
+    before, *after = (scored(file, task, judged_by) for file in (release, *files))
     best = min(range(len(files)), key=lambda each: _cost(task, after[each]))
     _write(Path(job.out), heads[best], files[best], task, judged_by.inputs[:CANARY_ROWS])
     return Told(
@@ -62,8 +62,11 @@ def finish(job: Job, asked: PersonalJob, tuning: FineTuning, *, task: Task, judg
     )
 
 
-def _scored(file: bytes, task: Task, samples: Samples) -> Sums:
-    sums = scoring.score(file, task, samples)
+def scored(file: bytes, task: Task, samples: Samples) -> Sums:
+    """Return the sums over all samples held back: those that count for the fleet's metrics are few in one vehicle."""
+    session = scoring.new_session(file)
+    scoring.check(session, task)
+    sums = task.score_all(scoring.infer(session, task, samples.inputs), samples)
     if wrong := [name for name, (total, _) in sums.items() if not math.isfinite(total)]:
         raise TrainingError(f"{wrong[0]} on the own validation split is not finite")
     return sums
