@@ -27,7 +27,7 @@ from fedfleet.scenarios.closed_loop_plan import SITUATIONS, Plan, plan
 from fedfleet.scenarios.closed_loop_world import SumoWorld, require_sumo
 from fedfleet.scenarios.records import ScenarioError
 
-__all__ = ["MODEL", "Run", "closed_loop", "drive_all", "released"]
+__all__ = ["MODEL", "Run", "closed_loop", "drive_all", "drive_one", "released"]
 
 TASK = "motion_forecast"
 MODEL = "model"
@@ -114,19 +114,19 @@ def drive_all(plans: Sequence[Plan], arms: Mapping[str, forecasts.Forecast]) -> 
     runs = []
     with steps("closed loop") as progress:
         for count, each in enumerate(plans, start=1):
-            try:
-                runs.append(Run(each, _drive(each, arms)))
-            except ScenarioError as error:
-                raise UsageError(str(error)) from error
+            runs.append(drive_one(each, arms))
             progress(count, len(plans), f"{each.situation} {each.number}")
     return runs
 
 
-def _drive(each: Plan, arms: Mapping[str, forecasts.Forecast]) -> dict[str, Outcome]:
-    with SumoWorld(each, times=len(arms)) as world:
-        if not world.before:
-            return {}
-        return {name: drive(world, each, forecast) for name, forecast in arms.items()}
+def drive_one(each: Plan, arms: Mapping[str, forecasts.Forecast]) -> Run:
+    """Drive one episode with every predictor. Raises UsageError when SUMO fails, or the ego leaves the road."""
+    try:
+        with SumoWorld(each, times=len(arms)) as world:
+            before = bool(world.before)
+            return Run(each, {name: drive(world, each, arms[name]) for name in arms if before})
+    except ScenarioError as error:
+        raise UsageError(str(error)) from error
 
 
 def _situations(wanted: Sequence[str] | None) -> list[str]:
