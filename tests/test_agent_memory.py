@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import agent_world as aw
+import numpy as np
 import pytest
 
 from fedfleet.link import embedded
@@ -170,6 +171,19 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, changes: dict[str
     assert ended.returncode == 2
     assert line in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_frames_of_another_shape_are_one_line(tmp_path: Path) -> None:
+    path = agent_config(tmp_path, 1)
+    np.save(tmp_path / "data" / "frames_inputs.npy", np.zeros((60, 5), dtype=np.float32))
+    env = {**os.environ, "PYTHONPATH": TESTS}
+    ended = subprocess.run(
+        [*COMMAND, str(path)], capture_output=True, text=True, env=env, timeout=60, check=False
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert str(tmp_path / "data") in line
+    assert "[60, 5]" in line
 
 
 def test_two_processes_on_one_journal_are_one_line(

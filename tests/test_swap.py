@@ -131,6 +131,26 @@ def test_a_frame_after_its_time_is_missed_and_skipped_ones_are_too() -> None:
     assert drive.figures().scores == {}
 
 
+def test_a_model_that_cannot_take_the_input_leaves_the_very_frame_to_the_one_before() -> None:
+    watch = Watch()
+    drive = replay(watch)
+    seen: list[Floats | None] = []
+
+    def narrow(inputs: Floats) -> Floats:
+        raise PeerError("model-mismatch", f"input is {inputs.shape[1]} wide, expected 3")
+
+    drive.begin(slow(watch, 0.001))
+    drive.swap_ends(narrow)
+    drive.shadow(lambda _, outputs: seen.append(outputs), frames=2)
+    for _ in range(2):
+        watch.now_s = drive.due_s
+        drive.run_due()
+    # both frames were answered, in time, and the failure is told once
+    assert [outputs is not None and bool((outputs == 1).all()) for outputs in seen] == [True, True]
+    assert (drive.figures().frames, drive.figures().missed) == (2, 0)
+    assert (drive.failed(), drive.failed()) == ("active-failed", "")
+
+
 def test_inference_interleaves_vehicles_and_hands_errors_on(wait_until: Callable[..., None]) -> None:
     import time
 
