@@ -100,6 +100,7 @@ READERS: Final = (
     Reader("ScenarioNet (nuScenes)", "sd_*.pkl", "fedfleet.scenarios.scenarionet"),
     Reader("comma2k19", "<car>|<time>/<segment>/global_pose", "fedfleet.scenarios.comma2k19"),
     Reader("OpenSCENARIO", "*.xosc with trajectories", "fedfleet.scenarios.openscenario"),
+    Reader("MCAP, ROS 2 bag", "*.mcap or *.db3 with an object list", "fedfleet.scenarios.bags"),
 )
 
 

@@ -1,0 +1,181 @@
+"""Reads object lists from MCAP files and ROS 2 bags; which messages, see `object_lists`.
+
+A file is a drive; a folder with `metadata.yaml` is one bag whatever files it is split into. A recording tells no place:
+the region is the folder one level below in which bags lie (`FOLDER/karlsruhe/monday.mcap`), else `local`.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from fedfleet.models.task import Drive
+from fedfleet.scenarios.bag_files import Topic, packed
+from fedfleet.scenarios.drives import Drives
+from fedfleet.scenarios.object_lists import Listed, Reader, reader
+from fedfleet.scenarios.places import place_id
+from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.windows import Observations, clock, cut, window_frames
+
+__all__ = ["REGION", "UNTRACKED", "detect", "scan"]
+
+REGION: Final = "local"
+UNTRACKED: Final = "untracked-object"
+MAX_OBSERVATIONS: Final = 50_000_000
+
+_FIXED: Final = ("map", "odom", "world", "utm", "local", "enu")
+_EGO: Final = ("ego", "ego_vehicle", "hero")
+_METADATA: Final = "metadata.yaml"
+_SUFFIXES: Final = (".mcap", ".db3")
+
+
+@dataclass(frozen=True)
+class _Bag:
+    region: str
+    name: str
+    files: tuple[tuple[Path, str], ...]
+
+    @property
+    def where(self) -> str:
+        return self.files[0][1]
+
+
+@dataclass
+class _Seen:
+    """Everything that was observed, as it comes."""
+
+    stamps: array[float] = field(default_factory=lambda: array("d"))
+    message: array[int] = field(default_factory=lambda: array("q"))
+    track: array[int] = field(default_factory=lambda: array("q"))
+    xy: array[float] = field(default_factory=lambda: array("d"))
+    names: dict[str, int] = field(default_factory=dict)
+    types: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    frame_id: str = ""
+    untracked: int = 0
+    refused: ScenarioError | None = None
+
+    def add(self, listed: Listed, written_s: float, where: str) -> None:
+        """Add a message; ScenarioError for coordinates that move with a car, and for too much of it."""
+        frame = listed.frame_id.lstrip("/").lower()
+        if listed.things and frame not in (_FIXED if not self.frame_id else (self.frame_id,)):
+            expected = self.frame_id or f"a frame that stands, {', '.join(_FIXED)}"
+            text = f"{where}: expected {expected}, got {listed.frame_id!r:.60}"
+            raise ScenarioError("moving-frame", text)
+        self.frame_id = frame if listed.things else self.frame_id
+        self.stamps.append(listed.stamp_s if math.isfinite(listed.stamp_s) and listed.stamp_s else written_s)
+        for thing in listed.things:
+            if not thing.id:
+                self.untracked += 1
+                continue
+            track = self.names.setdefault(thing.id, len(self.names))
+            self.types[track][thing.type] += 1
+            self.message.append(len(self.stamps) - 1)
+            self.track.append(track)
+            self.xy.extend((thing.x, thing.y))
+        if len(self.track) > MAX_OBSERVATIONS:
+            raise ScenarioError("file-too-large", f"{where}: more than {MAX_OBSERVATIONS} observations")
+
+
+def detect(folder: Path) -> tuple[Path, ...]:
+    """The MCAP and SQLite files of bags in the folder, or one or two levels below."""
+    found = [
+        path for depth in ("", "*/", "*/*/") for end in _SUFFIXES for path in folder.glob(f"{depth}*{end}")
+    ]
+    return tuple(sorted(path for path in found if path.is_file()))
+
+
+def scan(folder: Path, sources: Sequence[Path]) -> Drives:
+    """Every bag, read for its length; ScenarioError for one without an object list that is read here."""
+    bags: dict[tuple[str, str], list[tuple[Path, str]]] = defaultdict(list)
+    for path in sources:
+        home = path.parent if (path.parent / _METADATA).is_file() else path
+        bag = home.resolve().name if home is path.parent else path.stem
+        above = () if home == folder else home.relative_to(folder).parts[:-1]
+        key = place_id(above[0]) if above else REGION, place_id(bag)
+        bags[key].append((path, path.relative_to(folder).as_posix()))
+    found = []
+    for (region, name), files in bags.items():
+        if len(files) > 1 and len({path.parent for path, _ in files}) > 1:
+            text = f"drive {region}/{name} is in {files[0][1]} and again in {files[-1][1]}"
+            raise ScenarioError("duplicate-drive", text)
+        each = _Bag(region, name, tuple(files))
+        seen = _observations(each, Counter())
+        frames = int(seen.frame.max()) + 1
+        pieces = -(-frames // window_frames(seen.rate_hz))
+        drive = Drive(region, name, pieces, frames / seen.rate_hz)
+        found.append((drive, partial(_read, each), each.where))
+    return Drives.of(found)
+
+
+def _read(bag: _Bag, problems: Counter[str]) -> Iterator[Scenario]:
+    yield from cut(_observations(bag, problems), problems=problems)
+
+
+def _observations(bag: _Bag, problems: Counter[str]) -> Observations:
+    seen = _seen(bag)
+    if not seen.names:
+        raise ScenarioError(
+            "no-object-list", f"{bag.where}: expected tracked objects, got messages without one"
+        )
+    problems.update({UNTRACKED: seen.untracked} if seen.untracked else {})
+    stamps = np.frombuffer(seen.stamps, dtype=np.float64)
+    order = np.argsort(stamps, kind="stable")
+    rate, frame = clock(stamps[order], bag.where)
+    frame_of = np.empty(len(order), dtype=np.int64)
+    frame_of[order] = frame
+    egos = [track for name, track in seen.names.items() if name.lower() in _EGO]
+    return Observations(
+        where=bag.where,
+        region=bag.region,
+        drive=bag.name,
+        rate_hz=rate,
+        t0_s=float(stamps[order[0]]),
+        names=list(seen.names),
+        types=[seen.types[track].most_common(1)[0][0] for track in seen.names.values()],
+        track=np.frombuffer(seen.track, dtype=np.int64),
+        frame=frame_of[np.frombuffer(seen.message, dtype=np.int64)],
+        xy=np.frombuffer(seen.xy, dtype=np.float64).reshape(-1, 2),
+        av=egos[0] if len(egos) == 1 else None,
+    )
+
+
+def _seen(bag: _Bag) -> _Seen:
+    """What the one object list of a bag shows; of several lists, the one whose topic says that it is tracked."""
+    lists: dict[str, _Seen] = {}
+    readers: dict[Topic, Reader] = {}
+    others: set[str] = set()
+    for path, where in bag.files:
+
+        def look(topic: Topic, where: str = where) -> bool:
+            read = reader(topic.schema, topic.encoding, topic.text, f"{where} {topic.name}")
+            if read is None:
+                others.add(f"{topic.schema} ({topic.encoding})")
+                return False
+            readers[topic] = read
+            lists.setdefault(topic.name, _Seen())
+            return True
+
+        for message in packed(path, where, look):
+            seen = lists[message.topic.name]
+            if seen.refused is None:
+                try:
+                    seen.add(readers[message.topic](message.data, where), message.written_s, where)
+                except ScenarioError as error:  # counts only if this is the list that is taken
+                    seen.refused = error
+    chosen = [name for name in lists if "track" in name.lower()] if len(lists) > 1 else list(lists)
+    if len(chosen) != 1:
+        got = ", ".join(lists) or ", ".join(sorted(others)[:5]) or "no topic"
+        text = f"expected one object list, or one whose topic says that it is tracked, got {got:.200}"
+        raise ScenarioError("no-object-list", f"{bag.where}: {text}")
+    refused = lists[chosen[0]].refused
+    if refused is not None:
+        raise refused
+    return lists[chosen[0]]
