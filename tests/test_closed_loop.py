@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_world import configuration
 from straight_road import LANE_M, LENGTH_M, WIDTH_M, Other, StraightRoad
@@ -137,6 +137,7 @@ def test_a_leader_that_is_predicted_to_brake_is_braked_for_earlier() -> None:
     assert keep_gap(ego(), slower).acceleration_ms2 <= keep_gap(ego(), steady).acceleration_ms2 - 0.5
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     gap=st.floats(5.0, 200.0), speed=st.floats(0.0, 36.0), leader=st.floats(0.0, 36.0), last=st.floats(-8, 2)
 )
