@@ -49,6 +49,7 @@ class Car:
             "checkpoint_s": 0.05,
             "record_events": True,
             "guard": {"enabled": False},
+            "nice": 0,
         }
         config = folder / "agent.json"
         config.write_text(json.dumps(told))
