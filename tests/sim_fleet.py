@@ -72,9 +72,11 @@ class VirtualFleet:
         trainers: VirtualTrainers,
         *,
         rounds: dict[str, Any],
+        names: tuple[str, ...] | None = None,
         **changes: Any,
     ) -> None:
         template.copy(folder)
+        self._folder, self._template = folder, template
         base = configuration(template.folder, regions=template.regions)
         told = {name: getattr(base, name) for name in type(base).model_fields}
         told |= {"rounds": rounds, "data_dir": folder / "server", "enrolment": []}
@@ -84,11 +86,13 @@ class VirtualFleet:
         config = ServerConfig.model_validate(told | changes)
         self.parts = prepare(config, now_s=START_S, draw=lambda n: b"k" * n)
         self.server = assemble(self.parts, self.broker.connect(SERVER, self._inbox.put))
-        self.fleet = self._fleet(folder, template, trainers)
-        self.fleet.start()
+        everyone = tuple(name for names in template.regions.values() for name in names)
+        self._joined: list[Fleet] = []
+        self.fleet = self.join(everyone if names is None else names, trainers)
 
-    def _fleet(self, folder: Path, template: Template, trainers: VirtualTrainers) -> Fleet:
-        names = [name for names in template.regions.values() for name in names]
+    def join(self, names: tuple[str, ...], trainers: VirtualTrainers) -> Fleet:
+        """Switch vehicles on, in a process of their own."""
+        folder, template = self._folder, self._template
         told = {
             "fleet": FLEET,
             "task": "server_world:TASK",
@@ -100,7 +104,17 @@ class VirtualFleet:
             "training_limit_s": 1e6,
         }
         world = World(self._wall, lambda: self.now_s, self._chance.getrandbits, lambda: 1, lambda _: None)
-        return Fleet(FleetConfig.model_validate(told), self.broker.connect, world, trainer=trainers)
+        fleet = Fleet(FleetConfig.model_validate(told), self.broker.connect, world, trainer=trainers)
+        self._joined.append(fleet)
+        fleet.start()
+        return fleet
+
+    def vanish(self, fleet: Fleet) -> None:
+        """Switch vehicles off as a power cut does: what they have not sent yet stays in their journals."""
+        self._joined.remove(fleet)
+        for vehicle in fleet.vehicles:
+            self.broker.kill(vehicle.name)
+            vehicle.parts.journal.close()
 
     def _wall(self) -> float:
         return START_S + self.now_s
@@ -112,7 +126,8 @@ class VirtualFleet:
             handled = self.broker.pump()
             self.server.handle(self._inbox.drain(INBOX, 0.0), self._wall())
             self.server.tick(self._wall(), self.now_s)
-            self.fleet.turn(0.0)
+            for fleet in self._joined:
+                fleet.turn(0.0)
             if not handled:
                 return
 
@@ -122,5 +137,6 @@ class VirtualFleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.fleet.stop()
+        for fleet in self._joined:
+            fleet.stop()
         self.parts.close()

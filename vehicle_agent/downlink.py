@@ -169,8 +169,10 @@ class Downlink:
 
     def fall_back(self) -> list[ev.Event]:
         """When the active model was left because it failed, keep to the one before, and never take it again."""
-        reason, left = self._replay.failed(), self._journal.active
-        if not reason or left is None:
+        reason = self._replay.failed()
+        if (
+            not reason or (left := self._journal.active) is None
+        ):  # asked rarely: the journal reads the file for it
             return []
         self._given_up.add(left.onnx_sha256)
         before = self._journal.revert()

@@ -24,6 +24,8 @@ __all__ = ["Connect", "Fleet", "World"]
 
 INBOX_ITEMS = 4096
 DRAIN = 256
+MOST_TICKS_S = 0.02
+"""So long a turn is at timers; what is left of the vehicles comes in the next."""
 
 
 class Connect(Protocol):
@@ -74,6 +76,7 @@ class Fleet:
         replays = [vehicle.parts.replay for vehicle in self.vehicles if config.inference]
         self._inference = Inference(replays, clock=world.monotonic_s)
         self._started_s = self._tick_at_s = 0.0
+        self._to_tick: list[Vehicle] = []
 
     def start(self) -> None:
         """Drive with what the journals hold, and connect."""
@@ -86,9 +89,14 @@ class Fleet:
             self._links.append(link)
             vehicle.connect(link)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a training or the trial of a release is under way, whose end comes as no message."""
+        return any(vehicle.state.training or vehicle.state.trying for vehicle in self.vehicles)
+
     def turn(self, timeout_s: float) -> None:
         """Handle what has come, waiting for something at most ``timeout_s`` seconds."""
-        for index, event in self._inbox.drain(DRAIN, timeout_s):
+        for index, event in self._inbox.drain(DRAIN, 0.0 if self._to_tick else timeout_s):
             self.vehicles[index].on_link(event, self._world.now_s())
         now_s, monotonic_s = self._world.now_s(), self._world.monotonic_s()
         if self.watch is not None:
@@ -97,13 +105,20 @@ class Fleet:
             self.vehicles[self._owners[told.id.partition("/")[0]]].on_told(told, now_s)
         for tried in self._swapper.poll():
             self.vehicles[tried.candidate.owner].on_tried(tried, now_s)
-        if monotonic_s >= self._tick_at_s:
-            self._tick_at_s = monotonic_s + self._config.tick_s
-            for vehicle in self.vehicles:
-                scenario_s, interval_s = monotonic_s - self._started_s, self._config.metrics_interval_s
-                vehicle.tick(now_s, scenario_s=scenario_s, metrics_interval_s=interval_s)
+        self._tick(now_s, monotonic_s)
         if self._inference.error is not None:
             raise self._inference.error
+
+    def _tick(self, now_s: float, monotonic_s: float) -> None:
+        """Let every vehicle look at its timers once a ``tick_s``; where that takes long, turns come in between."""
+        if not self._to_tick and monotonic_s >= self._tick_at_s:
+            self._tick_at_s = monotonic_s + self._config.tick_s
+            self._to_tick = self.vehicles[::-1]
+        while self._to_tick:
+            vehicle, scenario_s = self._to_tick.pop(), monotonic_s - self._started_s
+            vehicle.tick(now_s, scenario_s=scenario_s, metrics_interval_s=self._config.metrics_interval_s)
+            if self._world.monotonic_s() - monotonic_s > MOST_TICKS_S:
+                return
 
     def stop(self, farewell_s: float = 0.0) -> None:
         """Say OFFLINE for every vehicle, end trainers and threads. The links are closed by who made them.

@@ -26,6 +26,7 @@ from fedfleet.vehicle_agent.fleet_report import report, words
 __all__ = ["main"]
 
 TURN_S = 0.05
+"""So long a turn waits at most while something is under way; else until the next look at the timers."""
 FAREWELL_S = 2.0
 FRUGAL = {
     "MALLOC_ARENA_MAX": "2",
@@ -80,7 +81,7 @@ def _run(config: FleetConfig, trainer: Sequence[str] | None) -> None:
     try:
         fleet.start()
         while not stopped.is_set():
-            fleet.turn(TURN_S)
+            fleet.turn(TURN_S if fleet.is_busy else config.tick_s)
         _tell(config, fleet, relay)
     finally:
         fleet.stop(FAREWELL_S)

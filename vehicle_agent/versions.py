@@ -122,9 +122,12 @@ def fetch_failed(state: State, event: ev.FetchFailed, now_s: float) -> Result:
 def fetch(state: State, now_s: float) -> Result:
     """One model at a time, the base first: a release is mostly the same version and then costs nothing.
 
-    While a release is tried the next base may come, but no other release.
+    While a release is tried the next base may come, but no other release. On a new connection all that the broker
+    has kept for this vehicle comes first, perhaps of weeks; the server's answer to the first request comes after it,
+    so that the newest is wanted then. Without an answer in time it goes ahead.
     """
-    if state.fetching or now_s < state.fetch_at_s or not state.connected:
+    waits = state.enrolled and state.ask_at_s is not None and state.asked == 1 and now_s < state.ask_at_s
+    if state.fetching or now_s < state.fetch_at_s or not state.connected or waits:
         return state, []
     if state.pointer is not None:
         return replace(state, fetching=True), [act.FetchBase(state.pointer)]
