@@ -134,6 +134,8 @@ def replay(  # noqa: PLR0913 - the options of the command
             "slices": estimates_json(found.model),
             "worst_slice": found.worst,
         }
+        if against is not None:
+            told |= {"against": str(against), "differences": report.differences_json(found)}
         _write(as_json, chosen, done, {**told, "pictures": [str(path) for path in pictures]})
 
 

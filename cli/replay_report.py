@@ -21,7 +21,17 @@ from fedfleet.models import task as tasks
 from fedfleet.models.bootstrap import Difference, Estimate
 from fedfleet.models.task import Case, Task
 
-__all__ = ["FRAMES", "PAGE", "SUMMARY", "About", "Findings", "find", "write_page", "write_summary"]
+__all__ = [
+    "FRAMES",
+    "PAGE",
+    "SUMMARY",
+    "About",
+    "Findings",
+    "differences_json",
+    "find",
+    "write_page",
+    "write_summary",
+]
 
 FRAMES: Final = "frames.parquet"
 SUMMARY: Final = "summary.json"
@@ -85,22 +95,27 @@ def write_summary(
     }
     if about.against is not None:
         content |= {"against": about.against, "against_sha256": about.against_sha256}
-        content["differences"] = {
-            name: {
-                "samples": one.samples,
-                "drives": one.drives,
-                "model": one.value,
-                "against": one.other,
-                "difference": one.difference,
-                "low": one.low,
-                "high": one.high,
-                "p": one.p,
-                "p_corrected": one.p_corrected,
-                "against_is": one.verdict,
-            }
-            for name, one in found.differences.items()
-        }
+        content["differences"] = differences_json(found)
     write_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def differences_json(found: Findings) -> dict[str, Any]:
+    """Return how the other model differs, by slice, for programs."""
+    return {
+        name: {
+            "samples": one.samples,
+            "drives": one.drives,
+            "model": one.value,
+            "against": one.other,
+            "difference": one.difference,
+            "low": one.low,
+            "high": one.high,
+            "p": one.p,
+            "p_corrected": one.p_corrected,
+            "against_is": one.verdict,
+        }
+        for name, one in found.differences.items()
+    }
 
 
 def write_page(

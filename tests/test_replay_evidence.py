@@ -17,6 +17,8 @@ from fedfleet.fleet_server.export import Exported, export
 from fedfleet.models.layout import patch
 from fedfleet.models.motion_forecast import TASK
 
+BOTH = ("--model", "good.onnx", "--against", "bad.onnx", "--out", "one", "--json", "figures.json")
+
 
 def model(exported: Exported, *, away: float) -> bytes:
     """The first weights, moved: the farther, the worse it forecasts."""
@@ -48,10 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: object) -> object
 def done(place: Path) -> Path:
     """One run that compares both models."""
     with pytest.MonkeyPatch.context() as patched:
-        assert run(patched, place, "--model", "good.onnx", "--against", "bad.onnx", "--out", "one") in {
-            0,
-            None,
-        }
+        assert run(patched, place, *BOTH) in {0, None}
     return place / "one"
 
 
@@ -106,6 +105,7 @@ def test_a_model_that_is_worse_is_said_to_be_and_by_how_much(done: Path) -> None
     assert 0 < whole["low"] < whole["difference"] < whole["high"]
     assert whole["p"] <= whole["p_corrected"] < 0.05
     assert found.keys() == read(done / "summary.json")["slices"].keys()
+    assert read(done.parent / "figures.json")["differences"] == found
 
 
 def test_the_page_stands_alone_and_says_what_it_was_made_from(done: Path) -> None:
@@ -139,14 +139,13 @@ def test_the_same_again_gives_the_same_bytes_however_many_drives_at_once(
     (tmp_path / "pack").symlink_to(place / "pack")
     for name in ("good", "bad"):
         (tmp_path / f"{name}.onnx").symlink_to(place / f"{name}.onnx")
-    words = ("--model", "good.onnx", "--against", "bad.onnx", "--out", "one")
     # when
-    run(monkeypatch, tmp_path, *words)
+    run(monkeypatch, tmp_path, *BOTH)
     # then
     for name in ("frames.parquet", "summary.json", "report.html"):
         assert (tmp_path / "one" / name).read_bytes() == (done / name).read_bytes(), name
     # when three drives are replayed at once
-    run(monkeypatch, tmp_path, *words, "--jobs", "3")
+    run(monkeypatch, tmp_path, *BOTH, "--jobs", "3")
     # then
     for name in ("frames.parquet", "summary.json"):
         assert (tmp_path / "one" / name).read_bytes() == (done / name).read_bytes(), name
