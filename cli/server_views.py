@@ -110,7 +110,7 @@ def _vehicle(name: str, one: Mapping[str, Any], now_s: float) -> list[str]:
         one["region"],
         "denied" if one["denied"] else one["state"].lower(),
         ago(one["status_at_s"], now_s),
-        str(one["active_version"]),
+        " ".join([str(one["active_version"]), *_form(metrics)]),
         "yes" if one["eligible"] else one["reason"] or "no",
         str(one["updates"]),
         str(one["folded"]),
@@ -119,6 +119,11 @@ def _vehicle(name: str, one: Mapping[str, Any], now_s: float) -> list[str]:
         str(metrics.get("frames", "–")),
         figure(metrics.get("p99_ms")),
     ]
+
+
+def _form(metrics: Mapping[str, Any]) -> list[str]:
+    """Return in which form the version drives: int8, or with a head of the vehicle's own."""
+    return [*filter(None, [metrics.get("variant", "")]), *(["own head"] if metrics.get("personal") else [])]
 
 
 def models(context: typer.Context, region: Regions = None, last: Last = 20, as_json: Json = False) -> None:
