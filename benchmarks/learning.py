@@ -62,18 +62,18 @@ class Bench:
         ]  # a kill may cut the last
         self.rows = {row["key"]: row for row in map(json.loads, whole)}
         self.used: set[str] = set()
+        self._digests: dict[tuple[int, int], str] = {}
         if text and not text.endswith("\n"):
             self.file.write_text("".join(whole), encoding="utf-8")
 
     def row(self, what: Method | float, seed: int) -> Row:
         """A run's result, from the file when it is there."""
-        key = key_of(described(what, seed))
         self.fill([(what, seed)])
-        return self.rows[key]
+        return self.rows[self._key(what, seed)]
 
     def fill(self, runs: Iterable[Run], title: str = "run") -> None:
         """Make those runs that are not in the file, so many at a time as there are jobs."""
-        listed = {key_of(described(*run)): run for run in runs}
+        listed = {self._key(*run): run for run in runs}
         self.used |= set(listed)
         missing = [run for key, run in listed.items() if key not in self.rows]
         if not missing:
@@ -92,6 +92,13 @@ class Bench:
         if any(key not in self.rows for key in listed):
             raise OutOfTimeError
 
+    def _key(self, what: Method | float, seed: int) -> str:
+        vehicles = vehicles_of(what)
+        if (vehicles, seed) not in self._digests:
+            found = learning_data.split(self.scenarios, vehicles=vehicles, seed=seed)
+            self._digests[vehicles, seed] = found.sha256
+        return key_of(described(what, seed, data=self._digests[vehicles, seed]))
+
     def _keep(self, finished: Iterable[Future[dict[str, Any]]], tell: Callable[[str], None]) -> None:
         for future in finished:
             row = future.result()
@@ -103,12 +110,17 @@ class Bench:
             tell(f"{row.get('name', 'centralised')} seed {row['seed']}: {row['seconds']:.0f} s")
 
 
-def described(what: Method | float, seed: int) -> dict[str, Any]:
-    """What makes a run: runs of equal description have equal results."""
+def vehicles_of(what: Method | float) -> int:
+    """The vehicles of a run's split."""
+    return RARE_VEHICLES if isinstance(what, Method) and what.share < 1 else VEHICLES
+
+
+def described(what: Method | float, seed: int, *, data: str) -> dict[str, Any]:
+    """What makes a run, its samples by their SHA-256: runs of equal description have equal results."""
+    split = {"seed": seed, "vehicles": vehicles_of(what), "data": data}
     if isinstance(what, Method):
-        vehicles = VEHICLES if what.share == 1 else RARE_VEHICLES
-        return {"kind": "run", "vehicles": vehicles, "seed": seed, **asdict(what)}
-    return {"kind": "centralised", "rate": what, "passes": PASSES, "seed": seed}
+        return {"kind": "run", **split, **asdict(what)}
+    return {"kind": "centralised", **split, "rate": what, "passes": PASSES}
 
 
 def key_of(description: Mapping[str, Any]) -> str:
@@ -118,9 +130,9 @@ def key_of(description: Mapping[str, Any]) -> str:
 
 def made(scenarios: Path, what: Method | float, seed: int) -> dict[str, Any]:
     """Make a run, in whatever process."""
-    description, start = described(what, seed), time.perf_counter()
-    vehicles = description.get("vehicles", VEHICLES)
-    data = learning_data.split(scenarios, vehicles=vehicles, seed=seed)
+    start = time.perf_counter()
+    data = learning_data.split(scenarios, vehicles=vehicles_of(what), seed=seed)
+    description = described(what, seed, data=data.sha256)
     if isinstance(what, Method):
         result = train(data, what, seed=seed, every=5 if what.rounds > 120 or what.share < 1 else 1)
     else:

@@ -14,6 +14,9 @@ Curve = list[list[float]]
 SHARE = 97.0
 """Percent of centralised training's improvement over constant velocity, on validation drives."""
 
+WINDOW = 5
+"""Points of a curve over which the share must be reached."""
+
 
 def references(rows: Sequence[Row]) -> dict[int, tuple[float, float]]:
     """By split, the validation ADE of constant velocity and of centralised training."""
@@ -44,18 +47,31 @@ def steady(curve: Curve) -> float:
     return statistics.mean(point[1] for point in late)
 
 
-def reached(curve: Curve) -> dict[str, Any]:
-    """Where the mean share first is `SHARE`; a curve that never gets there tells its end, as a lower bound."""
-    for number, share, up, down in curve:
-        if share >= SHARE:
+def reached(curve: Curve, window: int = WINDOW) -> dict[str, Any]:
+    """Where the mean share over the last `window` points first is `SHARE`: single rounds are noisy, up to 4 points.
+
+    A curve that never gets there tells its end, as a lower bound.
+    """
+    for at in range(window, len(curve) + 1):
+        if statistics.mean(point[1] for point in curve[at - window : at]) >= SHARE:
+            number, _, up, down = curve[at - 1]
             return {"round": number, "up": up, "down": down, "is_bound": False}
     number, _, up, down = curve[-1]
     return {"round": number, "up": up, "down": down, "is_bound": True}
 
 
 def figures(curves: Mapping[str, Curve], runs: Mapping[str, Sequence[Row]]) -> dict[str, Any]:
-    """The published keys; None for a ratio whose own side never reached the target."""
-    at = {name: reached(curve) for name, curve in curves.items()}
+    """The published keys, and the ratios at the first touch of the target by a single round beside them."""
+    return {
+        **ratios({name: reached(curve) for name, curve in curves.items()}),
+        "ade_gap_pct": gap(runs["ours"], runs["fedavg"]),
+        "ade_gap_chosen_pct": gap(runs["ours"], runs["fedavg"], key="test_chosen"),
+        "first_touch": ratios({name: reached(curve, window=1) for name, curve in curves.items()}),
+    }
+
+
+def ratios(at: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Bytes of the others to where they reach the target, in ours; None when ours never do."""
     ours, both = at["ours"], at["ours"]["up"] + at["ours"]["down"]
     dense = at["fedavg"]
 
@@ -68,8 +84,6 @@ def figures(curves: Mapping[str, Curve], runs: Mapping[str, Sequence[Row]]) -> d
         "x_fedavg_97": ratio(dense["up"], ours["up"]),
         "x_fedavg_97_is_lower_bound": dense["is_bound"],
         "x_both_97": ratio(dense["up"] + dense["down"], both),
-        "ade_gap_pct": gap(runs["ours"], runs["fedavg"]),
-        "ade_gap_chosen_pct": gap(runs["ours"], runs["fedavg"], key="test_chosen"),
         "reached": at,
     }
 
