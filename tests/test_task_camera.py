@@ -233,7 +233,7 @@ def test_compare_then_replay_with_pictures(recordings: Path, tmp_path: Path) -> 
     told = json.loads(figures.read_text(encoding="utf-8"))
     assert told["overall"]["frames"] == sum(230 for _ in CARS)  # less two gaps of 20
     assert told["overall"]["mae"] > 0
-    names = sorted(path.name for path in pictures.iterdir())
+    names = sorted(path.name for path in pictures.glob("*.png"))
     assert names[-1] == "worst.png"
     assert len(names) == 4
     assert all((pictures / name).read_bytes().startswith(b"\x89PNG") for name in names)
