@@ -14,6 +14,7 @@ from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.selection import draw
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
+from fedfleet.vehicle_agent import telling
 from fedfleet.vehicle_agent.agent import step
 from fedfleet.vehicle_agent.downlink import Downlink
 from fedfleet.vehicle_agent.eligibility import Conditions
@@ -297,54 +298,21 @@ class Vehicle:
 
     # --- what it tells ---
 
-    def _told(self, state: str, at_s: float) -> msg.Status:
-        said = self.state.said
-        online = state == "ONLINE" and said is not None
-        return msg.Status.model_validate(
-            {
-                "vehicle": self.name,
-                "state": state,
-                "session": self.state.session,
-                "at_s": at_s,
-                "lease": said.lease if online and said else None,
-                "eligible": said.eligible if online and said else False,
-                "reason": said.reason if online and said else "",
-                "active_version": self.state.active.version if self.state.active else 0,
-                "epoch": self.parts.journal.epoch,
-            }
-        )
+    def _told(self, kind: str, at_s: float) -> msg.Status:
+        return telling.status(self.state, kind, at_s, epoch=self.parts.journal.epoch)
 
     def _figures(self, now_s: float) -> msg.Metrics:
-        figures = self.parts.replay.figures()
-        return msg.Metrics(
-            vehicle=self.name,
-            task=self.state.settings.task,
-            at_s=now_s,
-            session=self.state.session,
-            active_version=self.state.active.version if self.state.active else 0,
-            frames=figures.frames,
-            missed=figures.missed,
-            missed_in_swap=figures.missed_in_swap,
-            swaps=figures.swaps,
-            p50_ms=figures.p50_ms,
-            p99_ms=figures.p99_ms,
-            late=figures.late,
-            guard_pauses=figures.pauses,
-            guard_paused_s=figures.paused_s,
-            shadow_answers=self.parts.downlink.shadow_answers,
-            shadow_disagreed=self.parts.downlink.shadow_disagreed,
-            variant=self.state.active.variant if self.state.active else "",
-            personal=self.parts.replay.is_overlaid,
-            bytes_up=self._uplink.bytes_up,
-            bytes_down=self.bytes_down,
-            trainings=self.parts.tuning.trainings,
-            link_class=self.parts.tuning.link_class,
-            update_bytes=self.parts.tuning.update_bytes,
-            update_codec=self.parts.tuning.update_codec,
-            update_steps=self.parts.tuning.update_steps,
-            rss_bytes=self._rss_bytes(),
-            scores={} if self.parts.replay.is_overlaid else figures.scores,
-            refusals=dict(self.refusals),
+        parts = self.parts
+        counted = telling.Counted(
+            self._uplink.bytes_up, self.bytes_down, self._rss_bytes(), dict(self.refusals)
+        )
+        return telling.metrics(
+            self.state,
+            now_s,
+            replay=parts.replay,
+            downlink=parts.downlink,
+            tuning=parts.tuning,
+            counted=counted,
         )
 
     def _count(self, reason: str) -> None:
