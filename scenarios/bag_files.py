@@ -67,8 +67,8 @@ def _mcap(path: Path, where: str, wanted: Callable[[Topic], bool]) -> Iterator[P
             reading = stream_reader.StreamReader(file, emit_chunks=True, record_size_limit=MAX_RECORD_BYTES)
             for record in reading.records:
                 yield from contents.messages(record)
-    except (McapError, ValueError, struct.error, EOFError, OSError, MemoryError) as error:
-        text = f"{where}: expected a whole MCAP file: {type(error).__name__} {error}"[:300]
+    except (McapError, ValueError, ArithmeticError, struct.error, EOFError, OSError, MemoryError) as error:
+        text = f"{where}: expected a whole MCAP file: {type(error).__name__} {_line(error)}"
         raise ScenarioError("damaged-bag", text) from error
 
 
@@ -151,8 +151,14 @@ def _sqlite(path: Path, where: str, wanted: Callable[[Topic], bool]) -> Iterator
                         text = f"{where}: a message of {size} bytes in {topic.name:.60}, limit {MAX_RECORD_BYTES}"
                         raise ScenarioError("member-too-large", text)
                     yield Packed(topic, timestamp * 1e-9, data)
-    except sqlite3.Error as error:
-        raise ScenarioError("damaged-bag", f"{where}: expected a ROS 2 bag in SQLite: {error}") from error
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise ScenarioError(
+            "damaged-bag", f"{where}: expected a ROS 2 bag in SQLite: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _topics(store: sqlite3.Connection) -> list[tuple[int, Topic]]:

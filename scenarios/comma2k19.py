@@ -97,7 +97,8 @@ def _read(name: str, segments: _Segments, problems: Counter[str]) -> Iterator[Sc
             text = f"{positions.where}: expected {len(stamps)} positions as in frame_times, got {len(xyz)}"
             raise ScenarioError("missing-frames", text)
         _, frame = clock(stamps, times.where, rate_hz=RATE_HZ)
-        distance = np.linalg.norm(xyz, axis=1)
+        with np.errstate(over="ignore"):
+            distance = np.linalg.norm(xyz, axis=1)
         off = ~((distance > _EARTH_M[0]) & (distance < _EARTH_M[1]))
         if off.any():
             at = int(off.argmax())

@@ -163,12 +163,11 @@ def _numbers(rows: list[tuple[int, list[bytes]]], columns: slice, where: str) ->
             values[at] = [float(each) for each in row[columns]]
         except ValueError as error:
             raise ScenarioError("nan-value", f"{where} line {line}: {error}") from error
-    bad = ~np.isfinite(values).all(axis=1)
-    if bad.any():
-        at = int(bad.argmax())
-        raise ScenarioError(
-            "nan-value", f"{where} line {rows[at][0]}: expected finite numbers, got {values[at]}"
-        )
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        at, column = (int(one) for one in bad[0])
+        text = f"{where} line {rows[at][0]}: expected finite numbers, got {values[at, column]}"
+        raise ScenarioError("nan-value", text)
     return values
 
 

@@ -36,7 +36,8 @@ def load(data: bytes, where: str) -> Any:  # noqa: ANN401 - what the pickle hold
     try:
         return machine.run()
     except (IndexError, ValueError, TypeError, KeyError, OverflowError, struct.error) as error:
-        text = f"{where} byte {machine.at}: expected a whole pickle: {type(error).__name__}: {error}"[:300]
+        told = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        text = f"{where} byte {machine.at}: expected a whole pickle: {told}"
         raise ScenarioError("malformed-pickle", text) from error
 
 
@@ -128,7 +129,8 @@ class _Machine:
             raise TypeError("a name that is no text")
         found = NAMES.get(f"{module}.{name}")
         if found is None:
-            text = f"{self.where} byte {self.at}: it names {module:.60}.{name:.60}: not read"
+            shown = "".join(one if one.isprintable() else "?" for one in f"{module}.{name}")
+            text = f"{self.where} byte {self.at}: it names {shown:.120}: not read"
             raise ScenarioError("unsafe-pickle", text)
         self.push(found)
 

@@ -322,6 +322,17 @@ def test_a_truncated_bag_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_bag_whose_texts_are_none_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "monday", VISION, tracks(5))
+    (file,) = path.glob("*.db3")
+    with sqlite3.connect(file) as store:
+        store.execute("UPDATE message_definitions SET encoded_message_definition = CAST(x'0A41FF0A' AS TEXT)")
+    store.close()
+    with pytest.raises(ScenarioError, match=r"damaged-bag: .*Could not decode to UTF-8") as refused:
+        read(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_message_of_another_version_is_refused(tmp_path: Path) -> None:
     # Given messages that are longer than their definition
     path = write_bag(tmp_path / "monday", VISION, tracks(5))

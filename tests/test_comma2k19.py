@@ -179,6 +179,11 @@ def test_found_at_any_depth_and_in_a_zip(tmp_path: Path, inside: str) -> None:
             "malformed-npy",
             "expected 2000 bytes of numbers, got 1991",
         ),
+        (
+            {"frame_times": npy(np.ones(250)).replace(b", }  ", b", }]  ")},
+            "malformed-npy",
+            "expected a numpy file: a header",
+        ),
         ({"frame_times": b"speed"}, "malformed-npy", "expected a numpy file"),
         ({"frame_times": b""}, "malformed-npy", "expected a numpy file"),
         (

@@ -99,6 +99,11 @@ def test_the_refusal_tells_the_name() -> None:
         load(pickle.dumps(Calls(os.system, "true"), 4), "evil.pkl")
 
 
+def test_a_name_of_several_lines_is_told_in_one() -> None:
+    with pytest.raises(ScenarioError, match=r"unsafe-pickle: a.pkl byte 11: it names a\?b.c: not read"):
+        load(b"\x80\x04\x8c\x03a\nb\x8c\x01c\x93.", "a.pkl")
+
+
 def huge(shape: tuple[int, ...]) -> bytes:
     """An array of one byte that says it has that shape."""
     whole = pickle.dumps(np.zeros(1, np.int8), 4)
