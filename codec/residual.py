@@ -22,17 +22,21 @@ class Feedback:
 
     `keep` is the share of the residual that enters the update, from 0 (no error feedback) to 1; at more than
     `drop_after` rounds nothing of it does (0: it never grows too old). With `catch_up` F a vehicle sends as much as it
-    would have sent in the rounds it missed: its density is multiplied by its age, at most by F.
-    Raises UsageError for a number out of range.
+    would have sent in the rounds it missed: its density is multiplied by its age, at most by F. One that missed rounds
+    trains from where the share `step_ahead` of its residual would have brought the model (Xu et al. 2021, "Step-ahead
+    error feedback"), for what it holds back was learned from an older one. Raises UsageError for a number out of range.
     """
 
     keep: float = 1.0
     drop_after: int = 0
     catch_up: int = 1
+    step_ahead: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.keep) and 0.0 <= self.keep <= 1.0):
             raise UsageError(f"feedback keep: expected a share from 0 to 1, got {self.keep}")
+        if not (math.isfinite(self.step_ahead) and 0.0 <= self.step_ahead <= 1.0):
+            raise UsageError(f"feedback step_ahead: expected a share from 0 to 1, got {self.step_ahead}")
         if self.drop_after < 0:
             raise UsageError(f"feedback drop_after: expected 0 or more rounds, got {self.drop_after}")
         if self.catch_up < 1:
@@ -47,6 +51,18 @@ class Feedback:
         if self.keep == 0.0 or (self.drop_after and age > self.drop_after):
             return np.zeros_like(residual)
         return residual if self.keep == 1.0 else residual * np.float32(self.keep)
+
+    def start(
+        self, base: npt.NDArray[np.float32], residual: npt.NDArray[np.float32], *, age: int
+    ) -> npt.NDArray[np.float32]:
+        """Return where a vehicle trains from, float32[M], that comes with this residual to this base float32[M].
+
+        The base itself, or a new array for who missed rounds. Raises UsageError for an age below 0.
+        """
+        _check_age(age)
+        if age <= 1 or self.step_ahead == 0.0:
+            return base
+        return base + np.float32(self.step_ahead) * self.entering(residual, age=age)
 
     def settings(self, wished: Settings, *, age: int) -> Settings:
         """Return the settings of an update `age` rounds after the last, by index "rice" of more density if need be.

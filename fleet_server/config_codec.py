@@ -57,6 +57,12 @@ class CodecConfig(Config):
         description="with index rice, a vehicle's density is multiplied by the rounds since its last update, at most "
         "by this",
     )
+    step_ahead: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="a vehicle that missed rounds trains from the model and this share of its residual",
+    )
     stateless_after: int = Field(
         default=0,
         ge=0,
@@ -98,6 +104,7 @@ class CodecConfig(Config):
             layer_floor=self.layer_floor,
             seeded=self.seeded,
             catch_up=self.catch_up,
+            step_ahead=self.step_ahead,
             stateless_after=self.stateless_after,
             stateless_density=self.stateless_density,
             links={name: LinkPlan(**link.model_dump()) for name, link in self.links.items()},

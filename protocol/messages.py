@@ -105,7 +105,8 @@ class CodecPlan(Message):
 
     ``links`` has what differs by class of link (``LinkClass``; a class that a vehicle does not know is not its own).
     ``seeded`` is the share of ``common`` coordinates that the seed draws (``codec/common.py``). A vehicle's density is
-    multiplied by the rounds since its last update, at most by ``catch_up`` (``codec/residual.py``). From so many rounds
+    multiplied by the rounds since its last update, at most by ``catch_up``; if it missed any, it trains from the base
+    and ``step_ahead`` of its residual (``codec/residual.py``). From so many rounds
     on as ``stateless_after`` says (0: never) it encodes without state instead, dense with ``stateless_density``.
     """
 
@@ -116,6 +117,7 @@ class CodecPlan(Message):
     layer_floor: Share = 0.0
     seeded: Share = 0.1
     catch_up: Annotated[int, Field(ge=1, le=1000)] = 1
+    step_ahead: Share = 0.0
     stateless_after: Number = 0
     stateless_density: Annotated[float, Field(gt=0, le=1)] = 0.1
     links: Annotated[Mapping[Annotated[str, Field(max_length=16)], LinkPlan], Field(max_length=16)] = Field(

@@ -1,7 +1,8 @@
 """A trainer without torch: its delta follows from the seed. What the id of a job asks for, it does.
 
-``argv[1]`` may be ``crash`` (die at each job), ``hang`` (never answer), ``eat`` (take 200 MB and keep it) or ``slow``
-(take some tenths of a second, and give a job up when it is told to).
+``argv[1]`` may be ``crash`` (die at each job), ``hang`` (never answer), ``eat`` (take 200 MB and keep it), ``slow``
+(take some tenths of a second, and give a job up when it is told to) or ``echo`` (learn what it
+began from, and 1, 2, 3 …).
 """
 
 import os
@@ -26,6 +27,11 @@ def delta_of(seed: int, size: int) -> "np.ndarray[tuple[int], np.dtype[np.float3
     return np.random.default_rng(seed).normal(size=size).astype(np.float32)
 
 
+def ramp(size: int) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    """Count from 1."""
+    return np.arange(1, size + 1, dtype=np.float32)
+
+
 def is_cancelled(job: Job) -> bool:
     """Wait for a part of a slow training, or until it is given up."""
     ready, _, _ = select.select([sys.stdin], [], [], PART_S)
@@ -38,7 +44,8 @@ def train(job: Job, manner: str) -> None:
             say(Told(kind="failed", id=job.id, reason="cancelled"))
             return
         say(Told(kind="progress", id=job.id, step=1 + part, steps=PARTS))
-    np.save(job.out, delta_of(job.seed, np.load(job.base).size))
+    base = np.load(job.base)
+    np.save(job.out, base + ramp(base.size) if manner == "echo" else delta_of(job.seed, base.size))
     say(Told(kind="done", id=job.id, steps=2, examples=64))
 
 

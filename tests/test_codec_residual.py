@@ -138,6 +138,22 @@ def test_a_density_that_is_not_the_vehicles_stays(wished: Settings) -> None:
     assert Feedback(catch_up=10).settings(wished, age=5) is wished
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("inf")])
+def test_a_step_ahead_that_is_no_share_is_refused(share: float) -> None:
+    with pytest.raises(UsageError, match=r"^feedback step_ahead: expected a share from 0 to 1, got "):
+        Feedback(step_ahead=share)
+
+
+def test_who_missed_rounds_starts_ahead_of_the_base() -> None:
+    base, residual = np.array([1.0, 2.0], dtype=np.float32), np.array([4.0, -2.0], dtype=np.float32)
+    rule = Feedback(step_ahead=0.5, drop_after=3)
+    # away for two rounds, in every round, and with a residual that is too old
+    assert rule.start(base, residual, age=3).tolist() == [3.0, 1.0]
+    assert rule.start(base, residual, age=1) is base
+    assert rule.start(base, residual, age=4).tolist() == [1.0, 2.0]
+    assert Feedback().start(base, residual, age=9) is base
+
+
 def test_an_age_below_zero_is_refused() -> None:
     with pytest.raises(UsageError, match=r"^feedback: expected an age of 0 or more rounds, got -1$"):
         Feedback().entering(np.ones(1, dtype=np.float32), age=-1)

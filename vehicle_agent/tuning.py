@@ -99,7 +99,10 @@ class Tuning:
         has_control = plan.training.get("correction") == "scaffold"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            np.save(files["base"], vector, allow_pickle=False)
+            start = self._feedback(plan).start(
+                vector, self._journal.residual(vector.size), age=self._age(plan)
+            )
+            np.save(files["base"], start, allow_pickle=False)
             if has_control:
                 np.save(files["control"], self._journal.controls(vector.size), allow_pickle=False)
         except OSError as error:
@@ -194,7 +197,7 @@ class Tuning:
         ``found`` is the delta float32[M], or float32[2, M] with the step of the control variate.
         """
         delta, control = (found[0], found[1]) if found.ndim == 2 else (found, None)
-        feedback, age = Feedback(catch_up=plan.codec.catch_up), self._age(plan)
+        feedback, age = self._feedback(plan), self._age(plan)
         residual, parts = feedback.entering(self._journal.residual(delta.size), age=age), self._parts()
         seed = training_seed(plan.task, plan.round, self._vehicle)
         told = {"steps": action.steps, "examples": action.examples, "seed": seed}
@@ -209,6 +212,10 @@ class Tuning:
         budget = budget_for(plan.codec, self.link_class, self.budget_bytes)
         limit_bytes = None if budget is None else budget - frame_bytes
         return best(encode, wished, size=delta.size, limit_bytes=limit_bytes)
+
+    @staticmethod
+    def _feedback(plan: Plan) -> Feedback:
+        return Feedback(catch_up=plan.codec.catch_up, step_ahead=plan.codec.step_ahead)
 
     def _age(self, plan: Plan) -> int:
         """Return the rounds since the last one that was answered; 1 when none was."""
