@@ -46,7 +46,7 @@ log = structlog.get_logger()
 NO_DEADLINE_S = 1e7
 POLL_S = 5.0
 """Seconds after which a tick looks into the store although this server has written nothing: commands write too."""
-MANY, REST_S, LONGEST_REST_S = 500, 1e-4, 0.5
+MANY, REST_S, LONGEST_REST_S = 500, 2e-4, 0.5
 """From so many vehicles on there is a pause after a look that found nothing to do: for each vehicle, and at most."""
 
 

@@ -194,7 +194,7 @@ def test_of_many_vehicles_the_rounds_are_looked_at_less_often(tmp_path: Path) ->
         world.turn()
     world.turn()
     assert [receipt.outcome for vehicle in slow for receipt in vehicle.receipts] == ["stored", "stored"]
-    # then both are stored at once, and the round closes at the next look, a tenth of a second later
+    # then both are stored at once, and the round closes at the next look, a fifth of a second later
     assert world.snapshot()["version"] == 0
     for _ in range(4):
         world.turn(after_s=0.11)
