@@ -83,7 +83,7 @@ class Yard:
             "resend_cap_s": 1.0,
             "blob_timeout_s": 1.0,
             "checkpoint_s": 0.1,
-            "training_limit_s": 60.0,
+            "training_limit_s": 600.0,
             "guard": {"enabled": False},
             "nice": 0,
             "shadow": {"frames": 4, "tolerance": 1000.0, "most_of_frame": 50.0},
