@@ -6,7 +6,7 @@ One vehicle as `fedfleet agent` starts it, with the default settings, after two 
 (steady state): `idle_*` is a parked car (no inference) that holds the model and its connection, `driving_*` the same
 car with inference at the rate of its recording. `*_rss_mb` is the largest resident memory (10^6 bytes) while measured,
 `*_cpu_pct` of one core, `*_kb_s` all bytes of its TCP connection both ways, as the kernel counts them (1 kB = 1000
-bytes), without TCP and IP headers; `training_rss_mb` is the agent beside its trainer in the rounds.
+bytes), without TCP and IP headers.
 """
 
 import argparse
@@ -30,7 +30,7 @@ CODE = "one-time code of the footprint"
 
 
 def configuration(told: argparse.Namespace, port: int, region: str, *, inference: bool) -> str:
-    """Return the TOML: all defaults but the broker, two rounds of one vehicle, and whether it drives."""
+    """Return the TOML: all defaults but the broker, two short rounds of one vehicle, and whether it drives."""
     return f"""
 task = "{told.task}"
 work_dir = "work"
@@ -41,6 +41,8 @@ embedded = "none"
 total = 2
 quorum = 1
 start_wait_s = 5
+deadline_s = 40
+lease_s = 40
 [[server.enrolment]]
 vehicle = "v01"
 region = "{region}"
@@ -105,17 +107,15 @@ def rows(folder: Path, what: str) -> list[dict[str, Any]]:
     return found
 
 
-def after_rounds(folder: Path, pid: int) -> float:
-    """Wait until both rounds are over and the trainer is gone; return the agent's largest memory until then."""
-    end_s, most, is_over = time.monotonic() + LIMIT_S, 0.0, False
+def after_rounds(folder: Path, pid: int) -> None:
+    """Wait until both rounds are over and the trainer is gone."""
+    end_s, is_over = time.monotonic() + LIMIT_S, False
     while not is_over:
         if time.monotonic() > end_s:
             sys.exit("the rounds do not end: " + (folder / "server.log").read_text(errors="replace")[-2000:])
         time.sleep(5.0)
-        most = max(most, memory(pid))
         done = [row for row in rows(folder, "rounds") if row["state"] in {"published", "abandoned"}]
         is_over = any(row["round"] == 2 for row in done) and not trainers(pid)
-    return most
 
 
 def steady(pid: int, port: int, seconds: float) -> dict[str, float]:
@@ -145,7 +145,7 @@ def measure(told: argparse.Namespace, folder: Path) -> dict[str, Any]:
             while not rows(folder, "models"):
                 time.sleep(2.0)
             with command("agent", ["agent", "v01", *data], folder) as agent:
-                found["training_rss_mb"] = round(after_rounds(folder, agent.pid), 1)
+                after_rounds(folder, agent.pid)
                 seen = steady(agent.pid, broker.port, told.seconds)
                 found |= {f"driving_{name}": value for name, value in seen.items()}
             file.write_text(configuration(told, broker.port, told.region, inference=False), encoding="utf-8")

@@ -22,7 +22,7 @@ from fedfleet.vehicle_agent.watch import Watch
 
 __all__ = ["Connect", "Fleet", "World"]
 
-INBOX_ITEMS = 4096
+INBOX_ITEMS = 1024
 DRAIN = 256
 MOST_TICKS_S = 0.02
 """So long a turn is at timers; what is left of the vehicles comes in the next."""
