@@ -160,12 +160,12 @@ def test_no_port_means_no_endpoint(build: Callable[..., Site]) -> None:
 def test_a_port_that_is_taken_is_one_line_and_code_2(build: Callable[..., Site]) -> None:
     site = build()
     site.server.send_signal(signal.SIGTERM)
-    site.server.wait(30)
+    site.server.wait(120)
     site.config = site.config.model_copy(update={"metrics": MetricsConfig(port=site.broker.port)})
     told = json.loads(site.file.read_text()) | {"metrics": {"port": site.broker.port}}
     site.file.write_text(json.dumps(told))
     process = site.start_server()
-    assert process.wait(30) == 2
+    assert process.wait(120) == 2
     last = site.processes.log(process).strip().splitlines()[-1]
     assert (
         last
