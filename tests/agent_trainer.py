@@ -5,14 +5,17 @@
 began from, and 1, 2, 3 …).
 """
 
+import ctypes
 import os
 import select
+import signal
 import sys
 
 import numpy as np
 
 from fedfleet.vehicle_agent.jobs import Job, Order, Told
 
+PR_SET_PDEATHSIG = 1
 PARTS = 6
 PART_S = 0.06
 
@@ -50,6 +53,8 @@ def train(job: Job, manner: str) -> None:
 
 
 def main() -> None:
+    # Stopped or not, it ends with its parent.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     manner = sys.argv[1] if len(sys.argv) > 1 else "work"
     eaten = []
     while line := sys.stdin.readline():
