@@ -181,8 +181,9 @@ def _run(
 
 
 def _everyone_is_current(now: Mapping[str, Any]) -> bool:
+    """Tell whether what was released last drives everywhere; the newest version may not have been good enough."""
     active = [v["active_version"] for v in now["vehicles"].values() if v["state"] == "ONLINE"]
-    return bool(active) and all(version == now["version"] for version in active)
+    return bool(active) and all(version == now["released"] for version in active)
 
 
 def _snapshot(fleet: DemoFleet) -> Mapping[str, Any] | None:

@@ -1,5 +1,6 @@
 """Entry point of the ``fedfleet`` command: puts the groups together and turns errors into one line."""
 
+import signal
 import sys
 
 import typer
@@ -32,7 +33,11 @@ app.add_typer(scenarios.app, name="scenarios")
 
 
 def main() -> None:
-    """Run the command; a mistake of the user or a peer is one line on stderr and exit code 2."""
+    """Run the command; a mistake of the user or a peer is one line on stderr and exit code 2.
+
+    SIGTERM ends it as Ctrl-C does, so that it stops what it has started; exit code 143.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         app()
     except (UsageError, PeerError) as error:

@@ -52,14 +52,20 @@ def test_the_demo_claims_only_what_is_true(tmp_path: Path, mosquitto_binary: Pat
 
 
 @pytest.mark.timeout(200)
-def test_ctrl_c_stops_everything(
-    tmp_path: Path, processes: Processes, wait_until: Callable[..., None], mosquitto_binary: Path
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_everything(
+    tmp_path: Path,
+    processes: Processes,
+    wait_until: Callable[..., None],
+    mosquitto_binary: Path,
+    sent: signal.Signals,
+    status: int,
 ) -> None:
     del mosquitto_binary
     out = tmp_path / "demo"
     popen = processes.start(command(out))
     wait_until(lambda: "starting" in processes.log(popen), "vehicles to start", timeout_s=90)
     assert len(running_for(out / "work")) >= 4
-    popen.send_signal(signal.SIGINT)
-    assert popen.wait(60) == 130
+    popen.send_signal(sent)
+    assert popen.wait(60) == status
     assert running_for(out / "work") == []
