@@ -1,7 +1,8 @@
 """The messages in MCAP files and in the SQLite files of ROS 2 bags, one by one: no file is ever held whole.
 
 May live here: the containers and their limits. MCAP by its specification (mcap.dev/spec) with the package `mcap`,
-SQLite by the tables of rosbag2_storage_sqlite3. What a message says is the business of `object_lists`.
+SQLite by the tables of rosbag2_storage_sqlite3. What a message says is the business of `object_lists` and
+`camera_messages`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import sqlite3
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 from urllib.parse import quote
 
 from fedfleet.protocol.errors import UsageError
@@ -20,10 +21,14 @@ from fedfleet.scenarios.members import MAX_RATIO
 from fedfleet.scenarios.records import ScenarioError
 from fedfleet.scenarios.ros_definitions import DEFINITIONS
 
-__all__ = ["Packed", "Topic", "packed"]
+__all__ = ["Packed", "Place", "Topic", "opened", "packed"]
 
 MAX_RECORD_BYTES: Final = 64 * 2**20
 MAX_CHUNK_BYTES: Final = 128 * 2**20
+_MAGIC_BYTES: Final = 8
+
+Place = tuple[int, int]
+"""Where a message is in its file: of MCAP the byte of the record and the message's number in it; of SQLite the row."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,12 @@ class Topic:
 
 @dataclass(frozen=True)
 class Packed:
-    """One message as it is in the file, and when it was written."""
+    """One message as it is in the file, when it was written, and where it is."""
 
     topic: Topic
     written_s: float
     data: bytes
+    place: Place
 
 
 def packed(path: Path, where: str, wanted: Callable[[Topic], bool]) -> Iterator[Packed]:
@@ -55,18 +61,71 @@ def packed(path: Path, where: str, wanted: Callable[[Topic], bool]) -> Iterator[
     yield from messages(path, where, wanted)
 
 
+@contextmanager
+def opened(path: Path, where: str) -> Iterator[Callable[[Place], bytes]]:
+    """Gives messages by their places as long as the block runs; ScenarioError for one that is no longer there."""
+    if path.suffix == ".db3":
+        with _store(path, where) as store:
+            yield lambda place: _row(store, place, where)
+        return
+    held: dict[int, list[bytes]] = {}
+    with _whole(where):
+        reading = path.open("rb")
+    with reading as file:
+
+        def take(place: Place) -> bytes:
+            at, number = place
+            if at not in held:
+                held.clear()  # of one chunk at a time
+                held[at] = _record_at(file, at, where)
+            if number >= len(held[at]):
+                raise ScenarioError(
+                    "damaged-bag", f"{where}: no message {number} at byte {at}: it has changed"
+                )
+            return held[at][number]
+
+        yield take
+
+
 def _mcap(path: Path, where: str, wanted: Callable[[Topic], bool]) -> Iterator[Packed]:
+    records, stream_reader = _package()
+    contents = _Contents(where, wanted, records, stream_reader.breakup_chunk)
+    with _whole(where), path.open("rb") as file:
+        reading = stream_reader.StreamReader(file, emit_chunks=True, record_size_limit=MAX_RECORD_BYTES)
+        at = _MAGIC_BYTES
+        for record in reading.records:
+            contents.at, contents.number = at, 0
+            yield from contents.messages(record)
+            at = file.tell()
+
+
+def _record_at(file: BinaryIO, at: int, where: str) -> list[bytes]:
+    """All messages of the record that starts at a byte: those of a chunk, or the one that it is."""
+    records, stream_reader = _package()
+    with _whole(where):
+        file.seek(at)
+        options = {"skip_magic": True, "emit_chunks": True, "record_size_limit": MAX_RECORD_BYTES}
+        record = next(stream_reader.StreamReader(file, **options).records)
+        inside = [record]
+        if isinstance(record, records.Chunk):
+            inside = stream_reader.breakup_chunk(_unpacked(record, where), validate_crc=True)
+        return [each.data for each in inside if isinstance(each, records.Message)]
+
+
+def _package() -> tuple[Any, Any]:
     try:
         from mcap import records, stream_reader
-        from mcap.exceptions import McapError
     except ImportError as error:
         raise UsageError("MCAP files need mcap: install fedfleet[formats]") from error
-    contents = _Contents(where, wanted, records, stream_reader.breakup_chunk)
+    return records, stream_reader
+
+
+@contextmanager
+def _whole(where: str) -> Iterator[None]:
+    from mcap.exceptions import McapError
+
     try:
-        with path.open("rb") as file:
-            reading = stream_reader.StreamReader(file, emit_chunks=True, record_size_limit=MAX_RECORD_BYTES)
-            for record in reading.records:
-                yield from contents.messages(record)
+        yield
     except (McapError, ValueError, ArithmeticError, struct.error, EOFError, OSError, MemoryError) as error:
         text = f"{where}: expected a whole MCAP file: {type(error).__name__} {_line(error)}"
         raise ScenarioError("damaged-bag", text) from error
@@ -82,6 +141,8 @@ class _Contents:
     open_chunk: Callable[..., list[Any]]
     schemas: dict[int, Any] = field(default_factory=dict)
     topics: dict[int, Topic | None] = field(default_factory=dict)
+    at: int = 0
+    number: int = 0
 
     def messages(self, record: Any) -> Iterator[Packed]:  # noqa: ANN401 - of mcap
         """The wanted messages in a record."""
@@ -95,8 +156,10 @@ class _Contents:
             self.topics[record.id] = topic if self.wanted(topic) else None
         elif isinstance(record, self.kinds.Message):
             known = self.topics.get(record.channel_id)
+            place = self.at, self.number
+            self.number += 1
             if known is not None:
-                yield Packed(known, record.log_time * 1e-9, record.data)
+                yield Packed(known, record.log_time * 1e-9, record.data, place)
 
     def topic(self, channel: Any) -> Topic:  # noqa: ANN401 - of mcap
         schema = self.schemas.get(channel.schema_id)
@@ -136,25 +199,42 @@ def _unpacked(chunk: Any, where: str) -> Any:  # noqa: ANN401 - of mcap
 
 
 def _sqlite(path: Path, where: str, wanted: Callable[[Topic], bool]) -> Iterator[Packed]:
+    with _store(path, where) as store:
+        topics = {number: topic for number, topic in _topics(store) if wanted(topic)}
+        for number, topic in topics.items():
+            rows = store.execute(
+                "SELECT timestamp, length(data), CASE WHEN length(data) <= ? THEN data END, id FROM messages "
+                "WHERE topic_id = ? ORDER BY timestamp, id",
+                (MAX_RECORD_BYTES, number),
+            )
+            for timestamp, size, data, row in rows:
+                if not isinstance(data, bytes) or not isinstance(timestamp, int):
+                    text = f"{where}: a message of {size} bytes in {topic.name:.60}, limit {MAX_RECORD_BYTES}"
+                    raise ScenarioError("member-too-large", text)
+                yield Packed(topic, timestamp * 1e-9, data, (row, 0))
+
+
+@contextmanager
+def _store(path: Path, where: str) -> Iterator[sqlite3.Connection]:
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)) as store:
             store.execute("PRAGMA trusted_schema = OFF")
-            topics = {number: topic for number, topic in _topics(store) if wanted(topic)}
-            for number, topic in topics.items():
-                rows = store.execute(
-                    "SELECT timestamp, length(data), CASE WHEN length(data) <= ? THEN data END FROM messages "
-                    "WHERE topic_id = ? ORDER BY timestamp, id",
-                    (MAX_RECORD_BYTES, number),
-                )
-                for timestamp, size, data in rows:
-                    if not isinstance(data, bytes) or not isinstance(timestamp, int):
-                        text = f"{where}: a message of {size} bytes in {topic.name:.60}, limit {MAX_RECORD_BYTES}"
-                        raise ScenarioError("member-too-large", text)
-                    yield Packed(topic, timestamp * 1e-9, data)
+            yield store
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise ScenarioError(
             "damaged-bag", f"{where}: expected a ROS 2 bag in SQLite: {_line(error)}"
         ) from error
+
+
+def _row(store: sqlite3.Connection, place: Place, where: str) -> bytes:
+    query = "SELECT data FROM messages WHERE id = ? AND length(data) <= ?"
+    try:
+        row = store.execute(query, (place[0], MAX_RECORD_BYTES)).fetchone()
+    except sqlite3.Error as error:
+        raise ScenarioError("damaged-bag", f"{where}: row {place[0]}: {_line(error)}") from error
+    if row is None or not isinstance(row[0], bytes):
+        raise ScenarioError("damaged-bag", f"{where}: no message in row {place[0]}: it has changed")
+    return row[0]
 
 
 def _line(error: Exception) -> str:

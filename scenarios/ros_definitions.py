@@ -1,6 +1,7 @@
-"""Definitions of the object lists that bags of ROS 2 Humble and before do not hold: those released with Humble.
+"""Definitions of the messages that bags of ROS 2 Humble and before do not hold: those released with Humble.
 
-After github.com/ros-perception/vision_msgs 4.1 and github.com/astuff/astuff_sensor_msgs 4.0 (derived_object_msgs).
+After github.com/ros-perception/vision_msgs 4.1, github.com/astuff/astuff_sensor_msgs 4.0 (derived_object_msgs),
+github.com/ros2/common_interfaces 4.2 (sensor_msgs, geometry_msgs) and github.com/ros-drivers/ackermann_msgs 2.0.
 """
 
 from __future__ import annotations
@@ -98,7 +99,32 @@ uint8 type
 float64[<=3] dimensions
 geometry_msgs/Polygon polygon"""
 
+_IMAGE: Final = """std_msgs/Header header
+string format
+uint8[] data"""
+_TWIST: Final = """Vector3 linear
+Vector3 angular"""
+_TWIST_STAMPED: Final = """std_msgs/Header header
+Twist twist
+================================================================================
+MSG: geometry_msgs/Twist
+Vector3 linear
+Vector3 angular"""
+_ACKERMANN: Final = """std_msgs/Header header
+ackermann_msgs/AckermannDrive drive
+================================================================================
+MSG: ackermann_msgs/AckermannDrive
+float32 steering_angle
+float32 steering_angle_velocity
+float32 speed
+float32 acceleration
+float32 jerk"""
+
 DEFINITIONS: Final[Mapping[str, str]] = {
     "vision_msgs/Detection3DArray": _DETECTIONS + _GEOMETRY,
     "derived_object_msgs/ObjectArray": _OBJECTS + _GEOMETRY,
+    "sensor_msgs/CompressedImage": _IMAGE + _GEOMETRY,
+    "geometry_msgs/Twist": _TWIST + _GEOMETRY,
+    "geometry_msgs/TwistStamped": _TWIST_STAMPED + _GEOMETRY,
+    "ackermann_msgs/AckermannDriveStamped": _ACKERMANN + _GEOMETRY,
 }
