@@ -1,7 +1,7 @@
 """Task `camera_steering`: from one image of a small car's front camera to the angle at which its driver steered.
 
 Specification, samples and metrics, in numpy. The network (PilotNet, Bojarski et al. 2016) is in
-`nets_camera_steering`; recordings are Donkey tubs, read by `scenarios.donkey`.
+`nets_camera_steering`; recordings are Donkey tubs and camera bags, read by `scenarios.donkey`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads object lists from MCAP files and ROS 2 bags; which messages, see `object_lists`.
+"""Reads object lists from MCAP files and ROS 2 bags; which messages, see `object_lists`. Images: `camera_bags`.
 
 A file is a drive; a folder with `metadata.yaml` is one bag whatever files it is split into. A recording tells no place:
 the region is the folder one level below in which bags lie (`FOLDER/karlsruhe/monday.mcap`), else `local`.
@@ -19,22 +19,28 @@ import numpy as np
 
 from fedfleet.models.task import Drive
 from fedfleet.scenarios.bag_files import Topic, packed
+from fedfleet.scenarios.camera_messages import IMAGE
 from fedfleet.scenarios.drives import Drives
 from fedfleet.scenarios.object_lists import Listed, Reader, reader
 from fedfleet.scenarios.places import place_id
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.windows import Observations, clock, cut, window_frames
 
-__all__ = ["REGION", "UNTRACKED", "detect", "scan"]
+__all__ = ["CAMERA_ONLY", "REGION", "UNTRACKED", "detect", "scan"]
 
 REGION: Final = "local"
 UNTRACKED: Final = "untracked-object"
+CAMERA_ONLY: Final = "camera-only-bag"
 MAX_OBSERVATIONS: Final = 50_000_000
 
 _FIXED: Final = ("map", "odom", "world", "utm", "local", "enu")
 _EGO: Final = ("ego", "ego_vehicle", "hero")
 _METADATA: Final = "metadata.yaml"
 _SUFFIXES: Final = (".mcap", ".db3")
+
+
+class _CameraOnlyError(ScenarioError):
+    """A bag has no object list, but camera images."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,10 @@ def detect(folder: Path) -> tuple[Path, ...]:
 
 
 def scan(folder: Path, sources: Sequence[Path]) -> Drives:
-    """Every bag, read for its length; ScenarioError for one without an object list that is read here."""
+    """Every bag, read for its length; ScenarioError for one without an object list that is read here.
+
+    A bag that has camera images instead is counted and left out where there are others; see `camera_bags`.
+    """
     bags: dict[tuple[str, str], list[tuple[Path, str]]] = defaultdict(list)
     for path in sources:
         home = path.parent if (path.parent / _METADATA).is_file() else path
@@ -102,17 +111,26 @@ def scan(folder: Path, sources: Sequence[Path]) -> Drives:
         key = place_id(above[0]) if above else REGION, place_id(bag)
         bags[key].append((path, path.relative_to(folder).as_posix()))
     found = []
+    cameras: list[_CameraOnlyError] = []
     for (region, name), files in bags.items():
         if len(files) > 1 and len({path.parent for path, _ in files}) > 1:
             text = f"drive {region}/{name} is in {files[0][1]} and again in {files[-1][1]}"
             raise ScenarioError("duplicate-drive", text)
         each = _Bag(region, name, tuple(files))
-        seen = _observations(each, Counter())
+        try:
+            seen = _observations(each, Counter())
+        except _CameraOnlyError as error:
+            cameras.append(error)
+            continue
         frames = int(seen.frame.max()) + 1
         pieces = -(-frames // window_frames(seen.rate_hz))
         drive = Drive(region, name, pieces, frames / seen.rate_hz)
         found.append((drive, partial(_read, each), each.where))
-    return Drives.of(found)
+    if cameras and not found:
+        raise cameras[0]
+    drives = Drives.of(found)
+    drives.counted.update({CAMERA_ONLY: Counter({CAMERA_ONLY: len(cameras)})} if cameras else {})
+    return drives
 
 
 def _read(bag: _Bag, problems: Counter[str]) -> Iterator[Scenario]:
@@ -174,7 +192,9 @@ def _seen(bag: _Bag) -> _Seen:
     if len(chosen) != 1:
         got = ", ".join(lists) or ", ".join(sorted(others)[:5]) or "no topic"
         text = f"expected one object list, or one whose topic says that it is tracked, got {got:.200}"
-        raise ScenarioError("no-object-list", f"{bag.where}: {text}")
+        is_camera = not lists and any(IMAGE in one.replace("/msg/", "/") for one in others)
+        kind = _CameraOnlyError if is_camera else ScenarioError
+        raise kind("no-object-list", f"{bag.where}: {text}")
     refused = lists[chosen[0]].refused
     if refused is not None:
         raise refused

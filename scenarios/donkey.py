@@ -1,7 +1,8 @@
-"""Donkey tubs (version 2): what a small car's camera saw, and how it was steered; a folder of zips or of folders.
+"""What a small car's camera saw, and how it was steered: Donkey tubs (version 2) and bags, zips, folders and files.
 
-A tub is a manifest, catalogs of JSON lines and a folder of images. Its name tells place and car: `office-car1` is car
-`car1` in region `office`. Pillow is imported only when images are read; nothing is unpacked to disk.
+A tub is a manifest, catalogs of JSON lines and a folder of images; of bags see `camera_bags`. The name of either tells
+place and car: `office-car1` is car `car1` in region `office`. Pillow is imported only when images are read; nothing is
+unpacked to disk.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +23,9 @@ from numpy.typing import NDArray
 from fedfleet.models.task import Drive
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import is_id
+from fedfleet.scenarios.camera_bags import open_bags
 from fedfleet.scenarios.donkey_catalog import MANIFEST, Record, read_records
-from fedfleet.scenarios.donkey_files import Files, open_files
+from fedfleet.scenarios.donkey_files import Files, Take, open_files
 from fedfleet.scenarios.labels_frames import judge_frames
 from fedfleet.scenarios.records import ScenarioError
 
@@ -40,18 +43,46 @@ NO_IMAGE: Final = "no-image"
 BROKEN_IMAGE: Final = "broken-image"
 
 
+class _Source(Protocol):
+    """Where a recording lies."""
+
+    @property
+    def name(self) -> str: ...
+
+    def records(self) -> tuple[tuple[Record, ...], Counter[str]]: ...
+
+    def images(self) -> AbstractContextManager[Take]: ...
+
+
+@dataclass(frozen=True)
+class _Donkey:
+    files: Files
+
+    @property
+    def name(self) -> str:
+        return self.files.name
+
+    def records(self) -> tuple[tuple[Record, ...], Counter[str]]:
+        return read_records(self.files)
+
+    @contextmanager
+    def images(self) -> Iterator[Take]:
+        with self.files.opened() as take:
+            yield lambda image: take(f"images/{image}")
+
+
 @dataclass(frozen=True)
 class Tub:
     """One recording of one car, its frames in the order in which they were driven."""
 
     region: str
     car: str
-    files: Files
+    source: _Source
 
     @cached_property
     def found(self) -> tuple[tuple[Record, ...], Counter[str]]:
         """Its records, and the lines that are none by reason."""
-        return read_records(self.files)
+        return self.source.records()
 
     def blocks(self) -> list[Block]:
         """Cut it into consecutive blocks; GUARD frames at the end of each but the last belong to none."""
@@ -105,9 +136,9 @@ class Shots:
 
 
 def open_tubs(folder: Path) -> Mapping[str, Block]:
-    """The blocks of all tubs of a folder, by the key of their drive, sorted.
+    """The blocks of all tubs and bags with images of a folder, by the key of their drive, sorted.
 
-    Raises UsageError for a folder without a tub, and for a tub that cannot be opened or whose name is no id.
+    Raises UsageError for a folder without one, and for one that cannot be opened or whose name is no id.
     """
     if not folder.is_dir():
         got = "a file" if folder.exists() else "nothing"
@@ -137,10 +168,10 @@ def _images(
     block: Block, problems: Counter[str], *, rows: int, columns: int
 ) -> Iterator[tuple[Record, NDArray[np.uint8]]]:
     decode = _decoder()
-    with block.tub.files.opened() as take:
+    with block.tub.source.images() as take:
         for record in block.records:
             try:
-                data = take(f"images/{record.image}")
+                data = take(record.image)
                 image = None if data is None else decode(data, rows=rows, columns=columns)
             except ScenarioError:
                 problems[BROKEN_IMAGE] += 1
@@ -162,28 +193,30 @@ def _decoder() -> Callable[..., NDArray[np.uint8]]:
 @lru_cache(maxsize=2)
 def _open(folder: Path, stamp: tuple[object, ...]) -> Mapping[str, Block]:  # noqa: ARG001 - another stamp, read again
     blocks: dict[str, Block] = {}
-    tubs = [_tub(files) for files in open_files(folder)]
+    sources: list[_Source] = [*map(_Donkey, open_files(folder)), *open_bags(folder)]
+    tubs = [_tub(source) for source in sources]
     if not tubs:
         some = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "an empty folder"
-        raise UsageError(f"{folder}: no Donkey tub: expected zips or folders with {MANIFEST}, got {some}")
+        expected = f"zips or folders with {MANIFEST}, or bags with camera images"
+        raise UsageError(f"{folder}: no Donkey tub: expected {expected}, got {some}")
     for tub in tubs:
         for block in tub.blocks():
             if block.drive.key in blocks:
                 raise UsageError(
-                    f"{folder}: two tubs are named for car {tub.car} in {tub.region}: rename one of them"
+                    f"{folder}: two recordings are named for car {tub.car} in {tub.region}: rename one of them"
                 )
             blocks[block.drive.key] = block
     if not blocks:
-        raise UsageError(f"{folder}: {len(tubs)} Donkey tubs without a record")
+        raise UsageError(f"{folder}: {len(tubs)} recordings without a record")
     return dict(sorted(blocks.items()))
 
 
-def _tub(files: Files) -> Tub:
-    name = files.name.lower().replace("_", "-").replace(" ", "-")
+def _tub(source: _Source) -> Tub:
+    name = source.name.lower().replace("_", "-").replace(" ", "-")
     region, _, car = name.partition("-")
     if not (is_id(region) and is_id(f"{car or 'car'}-00")):
-        raise ScenarioError("bad-name", f"{files.name}: expected PLACE-CAR of a-z, 0-9 and '-', at most 33")
-    return Tub(region, car or "car", files)
+        raise ScenarioError("bad-name", f"{source.name}: expected PLACE-CAR of a-z, 0-9 and '-', at most 33")
+    return Tub(region, car or "car", source)
 
 
 def _stamp(folder: Path) -> tuple[object, ...]:

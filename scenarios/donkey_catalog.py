@@ -16,7 +16,7 @@ from typing import Any, Final, TypeGuard
 from fedfleet.scenarios.donkey_files import MANIFEST, Files, Take
 from fedfleet.scenarios.records import ScenarioError
 
-__all__ = ["MANIFEST", "MAX_RECORDS", "Record", "read_records"]
+__all__ = ["BAD_RECORD", "MANIFEST", "MAX_RECORDS", "Record", "read_records"]
 
 MAX_RECORDS: Final = 1_000_000
 MAX_CATALOGS: Final = 10_000
@@ -28,7 +28,7 @@ DELETED: Final = "deleted"
 
 @dataclass(frozen=True)
 class Record:
-    """One frame: its number, when it was taken, its image file, and the driver's angle, NaN where there is none."""
+    """One frame: its number, when it was taken, where its image is, and the driver's angle, NaN where there is none."""
 
     index: int
     time_ms: int

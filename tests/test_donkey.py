@@ -144,7 +144,7 @@ def test_flipped_bytes_of_a_catalog_never_raise(sound: dict[str, bytes], tmp_pat
         ),
         ({"manifest.json": b'{"paths": 3}'}, "malformed-manifest"),
         ({"manifest.json": b"\xff\xfe"}, "malformed-manifest"),
-        ({"catalog_0.catalog": b""}, "1 Donkey tubs without a record"),
+        ({"catalog_0.catalog": b""}, "1 recordings without a record"),
     ],
 )
 def test_a_tub_that_is_none_refuses_the_folder(
@@ -157,7 +157,8 @@ def test_a_tub_that_is_none_refuses_the_folder(
 
 def test_a_folder_without_a_tub_says_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"no Donkey tub: expected zips or folders with manifest.json, got an empty"
+        UsageError,
+        match=r"no Donkey tub: expected zips or folders with manifest.json, or bags with camera images, got an empty",
     ):
         open_tubs(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
@@ -176,7 +177,7 @@ def test_a_zip_that_is_none_and_two_tubs_of_one_name_are_refused(
         open_tubs(tmp_path / "a")
     tubs.write_zip(tmp_path / "b" / "hall-red.zip", sound)
     tubs.write_folder(tmp_path / "b" / "hall_red", sound)
-    with pytest.raises(UsageError, match="two tubs are named for car red in hall"):
+    with pytest.raises(UsageError, match="two recordings are named for car red in hall"):
         open_tubs(tmp_path / "b")
     tubs.write_zip(tmp_path / "c" / "hall,red.zip", sound)
     with pytest.raises(UsageError, match="bad-name"):
