@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Bench:
     tuning: tuple[int, ...]
     seeds: tuple[int, ...]
     jobs: int = 1
+    make: Callable[[Path, Method | float, int], dict[str, Any]] = field(default_factory=lambda: made)
+    digest: Callable[[Path, int, int], str] = field(default_factory=lambda: digest_of)
 
     def __post_init__(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +86,7 @@ class Bench:
             for run in missing:
                 if time.monotonic() > self.end:
                     break
-                at_work.add(pool.submit(made, self.scenarios, *run))
+                at_work.add(pool.submit(self.make, self.scenarios, *run))
                 if len(at_work) == self.jobs:
                     finished, at_work = wait(at_work, return_when=FIRST_COMPLETED)
                     self._keep(finished, tell)
@@ -95,8 +97,7 @@ class Bench:
     def _key(self, what: Method | float, seed: int) -> str:
         vehicles = vehicles_of(what)
         if (vehicles, seed) not in self._digests:
-            found = learning_data.split(self.scenarios, vehicles=vehicles, seed=seed)
-            self._digests[vehicles, seed] = found.sha256
+            self._digests[vehicles, seed] = self.digest(self.scenarios, vehicles, seed)
         return key_of(described(what, seed, data=self._digests[vehicles, seed]))
 
     def _keep(self, finished: Iterable[Future[dict[str, Any]]], tell: Callable[[str], None]) -> None:
@@ -108,6 +109,11 @@ class Bench:
                 os.fsync(stream.fileno())
             self.rows[row["key"]] = row
             tell(f"{row.get('name', 'centralised')} seed {row['seed']}: {row['seconds']:.0f} s")
+
+
+def digest_of(scenarios: Path, vehicles: int, seed: int) -> str:
+    """The SHA-256 of a split's samples."""
+    return learning_data.split(scenarios, vehicles=vehicles, seed=seed).sha256
 
 
 def vehicles_of(what: Method | float) -> int:
