@@ -140,7 +140,7 @@ def made(scenarios: Path, what: Method | float, seed: int) -> dict[str, Any]:
     data = learning_data.split(scenarios, vehicles=vehicles_of(what), seed=seed)
     description = described(what, seed, data=data.sha256)
     if isinstance(what, Method):
-        result = train(data, what, seed=seed, every=5 if what.rounds > 120 or what.share < 1 else 1)
+        result = train(data, what, seed=seed, every=5 if what.rounds > 200 or what.share < 1 else 1)
     else:
         x = learning_data.centralised(data, learning_rate=what, passes=PASSES, seed=seed)
         result = {
