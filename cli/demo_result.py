@@ -72,7 +72,7 @@ def collect(
         p50_ms=inference["p50_ms"] or 0.0,
         p99_ms=inference["p99_ms"] or 0.0,
         vehicles=len(vehicles),
-        on_last_release=sum(one["active_version"] == end["version"] for one in vehicles.values()),
+        on_last_release=sum(one["active_version"] == end["released"] for one in vehicles.values()),
         agent_rss_bytes=max(_rss_bytes(vehicles[name]) for name in fleet.agents),
         model_sha256=sha256(model).hexdigest(),
         released_sha256=end["released_sha256"],
