@@ -195,7 +195,7 @@ def _world(folder: Path, *, seed: int) -> World:
     vehicles = [task.samples(folder, split.vehicles[name][1]) for name in order]
     root = task.samples(folder, [drive for drives in split.validation.values() for drive in drives])
     rows = np.random.default_rng(seed).permutation(len(root))[:500]
-    root = replace(root, inputs=root.inputs[rows], targets=root.targets[rows], judged=root.judged[rows])
+    root = root.take(rows)
     tests = {region: task.samples(folder, drives) for region, drives in split.test.items()}
     return World(task, export(task, seed=seed), vehicles, root, tests)
 

@@ -97,7 +97,7 @@ def _watch(
             done, limit_s = now["rounds_run"], time.monotonic() + ROUND_LIMIT_S
             tell(done, arms.rounds, f"round {done}")
         versions = [one["active_version"] for one in now["vehicles"].values()]
-        if now["is_done"] and all(version == now["version"] for version in versions):
+        if now["is_done"] and all(version == now["released"] for version in versions):
             return now
     raise UsageError(f"the federated arm halts after round {done}: see {settings.work_dir / 'logs'}")
 

@@ -7,7 +7,7 @@ from itertools import takewhile
 
 import structlog
 
-from fedfleet.fleet_server import store_blobs, store_updates, store_vehicles
+from fedfleet.fleet_server import store_blobs, store_models, store_updates, store_vehicles
 from fedfleet.fleet_server.announcements import announce
 from fedfleet.fleet_server.coordinator import Coordinator
 from fedfleet.fleet_server.files import write_file
@@ -23,7 +23,7 @@ __all__ = ["MODELS_KEPT", "Server"]
 log = structlog.get_logger()
 
 MODELS_KEPT = 16
-"""Model files that stay in the folder ``models``, the newest."""
+"""Model files that stay in the folder ``models``: so many of the newest, and what was released last."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Server:
     backlog: deque[Event] = field(default_factory=deque)
     _connected: bool = False
     _changed: bool = False
-    _written: int = field(default=-1)
+    _written: tuple[int, int] = field(default=(-1, -1))
 
     def start(self) -> None:
         """Make what is to be announced from the store, and write the newest model file if it is not there."""
@@ -122,18 +122,29 @@ class Server:
             self.publisher.cleared.clear()
 
     def _write_model(self) -> None:
-        model = self.coordinator.model
-        if model.version == self._written:
+        """Keep the newest versions under `models/`, and what was released last, which drives, as `model.onnx`."""
+        model, folder = self.coordinator.model, self.store.folder / "models"
+        with self.store.read() as connection:
+            release = store_models.newest_release(connection)
+        now = (model.version, -1 if release is None else release.version)
+        if now == self._written:
             return
         vectors = {"": model.vector} | {f"-{region}": one.vector for region, one in model.regions.items()}
         try:
-            folder = self.store.folder / "models"
             folder.mkdir(exist_ok=True)
             for mark, vector in vectors.items():
-                onnx = self.coordinator.graph.file(vector)
-                write_file(folder / f"{model.version}{mark}.onnx", onnx)
-                write_file(self.store.folder / f"model{mark}.onnx", onnx)
-                (folder / f"{model.version - MODELS_KEPT}{mark}.onnx").unlink(missing_ok=True)
+                if model.version != self._written[0]:
+                    write_file(folder / f"{model.version}{mark}.onnx", self.coordinator.graph.file(vector))
+                if (drives := folder / f"{now[1]}{mark}.onnx").is_file():
+                    write_file(self.store.folder / f"model{mark}.onnx", drives.read_bytes())
+            for path in folder.glob("*.onnx"):
+                version = path.stem.partition("-")[0]
+                if (
+                    version.isdigit()
+                    and int(version) <= model.version - MODELS_KEPT
+                    and int(version) != now[1]
+                ):
+                    path.unlink()
         except OSError as error:
             raise StoreFailed(f"model file {error.filename}: {error.strerror}") from error
-        self._written = model.version
+        self._written = now

@@ -215,6 +215,8 @@ class Task(Protocol):
     and does not change in the published model); the first pattern that matches counts, the rest are sparse. `head`
     is a tuple of patterns of the tensors that are a region's own. `models/layout.py` puts both into the model's layout.
     `int8_loss` is the share by which the primary metric may get worse in int8 (0.02 where the task does not say).
+    `differ(active, candidate)` tells which answers of two models, f32[N, *out] each, disagree (bool[N]), for a vehicle
+    that tries a release beside the model that drives; without it, those far apart, measured by the size of the targets.
     What people read of it: `noun` is what its samples are ("tracks", "patients"), `trivial` what `baseline` answers.
     `slices` cut its samples for reports and for the gate: a mapping of dimensions ("manoeuvre") to functions that take
     `Samples` and return the name of each sample's slice, text[N], empty = in none (`models/slices.py`).

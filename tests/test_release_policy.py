@@ -1,6 +1,7 @@
 """What the gate refuses leaves no trace, steps that explode are refused, and what is slightly worse does not drive."""
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from server_world import configuration
 from test_coordinator import ALL, World
 
-from fedfleet.fleet_server import store_models
+from fedfleet.fleet_server import server, store_models
 from fedfleet.fleet_server.gate import judge_release, judge_step
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.models.task import Metric
@@ -153,4 +154,26 @@ def test_a_published_version_that_is_worse_is_trained_from_but_not_driven_with(t
     # and what drives is the best on validation of all that were released
     scores = {entry["version"]: entry["scores"]["north"] for entry in shown["history"]}
     assert scores[shown["released"]] <= scores[shown["version"]]
+    # and the file that is given to replay is what drives, not what is newest
+    folder = world.config.data_dir
+    drives = (folder / "model.onnx").read_bytes()
+    assert sha256(drives).hexdigest() == shown["released_sha256"]
+    assert drives == (folder / "models" / f"{shown['released']}.onnx").read_bytes()
+    assert drives != (folder / "models" / f"{shown['version']}.onnx").read_bytes()
+    world.parts.close()
+
+
+def test_the_file_of_what_drives_stays_however_old_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MODELS_KEPT", 1)
+    world = run(
+        tmp_path,
+        strategy={"server_learning_rate": 16.0},
+        gate={"tolerance": 1.0, "step_factor": None},
+        release_policy="no-worse-than-released",
+    )
+    shown: Any = world.snapshot()
+    kept = {int(path.stem) for path in (world.config.data_dir / "models").glob("*.onnx")}
+    assert kept == {shown["released"], shown["version"]}
     world.parts.close()

@@ -7,12 +7,13 @@ from hashlib import sha256
 import agent_world as aw
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fedfleet.models import bundle
 from fedfleet.models.task import Floats, Frames, Samples
 from fedfleet.protocol.errors import PeerError
 from fedfleet.vehicle_agent.runtime import Replay
-from fedfleet.vehicle_agent.shadow import Shadow, ShadowSettings, compare, verdict
+from fedfleet.vehicle_agent.shadow import Shadow, ShadowSettings, compare, differing, verdict
 from fedfleet.vehicle_agent.swap import Candidate, Sessions, Swapper, Tried
 
 NAN, INF = float("nan"), float("inf")
@@ -35,8 +36,25 @@ def rows(*values: float) -> Floats:
 def test_answers_further_away_than_the_limit_disagree(
     active: Floats | None, candidate: Floats | None, counted: tuple[int, ...]
 ) -> None:
-    seen = compare(Shadow(), active, candidate, took_s=0.001, limit=1.0)
+    seen = compare(Shadow(), active, candidate, took_s=0.001, differ=differing(aw.TASK, None, 1.0))
     assert (seen.frames, seen.answers, seen.disagreed, seen.not_finite) == counted
+
+
+def test_the_distance_is_measured_by_the_size_of_the_truth() -> None:
+    differ = differing(aw.TASK, rows(3, -3, 3), 2.0)
+    assert differ(rows(0, 0), rows(5.9, 6.1)).tolist() == [False, True]
+    assert differing(aw.TASK, rows(NAN), 2.0)(rows(0, 0), rows(1.9, 2.1)).tolist() == [False, True]
+
+
+def test_a_task_may_say_itself_what_disagrees() -> None:
+    class Signs(type(aw.TASK)):  # type: ignore[misc]
+        def differ(self, active: Floats, candidate: Floats) -> NDArray[np.bool_]:
+            opposite: NDArray[np.bool_] = (active[:, 0] > 0) != (candidate[:, 0] > 0)
+            return opposite
+
+    differ = differing(Signs(), None, 1e-6)
+    seen = compare(Shadow(), rows(1, 1, -1), rows(99, -1, NAN), took_s=0.001, differ=differ)
+    assert (seen.answers, seen.disagreed, seen.not_finite) == (3, 2, 1)
 
 
 @pytest.mark.parametrize(

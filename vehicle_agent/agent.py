@@ -13,7 +13,7 @@ from fedfleet.protocol.messages import Lease, Plan
 from fedfleet.protocol.selection import draw
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
-from fedfleet.vehicle_agent import outbox, versions
+from fedfleet.vehicle_agent import following, outbox, versions
 from fedfleet.vehicle_agent.eligibility import Verdict, judge
 from fedfleet.vehicle_agent.state import Base, State, Training
 
@@ -56,7 +56,7 @@ def _link_up(state: State, event: ev.LinkUp, now_s: float) -> Result:
     state = replace(
         state, connected=True, told_down=False, subscribed=True, asked=0, ask_at_s=now_s, said=None
     )
-    return state, actions
+    return following.listen(state, now_s), actions
 
 
 def _link_down(state: State, event: ev.LinkDown, now_s: float) -> Result:
@@ -84,36 +84,9 @@ def _enrolment_refused(state: State, event: ev.EnrolmentRefused, now_s: float) -
 
 def _message_refused(state: State, event: ev.MessageRefused, now_s: float) -> Result:
     """Count it; what is dated ahead of this clock is read again later, when one of the clocks may have been set."""
-    if event.reason == "from-the-future" and state.reread_at_s is None:
-        state = replace(state, reread_at_s=now_s + state.settings.resend_cap_s)
+    if event.reason == "from-the-future":
+        state = following.reread_soon(state, now_s)
     return state, [act.Count(event.reason)]
-
-
-def _reread(state: State, now_s: float) -> Result:
-    """Subscribe anew, so that the retained messages come again."""
-    if state.reread_at_s is None or now_s < state.reread_at_s or not state.following:
-        return state, []
-    if not state.connected or state.following != state.region:
-        return replace(state, reread_at_s=None), []  # they come anyway
-    filters = topics.region_all(state.settings.fleet, state.following, state.settings.task)
-    release, *others = filters
-    actions: list[act.Action] = [act.Unsubscribe(filters), act.Subscribe((*others, release))]
-    return replace(state, reread_at_s=None), actions
-
-
-def _follow_region(state: State, now_s: float) -> Result:
-    del now_s
-    if not state.connected or state.following == state.region:
-        return state, []
-    fleet, task = state.settings.fleet, state.settings.task
-    actions: list[act.Action] = []
-    if state.following:
-        actions.append(act.Unsubscribe(topics.region_all(fleet, state.following, task)))
-    if state.region:
-        release, *others = topics.region_all(fleet, state.region, task)
-        # The base first: then a release of the same version needs no download.
-        actions.append(act.Subscribe((*others, release)))
-    return replace(state, following=state.region), actions
 
 
 def _ask(state: State, now_s: float) -> Result:
@@ -133,7 +106,7 @@ def _plan(state: State, event: ev.PlanCame, now_s: float) -> Result:
         return state, []
     if known is None or plan.round > known.round:
         state = replace(state, failures=0)
-    state, actions = outbox.forget(replace(state, plan=plan), plan.round, now_s)
+    state, actions = outbox.forget(replace(following.listen(state, now_s), plan=plan), plan.round, now_s)
     training = state.training
     gives_up = plan.mode == "sync" and plan.late == "return"
     if training and training.plan.round < plan.round and not training.submitting and gives_up:
@@ -305,8 +278,8 @@ _HANDLERS: Mapping[type, Callable[[State, Any, float], Result]] = {
     ev.Tick: _tick,
 }
 _FOLLOW_UP: tuple[Callable[[State, float], Result], ...] = (
-    _follow_region,
-    _reread,
+    following.follow_region,
+    following.reread,
     _ask,
     _watch_training,
     _train,

@@ -15,12 +15,12 @@ import numpy as np
 
 from fedfleet.models.task import Floats, Frames, Samples, Task
 from fedfleet.protocol.errors import PeerError
+from fedfleet.vehicle_agent.shadow import Differ, differing
 from fedfleet.vehicle_agent.watch import Watch
 
 __all__ = ["Answer", "Figures", "Inference", "Replay", "Run", "See"]
 
 RING = 600
-SCALE_ROWS = 256
 See: TypeAlias = Callable[[Floats | None, Floats | None], None]
 """Takes inputs f32[N, *in] of a frame and the active model's outputs; None for a frame without a row."""
 
@@ -115,14 +115,9 @@ class Replay:
         """Whether there are frames, and a model that answers them."""
         return self._run is not None and len(self._frames) > 0
 
-    @property
-    def scale(self) -> float:
-        """The typical size of the truth: root of its mean square; 1 where there is none."""
-        if self._truth is None or not len(self._truth):
-            return 1.0
-        some = np.asarray(self._truth.targets[:: max(1, len(self._truth) // SCALE_ROWS)], dtype=np.float64)
-        size = float(np.sqrt(np.mean(some**2)))
-        return size if np.isfinite(size) and size > 0 else 1.0
+    def differ(self, tolerance: float) -> Differ:
+        """Return how two answers of the task are told to disagree."""
+        return differing(self._task, None if self._truth is None else self._truth.targets, tolerance)
 
     def shadow(self, see: See | None, *, frames: int = 0) -> None:
         """Let ``see`` have the next frames and their answers; None: nobody."""

@@ -3,15 +3,22 @@
 Only counts leave this room, never an input or an output. Pure: times are measured by who runs the models.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedfleet.models.task import Floats
+from fedfleet.models.task import Floats, Task
 
-__all__ = ["Shadow", "ShadowSettings", "compare", "verdict"]
+__all__ = ["Differ", "Shadow", "ShadowSettings", "compare", "differing", "verdict"]
+
+TYPICAL_ROWS = 256
+Differ: TypeAlias = Callable[[Floats, Floats], NDArray[np.bool_]]
+"""Takes the outputs f32[N, *out] of the active model and of the candidate, tells which answers disagree: bool[N]."""
 
 
 class ShadowSettings(BaseModel):
@@ -47,15 +54,34 @@ class Shadow:
     times_s: tuple[float, ...] = ()
 
 
+def differing(task: Task, targets: Floats | None, tolerance: float) -> Differ:
+    """Return how answers are told to disagree: as the task says (``differ``), else by their distance.
+
+    The distance is ``tolerance`` × the typical size of the truth f32[N, *out], the root of its mean square (1 where
+    there is none), so a task whose outputs are not in the unit of its targets must have ``differ``.
+    """
+    own: Differ | None = getattr(task, "differ", None)
+    if own is not None:
+        return own
+    typical = 1.0
+    if targets is not None and len(targets):
+        some = np.asarray(targets[:: max(1, len(targets) // TYPICAL_ROWS)], dtype=np.float64)
+        size = float(np.sqrt(np.mean(some**2)))
+        typical = size if np.isfinite(size) and size > 0 else 1.0
+    limit = tolerance * typical
+    return lambda active, candidate: (
+        ~(np.abs(candidate - active).reshape(len(candidate), -1).max(axis=1) <= limit)
+    )
+
+
 def compare(
-    shadow: Shadow, active: Floats | None, candidate: Floats | None, *, took_s: float, limit: float
+    shadow: Shadow, active: Floats | None, candidate: Floats | None, *, took_s: float, differ: Differ
 ) -> Shadow:
-    """Add a frame: outputs f32[N, *out] of both, None for a frame without a row; ``limit`` in the outputs' unit."""
+    """Add a frame: outputs f32[N, *out] of both, None for a frame without a row."""
     if active is None or candidate is None or not len(candidate):
         return replace(shadow, frames=shadow.frames + 1)
     finite = np.isfinite(candidate).reshape(len(candidate), -1).all(axis=1)
-    away = np.abs(candidate - active).reshape(len(candidate), -1).max(axis=1)
-    disagreed = ~(finite & (away <= limit))
+    disagreed = ~finite | differ(active, candidate)
     return Shadow(
         shadow.frames + 1,
         shadow.answers + len(candidate),

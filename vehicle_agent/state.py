@@ -97,7 +97,7 @@ class State:
 
     ``trying``: a fetched release is being tried. ``given_up`` are the digests of variants that did not pass. ``rests``
     is from when until when the last answered plan lets this vehicle rest; ``ticked_s`` is the last tick,
-    ``reread_at_s`` when retained messages are read again.
+    ``reread_at_s`` when retained messages are read again, after ``rereads`` that brought nothing new.
     """
 
     settings: Settings
@@ -129,6 +129,7 @@ class State:
     rests: tuple[float, float] = (0.0, 0.0)
     ticked_s: float | None = None
     reread_at_s: float | None = None
+    rereads: int = 0
     draws: int = 0
     said: PublishStatus | None = None
 

@@ -213,9 +213,8 @@ class Swapper:
             self._say(Tried(trial.candidate, None, *_refusal(error), trial.shadow))
             trial.shadow = Shadow(frames=self._settings.frames)  # nothing of it counts any more
             return
-        limit = self._settings.tolerance * beside.scale
-        took_s = self._clock() - start_s
-        trial.shadow = compare(trial.shadow, frame.outputs, outputs, took_s=took_s, limit=limit)
+        took_s, differ = self._clock() - start_s, beside.differ(self._settings.tolerance)
+        trial.shadow = compare(trial.shadow, frame.outputs, outputs, took_s=took_s, differ=differ)
         if trial.shadow.frames < self._settings.frames:
             return
         reason, detail = verdict(trial.shadow, self._settings, period_s=beside.period_s)

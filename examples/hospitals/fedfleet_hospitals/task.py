@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedfleet.models.task import Drive, Floats, Frames, Index, Metric, Numbers, Samples, Specification, Sums
 from fedfleet.protocol.errors import UsageError
@@ -24,6 +25,8 @@ PATIENTS_PER_S: Final = 5.0
 """How fast the day is replayed."""
 USUAL_SHARE: Final = 0.37
 """Share of malignant tumours that a doctor knows before looking: the trivial answer."""
+CERTAIN: Final = 2.0
+"""Logit from which on a diagnosis is no guess: odds of 7 to 1."""
 SPECIFICATION: Final = Specification("measurements", (MEASUREMENTS,), "logit", (1,))
 
 
@@ -106,6 +109,12 @@ class Hospitals:
     def baseline(self, inputs: Numbers) -> Floats:
         """The usual share, whoever comes in."""
         return np.full((len(inputs), 1), math.log(USUAL_SHARE / (1 - USUAL_SHARE)), dtype=np.float32)
+
+    def differ(self, active: Floats, candidate: Floats) -> NDArray[np.bool_]:
+        """Two diagnoses disagree when they are opposite and neither is a guess; logits are not in the targets' unit."""
+        sure = (np.abs(active[:, 0]) >= CERTAIN) & (np.abs(candidate[:, 0]) >= CERTAIN)
+        opposite: NDArray[np.bool_] = sure & ((active[:, 0] > 0) != (candidate[:, 0] > 0))
+        return opposite
 
 
 TASK: Final = Hospitals()
