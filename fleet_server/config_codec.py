@@ -51,17 +51,17 @@ class CodecConfig(Config):
         description="with index common, share of the coordinates that the seed draws; the rest moved most before",
     )
     catch_up: int = Field(
-        default=1,
+        default=10,
         ge=1,
         le=1000,
         description="with index rice, a vehicle's density is multiplied by the rounds since its last update, at most "
-        "by this",
+        "by this; 1: never more",
     )
     step_ahead: float = Field(
-        default=0.0,
+        default=0.5,
         ge=0,
         le=1,
-        description="a vehicle that missed rounds trains from the model and this share of its residual",
+        description="a vehicle that missed rounds trains from the model and this share of its residual; 0: from the model",
     )
     stateless_after: int = Field(
         default=0,

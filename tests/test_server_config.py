@@ -29,7 +29,10 @@ def every_model(model: type[BaseModel] = ServerConfig) -> list[type[BaseModel]]:
 def test_four_keys_are_enough() -> None:
     config = ServerConfig.model_validate(MINIMAL)
     assert config.task == "motion_forecast"
-    assert config.codec.plan() == CodecPlan(index="rice", value="sign", density=0.02, coordinates="own")
+    expected = CodecPlan(
+        index="rice", value="sign", density=0.02, coordinates="own", catch_up=10, step_ahead=0.5
+    )
+    assert config.codec.plan() == expected
     assert config.strategy.strategy().name == "fedavg"
     assert config.rounds.contributors is None
 
