@@ -28,7 +28,7 @@ METHODS: Mapping[str, Method] = {
     "stochastic4": Method("stochastic4", up=Settings("dense", "stochastic4", 0.1)),
     "top-1% sign": Method("top-1% sign", up=Settings(density=0.01)),
     "top-0.1% sign": Method("top-0.1% sign", up=Settings(density=0.001)),
-    "ours": Method("ours", up=Settings(density=0.02), down=Settings(density=0.04)),
+    "ours": Method("ours", rounds=180, up=Settings(density=0.02), down=Settings(density=0.04)),
 }
 
 RARE = Method("rare", rounds=120, learning_rate=0.1, share=0.1)

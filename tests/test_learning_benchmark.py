@@ -33,7 +33,7 @@ def learning() -> ModuleType:
 
 def run(seed: int, values: list[float], *, up: int, down: int, test: float = 1.0) -> dict[str, Any]:
     curve = [[i + 1, value, up * (i + 1), down * (i + 1)] for i, value in enumerate(values)]
-    return {"seed": seed, "curve": curve, "test_last": test, "test_chosen": test}
+    return {"seed": seed, "curve": curve, "test_last": test, "test_equal": test, "test_chosen": test}
 
 
 def test_a_gain_is_relative_to_that_of_centralised_training_on_the_same_split(summary: ModuleType) -> None:
