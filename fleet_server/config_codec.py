@@ -61,7 +61,7 @@ class CodecConfig(Config):
         default=0.5,
         ge=0,
         le=1,
-        description="a vehicle that missed rounds trains from the model and this share of its residual; 0: from the model",
+        description="a vehicle that missed rounds trains from the model plus this share of its residual (0: none)",
     )
     stateless_after: int = Field(
         default=0,
