@@ -18,6 +18,7 @@ __all__ = ["follow_region", "listen", "reread", "reread_soon"]
 Result: TypeAlias = tuple[State, list[act.Action]]
 MOST_DOUBLINGS = 6
 """With `resend_cap_s` of 60: from one or two minutes to one or two hours."""
+_DRAWS = 2**40
 
 
 def listen(state: State, now_s: float) -> State:
@@ -62,7 +63,7 @@ def _in_order(filters: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _later(state: State, now_s: float) -> State:
-    """The draw spreads the vehicles that a broker's restart has brought together."""
-    chance = draw(state.session, state.draws, state.settings.vehicle)
+    """The draw, apart from those of the outbox, spreads the vehicles that a broker's restart has brought together."""
+    chance = draw(state.session, _DRAWS + state.rereads, state.settings.vehicle)
     wait_s = state.settings.resend_cap_s * 2.0 ** min(state.rereads, MOST_DOUBLINGS) * (1 + chance)
-    return replace(state, draws=state.draws + 1, reread_at_s=now_s + wait_s)
+    return replace(state, reread_at_s=now_s + wait_s)
