@@ -89,6 +89,7 @@ def loaded(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_second_task_learns_with_another_metric(
     tmp_path: Path,
     processes: Processes,

@@ -195,6 +195,7 @@ def command(*words: object, limit_s: float = 170) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_compare_then_replay_with_pictures(recordings: Path, tmp_path: Path) -> None:
     # given a comparison of all arms on small tubs

@@ -91,6 +91,7 @@ def is_replayed(folder: Path, said: str) -> None:
     assert "miss_rate" in said
 
 
+@pytest.mark.slow
 def test_a_model_is_replayed(tmp_path: Path, data: Path) -> None:
     # given the first model, where a comparison would have left its last
     first = export(TASK, seed=1)
