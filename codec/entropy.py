@@ -68,7 +68,8 @@ def pack_indices(
 
     Indices are int64[k], strictly rising, each in 0 … size - 1. `modes` are those that may be chosen, Rice always.
     `rows` are hints, (rows, columns) of each tensor in turn, together `size`: what is alike along rows and columns
-    is used. Modes without a prospect are not tried: a uniform set costs the time of Rice alone.
+    is used. Modes without a prospect are not tried: a uniform set costs the time of Rice alone, and rows are not coded
+    where they would not be smaller, to within a byte or two.
     """
     if indices.size == 0:
         return RICE, varint(0)
@@ -76,7 +77,7 @@ def pack_indices(
     found = [(RICE, pack_rice(gaps))]
     found += _others(indices, gaps, size=size, modes=modes, rice_bytes=len(found[0][1]))
     if ROWS in modes and rows and size <= _ROWS_SIZE and indices.size <= _ROWS_COUNT:
-        packed = pack_rows(indices, rows, size=size)
+        packed = pack_rows(indices, rows, size=size, below=min(len(each) for _, each in found))
         found += [(ROWS, packed)] if packed is not None else []
     return min(found, key=lambda one: (len(one[1]), one[0]))
 

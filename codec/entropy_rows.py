@@ -43,20 +43,29 @@ Ints = npt.NDArray[np.int64]
 MAX_RUNS = 64
 MAX_ROWS = 16_384
 MAX_COUNT = 16_384
+TOLD_FROM = 512
+"""Indices from which on what rows would take is told before they are coded."""
 
 
-def pack_rows(indices: Ints, rows: tuple[Run, ...], *, size: int) -> bytes | None:
+def pack_rows(indices: Ints, rows: tuple[Run, ...], *, size: int, below: int | None = None) -> bytes | None:
     """Return rising indices int64[k ≥ 1] below `size` as bytes: k, the runs of rows, and the coded stream.
 
-    `rows` are (rows, columns) of each tensor in turn. None when there are more rows or longer ones than the format has.
+    `rows` are (rows, columns) of each tensor in turn. None when there are more rows or longer ones than the format has,
+    or when a larger set would take `below` bytes, to within a byte or two: telling that takes a third of coding's time.
     """
     runs = _merged(rows)
     count = sum(each for each, _ in runs[:-1]) - (sum(map(math.prod, runs[:-1])) - size) // runs[-1][1]
     if len(runs) > MAX_RUNS or count > MAX_ROWS or max(columns for _, columns in runs) > MAX_COLUMNS:
         return None
-    strength = _best_strength(indices, runs, size=size)
-    coder = RangeEncoder()
+    costs = _costs_by_strength(indices, runs, size=size)
+    strength = int(costs.argmin())
     ends = np.searchsorted(indices, [start + width for start, width, _ in rows_of(runs, size)]).tolist()
+    told = varint(indices.size) + _pack_runs(runs, strength)
+    if below is not None and indices.size >= TOLD_FROM:
+        bits = costs[strength] + _count_costs(ends, runs, size=size)
+        if len(told) + 2 + bits / 8 >= below:
+            return None
+    coder = RangeEncoder()
     first, left = 0, indices.size
     columns_of = iter(columns for _, columns in runs)
     for last, (start, width, begins) in zip(ends, rows_of(runs, size), strict=True):
@@ -74,7 +83,7 @@ def pack_rows(indices: Ints, rows: tuple[Run, ...], *, size: int) -> bytes | Non
         if not left:
             break
     stream = coder.finish()
-    return b"".join((varint(indices.size), _pack_runs(runs, strength), varint(len(stream)), stream))
+    return b"".join((told, varint(len(stream)), stream))
 
 
 def row_length(shape: tuple[int, ...]) -> int:
@@ -100,8 +109,8 @@ def _merged(rows: tuple[Run, ...]) -> tuple[Run, ...]:
     return tuple(runs)
 
 
-def _best_strength(indices: Ints, runs: tuple[Run, ...], *, size: int) -> int:
-    """Return which of `STRENGTHS` takes the fewest bits to say where in their rows the indices stand, about."""
+def _costs_by_strength(indices: Ints, runs: tuple[Run, ...], *, size: int) -> npt.NDArray[np.float64]:
+    """Return how many bits each of `STRENGTHS` takes to say where in their rows the indices stand, about."""
     costs = np.zeros(len(STRENGTHS))
     at = 0
     for number, (count, columns) in enumerate(runs):
@@ -109,7 +118,7 @@ def _best_strength(indices: Ints, runs: tuple[Run, ...], *, size: int) -> int:
         inside = indices[slice(*np.searchsorted(indices, (at, end)))] - at
         costs += _costs(inside, columns) if inside.size else 0
         at = end
-    return int(costs.argmin())
+    return costs
 
 
 def _costs(indices: Ints, columns: int) -> npt.NDArray[np.float64]:
@@ -135,6 +144,25 @@ def _costs(indices: Ints, columns: int) -> npt.NDArray[np.float64]:
         chance = np.minimum(left * weights / rest, SURE)
         costs[turn] = -np.log2(np.where(chosen, chance, 1.0 - chance)).sum()
     return costs
+
+
+def _count_costs(ends: list[int], runs: tuple[Run, ...], *, size: int) -> float:
+    """Return the bits that the numbers of indices of the rows take, by their chances."""
+    bits, first, left = 0.0, 0, ends[-1]
+    columns_of = iter(columns for _, columns in runs)
+    for last, (start, width, begins) in zip(ends, rows_of(runs, size), strict=True):
+        if begins:
+            counts = Counts(left, size - start, next(columns_of))
+        symbol = min(last - first, SYMBOLS - 1)
+        if start + width < size:
+            bits -= math.log2(counts.shares[symbol] / counts.total)
+            bits += math.log2(width - symbol + 1) if symbol == SYMBOLS - 1 else 0
+            counts.seen(symbol)
+        left -= last - first
+        first = last
+        if not left:
+            break
+    return bits
 
 
 def _put_count(coder: RangeEncoder, counts: Counts, count: int, width: int) -> None:

@@ -99,6 +99,23 @@ def test_the_smallest_is_taken(data: st.DataObject) -> None:
     np.testing.assert_array_equal(unpack(mode, coded + BEHIND, size), indices)
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.3, 1.0, 3.0])
+def test_rows_that_are_not_coded_would_not_have_been_smaller(spread: float) -> None:
+    # given sets from uniform to one where some rows have nearly all
+    rng = np.random.default_rng(int(10 * spread))
+    rows, size = ((256, 128), (1, 256)), 258 * 128
+    for _ in range(5):
+        weights = np.exp(rng.normal(0.0, spread, 258)).repeat(128)[:size] * rng.uniform(0.5, 1.5, size)
+        indices = np.sort(rng.choice(size, 600, replace=False, p=weights / weights.sum()))
+        # when
+        mode, coded = pack_indices(indices, size=size, rows=rows)
+        # then
+        by_rows = PACK[ROWS](indices, size, rows)
+        assert by_rows is not None
+        assert len(coded) <= len(by_rows) + 2
+        assert mode == ROWS or len(by_rows) >= len(coded)
+
+
 @pytest.mark.parametrize("mode", [ADAPTIVE, UNARY_ZSTD, BITMAP, ROWS])
 @given(st.data())
 @settings(max_examples=150)
