@@ -42,7 +42,6 @@ class _Under:
 
     pointer: ModelPointer
     release: Release | None
-    held: Held | None
     way: Route
     fetch: Fetch
     variant: Variant | None
@@ -209,7 +208,7 @@ class Downlink:
             purpose: ev.Purpose = "base" if release is None else "release"
             digest = "" if variant is None else variant.onnx_sha256
             return [ev.FetchFailed(purpose, number, error.reason, lasting=True, variant_sha256=digest)]
-        self._under = _Under(pointer, release, held, way, fetch, variant)
+        self._under = _Under(pointer, release, way, fetch, variant)
         fetch.start(now_s)
         return self._advance(self._under, now_s)
 
@@ -231,7 +230,8 @@ class Downlink:
                 self._under = None
                 self._fetched = _unpacked(under.release, under.variant, blobs, limit_bytes=limit)
                 return [ev.ReleaseFetched(under.release.number)]
-            model = build(under.way, blobs, under.held, task=self._task, limit_bytes=limit)
+            held = self._held(under.pointer)  # not kept meanwhile: thousands of vehicles may wait in one process
+            model = build(under.way, blobs, held, task=self._task, limit_bytes=limit)
             self._under = None
             if under.release is None:
                 named = under.pointer.control
