@@ -230,7 +230,9 @@ class Downlink:
                 self._under = None
                 self._fetched = _unpacked(under.release, under.variant, blobs, limit_bytes=limit)
                 return [ev.ReleaseFetched(under.release.number)]
-            held = self._held(under.pointer)  # not kept meanwhile: thousands of vehicles may wait in one process
+            held = self._held(
+                under.pointer
+            )  # not kept meanwhile: thousands of vehicles may wait in one process
             model = build(under.way, blobs, held, task=self._task, limit_bytes=limit)
             self._under = None
             if under.release is None:
