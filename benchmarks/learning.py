@@ -7,7 +7,7 @@ that stays highest on validation over the last third of a trial; then it runs on
 what centralised training (one set of all samples, as many passes, equally tuned) gains over constant velocity on
 validation drives, in the mean over the splits. Bytes are codec payloads, of one vehicle that takes part in every
 round. A method that never gets there is told with the bytes that it had spent: a lower bound. Test drives are looked
-at once, after the last round.
+at after the last round only.
 
 Each finished run is a line of a file in `--work`, from which the script resumes.
 """

@@ -28,6 +28,10 @@ WHOLE = 65_536
 """A batch size that takes all samples of a vehicle at once."""
 
 
+EQUAL_ROUNDS = 120
+"""Rounds after which final accuracies are compared, whoever goes on."""
+
+
 @dataclass(frozen=True)
 class Remedy:
     """What is done about vehicles that take part rarely; all of it off by default.
@@ -95,17 +99,13 @@ class _Vehicle:
         return age
 
 
-EQUAL_ROUNDS = 120
-"""Rounds after which final accuracies are compared, whoever goes on."""
-
-
 def train(data: Split, method: Method, *, seed: int, every: int = 1) -> dict[str, Any]:
     """Run all rounds.
 
     Returns `curve` (round, validation ADE, bytes up and down until then per vehicle that took part in every round),
     the test ADE of the last vector, of that after `EQUAL_ROUNDS` or the last before, and of the one that validation
-    liked best. A training that diverges stays where
-    it was, its rounds without a gain from there on. Same arguments, same result.
+    liked best. A training that diverges stays where it was, its rounds without a gain from there on. Same arguments,
+    same result.
     """
     strategy = fedavg(method.server_rate, method.server_momentum)
     x, error, state = data.first, np.zeros_like(data.first), strategy.init(data.first.size)

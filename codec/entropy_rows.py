@@ -8,6 +8,7 @@ and receiver compute the same: whole numbers, and binary64 divisions, products a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -65,23 +66,16 @@ def pack_rows(indices: Ints, rows: tuple[Run, ...], *, size: int, below: int | N
         bits = costs[strength] + _count_costs(ends, runs, size=size)
         if len(told) + 2 + bits / 8 >= below:
             return None
-    coder = RangeEncoder()
-    first, left = 0, indices.size
-    columns_of = iter(columns for _, columns in runs)
-    for last, (start, width, begins) in zip(ends, rows_of(runs, size), strict=True):
-        if begins:
-            run = next(columns_of)
-            counts, columns = Counts(left, size - start, run), Columns(run)
+    coder, run = RangeEncoder(), None
+    for start, width, counts, first, last in _told(ends, runs, size=size):
+        if counts is not run:
+            run, columns = counts, Columns(counts.columns)
         places = indices[first:last] - start
         if start + width < size:
             _put_count(coder, counts, last - first, width)
         if places.size:
             _put_places(coder, columns.weights(STRENGTHS[strength])[:width], places.tolist())
         columns.seen(places)
-        left -= last - first
-        first = last
-        if not left:
-            break
     stream = coder.finish()
     return b"".join((told, varint(len(stream)), stream))
 
@@ -94,6 +88,22 @@ def row_length(shape: tuple[int, ...]) -> int:
         for parts in range(1, whole + 1)
         if whole % parts == 0 and whole // parts <= MAX_COLUMNS
     )
+
+
+def _told(
+    ends: list[int], runs: tuple[Run, ...], *, size: int
+) -> Iterator[tuple[int, int, Counts, int, int]]:
+    """Yield each row up to the last with an index: start, width, its run's counts, its first index, the next row's."""
+    first, left = 0, ends[-1]
+    columns_of = iter(columns for _, columns in runs)
+    for last, (start, width, begins) in zip(ends, rows_of(runs, size), strict=True):
+        if begins:
+            counts = Counts(left, size - start, next(columns_of))
+        yield start, width, counts, first, last
+        left -= last - first
+        first = last
+        if not left:
+            return
 
 
 def _merged(rows: tuple[Run, ...]) -> tuple[Run, ...]:
@@ -148,20 +158,13 @@ def _costs(indices: Ints, columns: int) -> npt.NDArray[np.float64]:
 
 def _count_costs(ends: list[int], runs: tuple[Run, ...], *, size: int) -> float:
     """Return the bits that the numbers of indices of the rows take, by their chances."""
-    bits, first, left = 0.0, 0, ends[-1]
-    columns_of = iter(columns for _, columns in runs)
-    for last, (start, width, begins) in zip(ends, rows_of(runs, size), strict=True):
-        if begins:
-            counts = Counts(left, size - start, next(columns_of))
+    bits = 0.0
+    for start, width, counts, first, last in _told(ends, runs, size=size):
         symbol = min(last - first, SYMBOLS - 1)
         if start + width < size:
             bits -= math.log2(counts.shares[symbol] / counts.total)
             bits += math.log2(width - symbol + 1) if symbol == SYMBOLS - 1 else 0
             counts.seen(symbol)
-        left -= last - first
-        first = last
-        if not left:
-            break
     return bits
 
 

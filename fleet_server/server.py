@@ -135,15 +135,12 @@ class Server:
             for mark, vector in vectors.items():
                 if model.version != self._written[0]:
                     write_file(folder / f"{model.version}{mark}.onnx", self.coordinator.graph.file(vector))
-                if (drives := folder / f"{now[1]}{mark}.onnx").is_file():
-                    write_file(self.store.folder / f"model{mark}.onnx", drives.read_bytes())
+                if (released := folder / f"{now[1]}{mark}.onnx").is_file():
+                    write_file(self.store.folder / f"model{mark}.onnx", released.read_bytes())
             for path in folder.glob("*.onnx"):
-                version = path.stem.partition("-")[0]
-                if (
-                    version.isdigit()
-                    and int(version) <= model.version - MODELS_KEPT
-                    and int(version) != now[1]
-                ):
+                number = path.stem.partition("-")[0]
+                version = int(number) if number.isdigit() else model.version
+                if version <= model.version - MODELS_KEPT and version != now[1]:
                     path.unlink()
         except OSError as error:
             raise StoreFailed(f"model file {error.filename}: {error.strerror}") from error

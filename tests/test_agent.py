@@ -174,6 +174,19 @@ def test_a_refused_release_leaves_the_one_before() -> None:
     line = "vehicle v01: release 2 refused (canary-mismatch), the model before it drives on"
     assert actions == [act.Count("canary-mismatch"), act.Report(line)]
     assert (state.active, state.release) == (Active(1, 3), None)
+    # and it is not tried again when the broker sends it again, only what comes after it
+    state, actions = run(state, ev.ReleaseCame(aw.release(2, 3)))
+    assert (actions, state.release) == ([], None)
+    _, actions = run(state, ev.ReleaseCame(aw.release(3, 3)))
+    assert [each.release.number for each in of(actions, act.FetchRelease)] == [3]
+
+
+def test_a_release_that_was_not_at_hand_is_wanted_when_it_comes_again() -> None:
+    came = ev.ReleaseCame(aw.release(2, 3))
+    state, _ = run(
+        ready(active=Active(1, 3)), came, ev.ReleaseFetched(2), ev.ActivationRefused(2, "not-fetched")
+    )
+    assert of(run(state, came)[1], act.FetchRelease)
 
 
 # --- training ---

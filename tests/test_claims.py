@@ -1,11 +1,14 @@
 """The demo's claims: each is true for the facts that bear it, and untrue for every fact that does not."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fedfleet.cli import demo
 from fedfleet.cli.claims import Killed, Outcome, Refused, Resumed, judge
 from fedfleet.cli.report import write_html
 
@@ -110,3 +113,36 @@ def test_the_report_is_one_page_that_needs_no_network(tmp_path: Path) -> None:
     assert "&lt;v01&gt;" in page
     assert "src=" not in page
     assert "<link" not in page
+
+
+def test_it_ends_and_tells_when_a_vehicle_will_not_take_the_last_release(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Standing:
+        """Neither a fleet nor a picture of one: everything is well, and nothing is shown."""
+
+        scenes = SimpleNamespace(present=list)
+
+        def check(self) -> None:
+            pass
+
+        def update(self, now: object) -> None:
+            pass
+
+        def live(self) -> AbstractContextManager[None]:
+            return nullcontext()
+
+    now = {
+        "round": 3,
+        "is_done": True,
+        "released": 3,
+        "vehicles": {
+            "v01": {"active_version": 3, "state": "ONLINE"},
+            "v02": {"active_version": 1, "state": "ONLINE"},
+        },
+    }
+    monkeypatch.setattr(demo, "_snapshot", lambda _: now)
+    monkeypatch.setattr(demo, "_SETTLE_S", 0.3)
+    standing: Any = Standing()
+    end = demo._run(standing, standing, rounds=3, begun=0.0, faults=False)[1]
+    assert end is now

@@ -9,8 +9,12 @@ import agent_world as aw
 import numpy as np
 import pytest
 
+from fedfleet.link.inbox import Inbox
+from fedfleet.link.memory import MemoryBroker
+from fedfleet.link.port import Delivery, Event
 from fedfleet.models import prepared
 from fedfleet.models.task import Floats
+from fedfleet.protocol import topics
 from fedfleet.protocol.errors import PeerError
 from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent.downlink import Downlink, Limits
@@ -106,6 +110,34 @@ def drive(journal: Journal, tmp_path: Path) -> Iterator[Callable[[], Drive]]:
 
     yield make
     swapper.close()
+
+
+def test_a_base_that_is_lost_while_the_next_comes_is_told_and_asked_for_again(
+    journal: Journal, drive: Callable[[], Drive]
+) -> None:
+    # given a download of the delta from version 1 to 2
+    broker, inbox = MemoryBroker(1), Inbox[Event](100)
+    downlink, _ = drive()
+    downlink.attach(broker.connect("v01", inbox.put), aw.FLEET, lambda: 0.5)
+    file, places = aw.graph()
+    graph = Graph(digest(aw.blobs_of(1)[0]), places.to_json(), file)
+    journal.set_base(Base(1, digest(aw.file_of(1)), "north", step=True), aw.vector(1), graph, step=b"step")
+    told = aw.pointer(2)
+    pointer = told.model_copy(update={"full": told.full.model_copy(update={"size_bytes": 10_000})})
+    assert downlink.fetch(pointer, None, 0.0) == []
+    # when the base is lost before the delta is there
+    alter(journal, "DELETE FROM base")
+    server = broker.connect("fleet-server", lambda _: None)
+    for blob in aw.blobs_of(2):
+        server.publish(topics.blob(aw.FLEET, digest(blob), 0), blob, retain=True)
+    said: list[ev.Event] = []
+    for _ in range(5):
+        broker.pump()
+        for event in inbox.drain(100, 0.0):
+            if isinstance(event, Delivery):
+                said += downlink.deliver(topics.parse(event.topic), event.payload, 1.0)
+    # then it is no crash and no end: the next try takes the full model
+    assert said == [ev.FetchFailed("base", 2, "base-lost", lasting=False)]
 
 
 class Refusing(Sessions):

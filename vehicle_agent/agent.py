@@ -73,6 +73,7 @@ def _assigned(state: State, event: ev.Assigned, now_s: float) -> Result:
         return state, []
     actions: list[act.Action] = [act.StopTraining(state.training.plan.round)] if state.training else []
     state = replace(state, region=event.region, plan=None, pointer=None, release=None, training=None)
+    state = replace(state, refused=None)  # there it may be another file
     return state, actions
 
 

@@ -22,7 +22,7 @@ from fedfleet.vehicle_agent.swap import Candidate, Sessions, Swapper, Tried
 
 __all__ = ["Downlink", "Limits"]
 
-PASSING = frozenset({"blob-timeout"})
+PASSING = frozenset({"base-lost", "blob-timeout"})
 """Reasons that may be gone the next time."""
 CHAIN_FAILED = frozenset({"vector-mismatch", "model-mismatch"})
 """Reasons to leave the deltas and take the full vector."""
@@ -38,10 +38,14 @@ class Limits:
 
 @dataclass
 class _Under:
-    """The download under way."""
+    """The download under way, from the version of the base that was held at its begin.
+
+    The base itself is read again at the end: many vehicles of one process may wait at a time.
+    """
 
     pointer: ModelPointer
     release: Release | None
+    from_version: int | None
     way: Route
     fetch: Fetch
     variant: Variant | None
@@ -208,7 +212,7 @@ class Downlink:
             purpose: ev.Purpose = "base" if release is None else "release"
             digest = "" if variant is None else variant.onnx_sha256
             return [ev.FetchFailed(purpose, number, error.reason, lasting=True, variant_sha256=digest)]
-        self._under = _Under(pointer, release, way, fetch, variant)
+        self._under = _Under(pointer, release, _version(held), way, fetch, variant)
         fetch.start(now_s)
         return self._advance(self._under, now_s)
 
@@ -220,6 +224,13 @@ class Downlink:
             return Held(-1, vector, graph)  # another region's chain leads on from other weights
         return Held(base.version, vector, graph, self._journal.base_step)
 
+    def _held_still(self, under: _Under) -> Held | None:
+        """Return the base that the way began at; PeerError when it was lost or damaged meanwhile."""
+        held = self._held(under.pointer)
+        if (found := _version(held)) != under.from_version:
+            raise PeerError("base-lost", f"base {found} is held, the way began at {under.from_version}")
+        return held
+
     def _advance(self, under: _Under, now_s: float) -> list[ev.Event]:
         try:
             blobs = under.fetch.done()
@@ -230,10 +241,7 @@ class Downlink:
                 self._under = None
                 self._fetched = _unpacked(under.release, under.variant, blobs, limit_bytes=limit)
                 return [ev.ReleaseFetched(under.release.number)]
-            held = self._held(
-                under.pointer
-            )  # not kept meanwhile: thousands of vehicles may wait in one process
-            model = build(under.way, blobs, held, task=self._task, limit_bytes=limit)
+            model = build(under.way, blobs, self._held_still(under), task=self._task, limit_bytes=limit)
             self._under = None
             if under.release is None:
                 named = under.pointer.control
@@ -263,6 +271,10 @@ class Downlink:
         except JournalError as error:
             return [ev.FetchFailed("base", model.version, error.reason, lasting=False)]
         return [ev.BaseReady(base.version, base.onnx_sha256, region, base.step)]
+
+
+def _version(held: Held | None) -> int | None:
+    return None if held is None else held.version
 
 
 def _activated(released: Released) -> ev.Activated:

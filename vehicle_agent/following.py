@@ -19,10 +19,11 @@ Result: TypeAlias = tuple[State, list[act.Action]]
 MOST_DOUBLINGS = 6
 """With `resend_cap_s` of 60: from one or two minutes to one or two hours."""
 _DRAWS = 2**40
+"""Numbers of these draws, far from those of the outbox."""
 
 
 def listen(state: State, now_s: float) -> State:
-    """Something new came, or is on its way: retained messages are read again if nothing else does."""
+    """Wait for news from now on: retained messages are read again if nothing new comes."""
     return _later(replace(state, rereads=0), now_s)
 
 

@@ -95,7 +95,8 @@ class Pending:
 class State:
     """All that ``agent.step`` decides upon. ``draws`` numbers the jitter draws, so that none is used twice.
 
-    ``trying``: a fetched release is being tried. ``given_up`` are the digests of variants that did not pass. ``rests``
+    ``trying``: a fetched release is being tried. ``given_up`` are the digests of variants that did not pass,
+    ``refused`` the number of the release that did not, which may be read again. ``rests``
     is from when until when the last answered plan lets this vehicle rest; ``ticked_s`` is the last tick,
     ``reread_at_s`` when retained messages are read again, after ``rereads`` that brought nothing new.
     """
@@ -118,6 +119,7 @@ class State:
     fetching: bool = False
     trying: bool = False
     given_up: frozenset[str] = frozenset()
+    refused: int | None = None
     fetch_failures: int = 0
     fetch_at_s: float = 0.0
     plan: Plan | None = None

@@ -39,13 +39,15 @@ def pointer(state: State, event: ev.PointerCame, now_s: float) -> Result:
 
 
 def release(state: State, event: ev.ReleaseCame, now_s: float) -> Result:
-    """Want a release, unless it or a newer one of the own region drives.
+    """Want a release, unless it or a newer one of the own region drives, or it was refused: retained, it comes again.
 
     A vehicle that came from another region drives another file under the same number, and so does one that wants a
     variant which came after its release.
     """
     del now_s
     active, came = state.active, event.release
+    if came.number == state.refused:
+        return state, []
     same = active is not None and active.onnx_sha256 in {"", _file(state, came)}
     if active is not None and came.number <= active.number and same:
         return state, []
@@ -93,7 +95,9 @@ def activation_refused(state: State, event: ev.ActivationRefused, now_s: float) 
     release = None if state.release and state.release.number == event.number else state.release
     what = f"release {event.number} refused ({event.reason})"
     line = f"vehicle {state.settings.vehicle}: {what}, the model before it drives on"
-    return replace(state, release=release, trying=False), [act.Count(event.reason), act.Report(line)]
+    refused = state.refused if event.reason == "not-fetched" else event.number
+    state = replace(state, release=release, trying=False, refused=refused)
+    return state, [act.Count(event.reason), act.Report(line)]
 
 
 def fetch_failed(state: State, event: ev.FetchFailed, now_s: float) -> Result:
