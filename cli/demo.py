@@ -28,6 +28,9 @@ __all__ = ["demo"]
 _POLL_S = 0.1
 _ROUND_LIMIT_S = 120.0
 _DEADLINE_S = 25.0
+_LATE_MS = (
+    50.0  # half a frame's time: a dozen vehicles share these cores, and a stopped trainer holds its round up
+)
 _SETTLE_S = 30.0  # for the vehicles to take the last release; one that refuses it never does
 
 
@@ -136,6 +139,9 @@ def _settings(settings: Settings, out: Path, *, rounds: int) -> Settings:
     agent = settings.agent
     if not {"metrics_interval_s", "resend_min_s"} & agent.model_fields_set:
         agent = agent.model_copy(update={"metrics_interval_s": 1.0, "resend_min_s": 2.0, "resend_cap_s": 5.0})
+    if "guard" not in agent.model_fields_set:
+        guard = agent.guard.model_copy(update={"late_ms": _LATE_MS})
+        agent = agent.model_copy(update={"guard": guard})
     return settings.model_copy(update={"work_dir": out / "work", "server": server, "agent": agent})
 
 
