@@ -187,7 +187,8 @@ def _federated(split: Split, arms: ArmSettings) -> Judged:
         work = Path(folder) / "work"
         shutil.copytree(split.settings.work_dir, work)
         settings = split.settings.model_copy(update={"work_dir": work})
-        model = compare_federation.run(settings, split.data.parts, arms, tell=_quiet).model
+        rounds = arms.rounds(split.data.sizes)
+        model = compare_federation.run(settings, split.data.parts, arms, rounds, tell=_quiet).model
     return judge(model, split.data.task, split.data.test)
 
 

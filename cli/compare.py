@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from fedfleet.cli import compare_federation, compare_processes, compare_report, compare_result, suits
-from fedfleet.cli.compare_arms import ArmSettings, Point, baseline, centralised, judge, on_site
+from fedfleet.cli.compare_arms import ArmSettings, Point, Rounds, baseline, centralised, judge, on_site
 from fedfleet.cli.compare_data import Data, load
 from fedfleet.cli.compare_federation import Federated
 from fedfleet.cli.compare_result import Result
@@ -116,6 +116,10 @@ def chosen(settings: Settings, *, rounds: int | None, epochs: int | None) -> Arm
     arms = suits.arms(tasks.load(settings.task))
     told = settings.server.model_fields_set - {"rounds", "enrolment"}
     federated = arms.federated.model_copy(update={name: getattr(settings.server, name) for name in told})
+    if arms.local_steps:
+        return arms.model_copy(
+            update={"epochs": epochs or arms.epochs, "most_rounds": rounds, "federated": federated}
+        )
     budget = epochs or (max(rounds, arms.epochs) if rounds else arms.epochs)
     if rounds is not None and rounds > budget:
         raise UsageError(
@@ -133,6 +137,7 @@ def measure(
     with steps("prepare") as tell:
         tell(0, 2, f"reading {folder}")
         data = load(settings, folder, test)
+        taken = arms.rounds(data.sizes)
         tell(1, 2, "exporting the first model")
         first = _first(settings)
         tell(2, 2, f"{len(data.vehicles)} vehicles in {len(data.regions)} regions")
@@ -142,7 +147,7 @@ def measure(
         alone = on_site(data, first, arms, seed=seed, tell=tell)
     with steps("federated") as tell, _logged(settings.work_dir / "logs" / "compare.log"):
         way = compare_processes if broker else compare_federation
-        together = way.run(settings, data.parts, arms, tell=tell)
+        together = way.run(settings, data.parts, arms, taken, tell=tell)
     tests = {
         "constant_velocity": baseline(data),
         "centralised": central.test,
@@ -156,12 +161,12 @@ def measure(
         curves={
             "centralised": central.curve,
             "on_site": alone.curve,
-            "federated": _curve(together, data, arms),
+            "federated": _curve(together, data, taken),
         },
         chosen={
             "centralised": central.chosen_epoch,
             "on_site": alone.chosen_epoch,
-            "federated": _epoch(together, arms),
+            "federated": _epoch(together, taken),
         },
         arms=arms,
         rounds=together.end["rounds_run"],
@@ -186,12 +191,12 @@ def _first(settings: Settings) -> Export:
     return initial.prepare_export(folder / "export", command, out=fresh)
 
 
-def _curve(together: Federated, data: Data, arms: ArmSettings) -> tuple[Point, ...]:
+def _curve(together: Federated, data: Data, taken: Rounds) -> tuple[Point, ...]:
     """What the server wrote down when it judged each version on the validation drives."""
     counts = {region: int(samples.judged.sum()) for region, samples in data.validation.items()}
     return tuple(
         Point(
-            (entry["round"] or 0) * arms.local_epochs,
+            (entry["round"] or 0) * taken.passes,
             {
                 region: {
                     name: ((value or 0.0) * counts[region], counts[region]) for name, value in means.items()
@@ -203,10 +208,10 @@ def _curve(together: Federated, data: Data, arms: ArmSettings) -> tuple[Point, .
     )
 
 
-def _epoch(together: Federated, arms: ArmSettings) -> float:
+def _epoch(together: Federated, taken: Rounds) -> float:
     """The passes after which the chosen version was published."""
     rounds = {entry["version"]: entry["round"] or 0 for entry in together.end["history"]}
-    return float(rounds[together.version] * arms.local_epochs)
+    return float(rounds[together.version] * taken.passes)
 
 
 def _told(settings: Settings, data: Data, together: Federated, *, broker: bool) -> dict[str, Any]:

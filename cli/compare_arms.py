@@ -3,7 +3,7 @@
 Torch is imported by the functions that train, so that ``fedfleet --help`` stays quick.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -24,12 +24,14 @@ from fedfleet.models.bootstrap import Tally
 from fedfleet.models.settings import TrainSettings
 from fedfleet.models.task import Floats, Metric, Samples, Sums, Task, added
 from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.messages import Setting
 
 __all__ = [
     "ArmSettings",
     "Judged",
     "Learned",
     "Point",
+    "Rounds",
     "Scores",
     "baseline",
     "centralised",
@@ -56,25 +58,55 @@ _FEDERATED: Final = ServerSettings(
 )
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """The rounds of the federated arm, and how many passes over all training samples together each of them takes."""
+
+    count: int
+    passes: float
+
+
 class ArmSettings(BaseModel):
     """Everything about the arms that can be chosen: one frozen value, so that a search can vary it.
 
     ``epochs`` E is the budget of every arm: each passes over each vehicle's training data at most E times. A
-    round takes ``local_epochs`` of them; ``epochs`` of the TrainSettings inside is ignored.
+    round takes ``local_epochs`` of them, or ``local_steps`` batches of each vehicle, whatever its data: then the
+    vehicle with the least data says how many rounds the budget allows, and ``most_rounds``, if given, how many of
+    these are run. ``epochs`` of the TrainSettings inside is ignored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(default=60, ge=1, le=10_000)
     local_epochs: int = Field(default=1, ge=1, le=1000)
+    local_steps: int = Field(default=0, ge=0, le=100_000)
+    most_rounds: int | None = Field(default=None, ge=1, le=1_000_000)
     centralised: TrainSettings = _CENTRALISED
     on_site: TrainSettings = _ON_SITE
     federated: ServerSettings = _FEDERATED
 
-    @property
-    def rounds(self) -> int:
-        """The rounds that fit into the budget."""
-        return self.epochs // self.local_epochs
+    def local_training(self) -> dict[str, Setting]:
+        """Return what a vehicle is told of its training in each round."""
+        if self.local_steps:
+            return {**self.federated.training, "epochs": self.epochs, "max_steps": self.local_steps}
+        return {**self.federated.training, "epochs": self.local_epochs}
+
+    def rounds(self, samples: Collection[int]) -> Rounds:
+        """Return the rounds that fit into the budget of vehicles with so many training samples each.
+
+        Raises UsageError when ``most_rounds`` do not.
+        """
+        if not self.local_steps:
+            return Rounds(self.epochs // self.local_epochs, self.local_epochs)
+        seen = self.local_steps * TrainSettings.model_validate(self.local_training()).batch_size
+        fit = self.epochs * min(samples) // seen
+        asked = fit if self.most_rounds is None else self.most_rounds
+        if not 0 < asked <= fit:
+            told = f"a vehicle with {min(samples)} samples of which it trains on {seen} a round"
+            raise UsageError(
+                f"{max(asked, 1)} rounds: expected at most {fit} in {self.epochs} passes of {told}"
+            )
+        return Rounds(asked, seen * len(samples) / sum(samples))
 
     def offered(self, task: Task) -> Self:
         """Return the same, without augmentation when the task offers none."""

@@ -41,6 +41,11 @@ class Data:
         """The regions that have vehicles, by name."""
         return sorted(self.validation)
 
+    @property
+    def sizes(self) -> list[int]:
+        """How many training samples each vehicle has."""
+        return [len(samples) for _, samples in self.vehicles.values()]
+
 
 def load(settings: Settings, folder: Path, test_folder: Path | None) -> Data:
     """Split and prepare everything under ``settings.work_dir``; with a test folder, its drives are the test.

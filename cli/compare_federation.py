@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from fedfleet.cli import launch
-from fedfleet.cli.compare_arms import ArmSettings
+from fedfleet.cli.compare_arms import ArmSettings, Rounds
 from fedfleet.cli.compare_choice import Choice
 from fedfleet.cli.config import Settings
 from fedfleet.fleet_server import assembly, store_models, store_rounds
@@ -90,15 +90,17 @@ class _Clock:
         return self.now_s
 
 
-def configured(settings: Settings, parts: Partition, arms: ArmSettings, *, codes: launch.Codes) -> Settings:
+def configured(
+    settings: Settings, parts: Partition, arms: ArmSettings, rounds: Rounds, *, codes: launch.Codes
+) -> Settings:
     """Return the settings of a fleet that runs the federated arm, every vehicle in every round."""
     regions: dict[str, tuple[str, ...]] = {}
     for vehicle, (region, _) in sorted(parts.vehicles.items()):
         regions[region] = (*regions.get(region, ()), vehicle)
     server = arms.federated
-    rounds = {
+    changed = {
         **dict(server.rounds),
-        "total": arms.rounds,
+        "total": rounds.count,
         "quorum": min(len(vehicles) for vehicles in regions.values()),
         "contributors": regions,
         "seed": settings.data.seed,
@@ -108,14 +110,19 @@ def configured(settings: Settings, parts: Partition, arms: ArmSettings, *, codes
         {"vehicle": vehicle, "region": region, "code": codes[vehicle]}
         for vehicle, (region, _) in parts.vehicles.items()
     ]
-    training = {**server.training, "epochs": arms.local_epochs}
-    changed = {**dict(server), "rounds": rounds, "enrolment": enrolment, "training": training}
+    training = arms.local_training()
+    whole = {**dict(server), "rounds": changed, "enrolment": enrolment, "training": training}
     agent = settings.agent.model_copy(update={"inference": False})
-    return settings.model_copy(update={"server": type(server).model_validate(changed), "agent": agent})
+    return settings.model_copy(update={"server": type(server).model_validate(whole), "agent": agent})
 
 
 def run(
-    settings: Settings, parts: Partition, arms: ArmSettings, *, tell: Callable[[int, int, str], None]
+    settings: Settings,
+    parts: Partition,
+    arms: ArmSettings,
+    rounds: Rounds,
+    *,
+    tell: Callable[[int, int, str], None],
 ) -> Federated:
     """Run all rounds in virtual time; the same arguments give the same bytes.
 
@@ -123,7 +130,7 @@ def run(
     """
     chance = random.Random(f"compare {settings.data.seed}")
     codes = {vehicle: SecretStr(f"{chance.getrandbits(128):032x}") for vehicle in sorted(parts.vehicles)}
-    settings = configured(settings, parts, arms, codes=codes)
+    settings = configured(settings, parts, arms, rounds, codes=codes)
     clock, broker = _Clock(), MemoryBroker()
     with _server(settings, parts, clock, broker, chance) as (server, inbox):
         said: list[str] = []
@@ -136,7 +143,7 @@ def run(
             choice.look()
             for done in _turns(server, inbox, broker, fleet, clock, said=said):
                 choice.look()
-                tell(done, arms.rounds, f"round {done}")
+                tell(done, rounds.count, f"round {done}")
             bytes_up = sum(vehicle.bytes_up for vehicle in fleet.vehicles)
             bytes_down = sum(vehicle.bytes_down for vehicle in fleet.vehicles)
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from fedfleet.cli import launch
-from fedfleet.cli.compare_arms import ArmSettings
+from fedfleet.cli.compare_arms import ArmSettings, Rounds
 from fedfleet.cli.compare_choice import Choice
 from fedfleet.cli.compare_federation import Federated, configured
 from fedfleet.cli.config import Settings
@@ -29,20 +29,25 @@ ROUND_LIMIT_S = 300.0
 
 
 def run(
-    settings: Settings, parts: Partition, arms: ArmSettings, *, tell: Callable[[int, int, str], None]
+    settings: Settings,
+    parts: Partition,
+    arms: ArmSettings,
+    rounds: Rounds,
+    *,
+    tell: Callable[[int, int, str], None],
 ) -> Federated:
     """Run all rounds over an embedded broker; the model is the same, byte for byte, as over the memory link.
 
     Raises UsageError, with its last words, when a process ends by itself; no process is left in any case.
     """
     codes = {vehicle: SecretStr(secrets.token_hex(16)) for vehicle in parts.vehicles}
-    settings = configured(settings, parts, arms, codes=codes)
+    settings = configured(settings, parts, arms, rounds, codes=codes)
     with _broker(settings) as broker:
         where = {"host": broker.host, "port": broker.port}
         settings = settings.model_copy(update={"broker": settings.broker.model_copy(update=where)})
         with _children(settings, parts, codes) as children:
             choice = Choice(launch.server_dir(settings), tasks.load(settings.task))
-            end = _watch(settings, children, arms, choice=choice, tell=tell)
+            end = _watch(settings, children, rounds, choice=choice, tell=tell)
             bytes_up, bytes_down = _bytes(settings)
     final = (launch.server_dir(settings) / "model.onnx").read_bytes()
     return Federated(choice.model, choice.version, final, end, bytes_up, bytes_down)
@@ -77,7 +82,7 @@ def _children(settings: Settings, parts: Partition, codes: launch.Codes) -> Iter
 def _watch(
     settings: Settings,
     children: list[Child],
-    arms: ArmSettings,
+    rounds: Rounds,
     *,
     choice: Choice,
     tell: Callable[[int, int, str], None],
@@ -95,7 +100,7 @@ def _watch(
         choice.look()
         if now["rounds_run"] > done:
             done, limit_s = now["rounds_run"], time.monotonic() + ROUND_LIMIT_S
-            tell(done, arms.rounds, f"round {done}")
+            tell(done, rounds.count, f"round {done}")
         versions = [one["active_version"] for one in now["vehicles"].values()]
         if now["is_done"] and all(version == now["released"] for version in versions):
             return now

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ from numpy.typing import NDArray
 
 from fedfleet.fleet_server.gate import Scores
 from fedfleet.models import bundle, prepared, scoring, slices
-from fedfleet.models.task import Samples, Task, added
+from fedfleet.models.task import Samples, Sums, Task, added
 from fedfleet.protocol.errors import UsageError
 
 __all__ = ["Validation", "open_validation"]
 
 CANARY_ROWS = 8
+FILES_KEPT = 4
+"""Of so many files the scores are kept for each region: a round's candidate is what the next round is judged by."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Validation:
     samples: Mapping[str, Samples]
     batch: int
     rows: Mapping[str, Mapping[str, NDArray[np.int64]]] = field(default_factory=dict)
+    _scored: dict[tuple[str, bytes], Sums] = field(default_factory=dict, init=False, repr=False)
 
     def scores(self, onnx: bytes) -> Scores:
         """Score a model file, by region and metric, over the judged samples.
@@ -37,12 +41,22 @@ class Validation:
         return self.scores_of(dict.fromkeys(self.samples, onnx))
 
     def scores_of(self, files: Mapping[str, bytes]) -> Scores:
-        """Score each region by its own model file; regions with the same file share one session."""
-        sessions = {onnx: scoring.new_session(onnx) for onnx in set(files.values())}
-        return {
-            region: dict(scoring.score(sessions[files[region]], self.task, samples, batch=self.batch))
-            for region, samples in self.samples.items()
+        """Score each region by its own model file, unless it was among the last few that were scored there."""
+        digests = {onnx: sha256(onnx).digest() for onnx in set(files.values())}
+        fresh = {
+            files[region] for region in self.samples if (region, digests[files[region]]) not in self._scored
         }
+        sessions = {onnx: scoring.new_session(onnx) for onnx in fresh}
+        found = {}
+        for region, samples in self.samples.items():
+            onnx = files[region]
+            known = self._scored.pop((region, digests[onnx]), None)
+            if known is None:
+                known = scoring.score(sessions[onnx], self.task, samples, batch=self.batch)
+            found[region] = self._scored[region, digests[onnx]] = known
+        while len(self._scored) > FILES_KEPT * len(self.samples):
+            del self._scored[next(iter(self._scored))]
+        return {region: dict(known) for region, known in found.items()}
 
     def slices_of(self, files: Mapping[str, bytes]) -> dict[str, tuple[float, int]]:
         """Score the primary metric on each slice that a floor is on, over all regions, each by its own model file."""

@@ -77,13 +77,26 @@ class CameraSteering:
 
     @property
     def suits(self) -> Mapping[str, Mapping[str, object]]:
-        """Settings that learn from images; `benchmarks/camera.py` tells how they were found."""
+        """Settings that learn from images; docs/benchmarks.md tells how they were found.
+
+        `server` learns something in few rounds, `compare` as much as there is to learn: many short rounds in which
+        every vehicle, however little it recorded, takes as many steps as any other.
+        """
         vehicle = {"optimizer": "adam", "batch_size": 8, "learning_rate": 1e-3, "augment": "mirror-light"}
-        alone = {**vehicle, "batch_size": 16, "schedule": "cosine"}
-        learning = {"training": vehicle, "strategy": {"server_learning_rate": 1.0}}
-        federated = {**learning, "codec": {"density": 0.1}, "downlink": {"density": 0.2}}
+        alone = {**vehicle, "batch_size": 16, "learning_rate": 5e-4, "schedule": "cosine"}
+        federated = {
+            "training": {**vehicle, "optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.1},
+            "strategy": {"name": "fedadam", "server_learning_rate": 1e-3, "tau": 1e-5},
+            "codec": {"density": 0.25},
+            "downlink": {"density": 0.5},
+            "gate": {"tolerance": 0.3},
+        }
         arms = {"centralised": alone, "on_site": alone, "federated": federated}
-        return {"server": learning, "compare": {"epochs": 16, **arms}}
+        rounds = {"epochs": 40, "local_steps": 2}
+        return {
+            "server": {"training": vehicle, "strategy": {"server_learning_rate": 1.0}},
+            "compare": {**rounds, **arms},
+        }
 
     @property
     def slices(self) -> Mapping[str, Slicer]:

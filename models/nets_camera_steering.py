@@ -2,7 +2,9 @@
 
 The graph takes pixels 0 … 255 as they are and normalises them itself, as the paper's first layer does: here each image
 to mean 0 and variance 1, because places differ in light more than in tracks. RGB rather than YUV: the first
-convolution can learn that change of axes. The last layer starts at zero: version 0 steers straight ahead.
+convolution can learn that change of axes. Weights start as He et al. 2015 (equation 10) have it for layers before a
+ReLU: with torch's own start, each layer halves what it is given, and the first passes learn next to nothing. The last
+layer starts at zero: version 0 steers straight ahead.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ class PilotNet(nn.Module):
         self.see = nn.ModuleList(nn.Conv2d(*size) for size in sizes)
         self.steer = nn.ModuleList(nn.Linear(*size) for size in ((1152, 100), (100, 50), (50, 10)))
         self.angle = nn.Linear(10, 1)
+        for layer in (*self.see, *self.steer):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.angle.weight)
         nn.init.zeros_(self.angle.bias)
 

@@ -34,8 +34,9 @@ __all__ = [
     "vector",
 ]
 
-LOSS_SAMPLES = 4096
-"""The loss before and after is measured on at most so many samples, evenly spaced."""
+LOSS_SAMPLES, LOSS_FEW = 4096, 64
+"""The loss before and after is measured on at most so many samples, evenly spaced, and on no more than the training
+sees, but for a few: where a round is two batches, measuring must not cost more than learning."""
 LOSS_NUMBERS = 2**22
 """So many numbers of the input go through the network at once: 16 MiB as float32."""
 
@@ -205,7 +206,8 @@ class FineTuning:
         return settings.model_copy(update={"batch_size": max(1, min(settings.batch_size, most))})
 
     def _measure(self) -> float:
-        step = max(1, math.ceil(self._size / LOSS_SAMPLES))
+        most = min(LOSS_SAMPLES, max(LOSS_FEW, self.steps * self._settings.batch_size))
+        step = max(1, math.ceil(self._size / most))
         inputs, targets = self._inputs[::step], self._targets[::step]
         each = max(1, LOSS_NUMBERS // max(1, inputs[0].numel()))
         self._model.eval()

@@ -6,7 +6,7 @@ with this folder on PYTHONPATH.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +55,17 @@ class TinyTask:
         return np.zeros((len(inputs), 1), dtype=np.float32)
 
 
+class ShortRounds(TinyTask):
+    """The same, compared in rounds of two batches."""
+
+    name = "tiny-short"
+    suits: Mapping[str, Mapping[str, object]] = {
+        "compare": {"local_steps": 2, "federated": {"training": {"batch_size": 16, "learning_rate": 0.05}}}
+    }
+
+
 TASK = TinyTask()
+SHORT = ShortRounds()
 
 
 def generate(

@@ -14,7 +14,7 @@ from fedfleet.vehicle_agent.eligibility import Rule, Signal
 from fedfleet.vehicle_agent.guard import GuardSettings
 from fedfleet.vehicle_agent.personal import PersonalSettings
 from fedfleet.vehicle_agent.profiles import Profile, check_profiles, chosen
-from fedfleet.vehicle_agent.scheduling import Policy
+from fedfleet.vehicle_agent.scheduling import Policy, Priority
 from fedfleet.vehicle_agent.shadow import ShadowSettings
 
 __all__ = [
@@ -58,6 +58,11 @@ class AgentSettings(BaseModel):
         gt=0,
         le=1e7,
         description="seconds after which a signal of a trace or a program without a new value counts as missing",
+    )
+    inference_priority: Priority = Field(
+        default="realtime",
+        description="of the thread that runs the model: realtime, before all else on its core where the system allows "
+        "it (an agent of its own only, never the vehicles of a simulator); normal",
     )
     nice: int = Field(default=19, ge=0, le=19, description="how much the trainer process yields to others")
     trainer_policy: Policy = Field(

@@ -74,7 +74,8 @@ class Fleet:
             raise
         self._owners = {vehicle.name: index for index, vehicle in enumerate(self.vehicles)}
         replays = [vehicle.parts.replay for vehicle in self.vehicles if config.inference]
-        self._inference = Inference(replays, clock=world.monotonic_s)
+        first = config.inference_priority == "realtime" and len(config.vehicles) == 1
+        self._inference = Inference(replays, clock=world.monotonic_s, realtime=first)
         self._started_s = self._tick_at_s = 0.0
         self._to_tick: list[Vehicle] = []
 
@@ -106,6 +107,8 @@ class Fleet:
         for tried in self._swapper.poll():
             self.vehicles[tried.candidate.owner].on_tried(tried, now_s)
         self._tick(now_s, monotonic_s)
+        if trouble := self._inference.look():
+            self._world.report(f"vehicle {self.vehicles[0].name}: {trouble}")
         if self._inference.error is not None:
             raise self._inference.error
 

@@ -15,12 +15,15 @@ import numpy as np
 
 from fedfleet.models.task import Floats, Frames, Samples, Task
 from fedfleet.protocol.errors import PeerError
+from fedfleet.vehicle_agent import scheduling
 from fedfleet.vehicle_agent.shadow import Differ, differing
 from fedfleet.vehicle_agent.watch import Watch
 
 __all__ = ["Answer", "Figures", "Inference", "Replay", "Run", "See"]
 
 RING = 600
+STUCK_S = 1.0
+"""So long may a frame keep a thread that goes before all others."""
 See: TypeAlias = Callable[[Floats | None, Floats | None], None]
 """Takes inputs f32[N, *in] of a frame and the active model's outputs; None for a frame without a row."""
 
@@ -266,11 +269,19 @@ class Replay:
 
 
 class Inference:
-    """The thread that runs every replay's frames when they are due; their phases are spread over one period."""
+    """The thread that runs every replay's frames when they are due; their phases are spread over one period.
 
-    def __init__(self, replays: Sequence[Replay], *, clock: Callable[[], float]) -> None:
-        self._replays, self._clock = replays, clock
+    With ``realtime`` it goes before all other work of its core, where the system allows it, until a frame takes
+    longer than ``STUCK_S``: then a model hangs, and the rest of the vehicle must not stand still for it.
+    """
+
+    def __init__(
+        self, replays: Sequence[Replay], *, clock: Callable[[], float], realtime: bool = False
+    ) -> None:
+        self._replays, self._clock, self._realtime = replays, clock, realtime
         self._stop = threading.Event()
+        self._begun_s: float | None = None
+        self._trouble = ""
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._guarded, name="inference", daemon=True)
 
@@ -281,12 +292,25 @@ class Inference:
             replay.due_s = start_s + replay.period_s * index / len(self._replays)
         self._thread.start()
 
+    def look(self) -> str:
+        """Take the thread's priority from it if it hangs; return what there is to tell of it, once. Of any thread."""
+        begun_s, thread = self._begun_s, self._thread.native_id
+        if self._realtime and thread and begun_s is not None and self._clock() - begun_s > STUCK_S:
+            self._realtime = False
+            scheduling.to_back(thread)
+            self._trouble = f"a frame takes more than {STUCK_S:g} s; inference goes on at normal priority"
+        told, self._trouble = self._trouble, ""
+        return told
+
     def stop(self) -> None:
         """End the thread after the frame it is in."""
         self._stop.set()
         self._thread.join()
 
     def _guarded(self) -> None:
+        if self._realtime and self._replays and (why := scheduling.to_front()):
+            self._realtime = False
+            self._trouble = f"inference runs at normal priority: real-time refused ({why})"
         try:
             self._loop()
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which ends the process with it
@@ -299,5 +323,7 @@ class Inference:
             due_s, index = queue[0]
             if self._stop.wait(max(0.0, due_s - self._clock())):
                 return
+            self._begun_s = self._clock()
             self._replays[index].run_due()
+            self._begun_s = None
             heapq.heapreplace(queue, (self._replays[index].due_s, index))

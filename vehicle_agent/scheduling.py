@@ -1,4 +1,7 @@
-"""How the kernel treats the trainer beside inference: nice, scheduling class, cores, who is killed first (Linux)."""
+"""How the kernel treats inference and the trainer beside it (Linux).
+
+The trainer: nice, scheduling class, cores, who is killed first. Inference: before all else on its core, if allowed.
+"""
 
 import os
 from contextlib import suppress
@@ -8,9 +11,10 @@ from typing import Literal, TypeAlias
 
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["Policy", "Scheduling", "apply", "check"]
+__all__ = ["Policy", "Priority", "Scheduling", "apply", "check", "to_back", "to_front"]
 
 Policy: TypeAlias = Literal["other", "batch", "idle"]
+Priority: TypeAlias = Literal["normal", "realtime"]
 _CLASSES = {"other": os.SCHED_OTHER, "batch": os.SCHED_BATCH, "idle": os.SCHED_IDLE}
 MOST_NICE = 19
 FIRST_TO_GO = "800"
@@ -48,3 +52,21 @@ def apply(pid: int, scheduling: Scheduling) -> None:
             os.sched_setaffinity(pid, scheduling.cores)
     with suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text(FIRST_TO_GO, encoding="ascii")
+
+
+def to_front() -> str:
+    """Run the calling thread before all that is not real-time (SCHED_RR, lowest priority); say why not, or nothing.
+
+    What the thread starts is not in that class. It needs root, CAP_SYS_NICE or RLIMIT_RTPRIO.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    return ""
+
+
+def to_back(thread: int) -> None:
+    """Let the thread with this number of the kernel's take turns with all others again, from any thread."""
+    with suppress(ProcessLookupError):
+        os.sched_setscheduler(thread, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))

@@ -1,0 +1,31 @@
+"""How many rounds the budget of a comparison allows."""
+
+import pytest
+
+from fedfleet.cli.compare_arms import ArmSettings, Rounds
+from fedfleet.protocol.errors import UsageError
+
+
+def arms(**changed: object) -> ArmSettings:
+    """Arms whose vehicles train with batches of 8."""
+    federated = ArmSettings().federated.model_copy(update={"training": {"batch_size": 8}})
+    return ArmSettings.model_validate({"federated": federated, **changed})
+
+
+def test_whole_passes_do_not_depend_on_the_data() -> None:
+    assert arms(epochs=7, local_epochs=2).rounds([10, 1000]) == Rounds(3, 2)
+    assert arms(epochs=7, local_epochs=2).local_training() == {"batch_size": 8, "epochs": 2}
+
+
+def test_rounds_of_batches_end_with_the_smallest_vehicle_s_budget() -> None:
+    # 4 passes over 124 samples are 31 rounds of 2 batches of 8; a round is a part of a pass over all 611
+    found = arms(epochs=4, local_steps=2)
+    assert found.rounds([487, 124]) == Rounds(31, 32 / 611)
+    assert found.local_training() == {"batch_size": 8, "epochs": 4, "max_steps": 2}
+    assert arms(epochs=4, local_steps=2, most_rounds=5).rounds([487, 124]) == Rounds(5, 32 / 611)
+
+
+@pytest.mark.parametrize(("asked", "data"), [(32, [487, 124]), (None, [487, 3])])
+def test_more_rounds_than_the_budget_are_refused(asked: int | None, data: list[int]) -> None:
+    with pytest.raises(UsageError, match=f"expected at most .* in 4 passes of a vehicle with {min(data)}"):
+        arms(epochs=4, local_steps=2, most_rounds=asked).rounds(data)
