@@ -94,7 +94,8 @@ def pack(
             + pack_values(values[named], settings.value)
         )
     indices = _select(values, part, settings)
-    mode, coordinates = entropy.pack_indices(indices, size=part.size, rows=part.rows)
+    rows = part.rows if settings.effort == "full" else ()
+    mode, coordinates = entropy.pack_indices(indices, size=part.size, rows=rows)
     head = bytes((mode << 4 | code,)) + varint(part.size)
     return head + coordinates + pack_values(values[indices], settings.value)
 

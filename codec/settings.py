@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["INDEX_MODES", "VALUE_MODES", "Settings"]
+__all__ = ["EFFORTS", "INDEX_MODES", "VALUE_MODES", "Settings"]
 
 INDEX_MODES = ("rice", "dense", "common")
+EFFORTS = ("full", "quick")
 VALUE_MODES = ("sign", "int2", "int3", "int4", "int8", "float32", "stochastic4")
 
 
@@ -28,19 +29,25 @@ class Settings:
     is then the expected share of levels that are not zero, 0.1 for about 0.6 bit per coordinate.
 
     `layer_floor` is the share of each tensor in a sparse part that is sent at least, under index "rice".
-    Raises UsageError for an unknown mode or pair of modes, a density outside (0, 1], a floor outside [0, 1].
+
+    `effort` "quick" leaves out the index mode that takes both sides most of their time, row by row; a decoder reads
+    what either makes.
+    Raises UsageError for an unknown mode, effort or pair of modes, a density outside (0, 1], a floor outside [0, 1].
     """
 
     index: str = "rice"
     value: str = "sign"
     density: float = 0.01
     layer_floor: float = 0.0
+    effort: str = "full"
 
     def __post_init__(self) -> None:
         if self.index not in INDEX_MODES:
             raise UsageError(f'codec index: expected one of {", ".join(INDEX_MODES)}, got "{self.index}"')
         if self.value not in VALUE_MODES:
             raise UsageError(f'codec value: expected one of {", ".join(VALUE_MODES)}, got "{self.value}"')
+        if self.effort not in EFFORTS:
+            raise UsageError(f'codec effort: expected one of {", ".join(EFFORTS)}, got "{self.effort}"')
         if not (math.isfinite(self.density) and 0.0 < self.density <= 1.0):
             raise UsageError(f"codec density: expected a number above 0 and up to 1, got {self.density}")
         if not (math.isfinite(self.layer_floor) and 0.0 <= self.layer_floor <= 1.0):

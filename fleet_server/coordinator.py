@@ -188,7 +188,7 @@ class Coordinator:
             mode=rounds.mode,
             late=rounds.late,
             next_round_at_s=now_s + rounds.interval_s if rounds.interval_s else 0.0,
-            codec=self.config.codec.plan(),
+            codec=self.config.codec.plan(round(enrolled * part)),
             training=self.config.training_of(number),
         )
         target = selected(online, seed=rounds.seed, round_=number, share=part)

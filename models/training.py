@@ -34,7 +34,7 @@ __all__ = [
     "vector",
 ]
 
-LOSS_SAMPLES, LOSS_FEW = 4096, 64
+LOSS_SAMPLES, LOSS_FEW = 4096, 16
 """The loss before and after is measured on at most so many samples, evenly spaced, and on no more than the training
 sees, but for a few: where a round is two batches, measuring must not cost more than learning."""
 LOSS_NUMBERS = 2**22

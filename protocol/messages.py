@@ -108,6 +108,7 @@ class CodecPlan(Message):
     multiplied by the rounds since its last update, at most by ``catch_up``; if it missed any, it trains from the base
     and ``step_ahead`` of its residual (``codec/residual.py``). From so many rounds
     on as ``stateless_after`` says (0: never) it encodes without state instead, dense with ``stateless_density``.
+    With ``effort`` quick it leaves out what costs both sides most time (``codec/settings.py``).
     """
 
     index: Annotated[str, Field(max_length=32)] = "rice"
@@ -120,6 +121,7 @@ class CodecPlan(Message):
     step_ahead: Share = 0.0
     stateless_after: Number = 0
     stateless_density: Annotated[float, Field(gt=0, le=1)] = 0.1
+    effort: Annotated[str, Field(max_length=16)] = "full"
     links: Annotated[Mapping[Annotated[str, Field(max_length=16)], LinkPlan], Field(max_length=16)] = Field(
         default_factory=dict
     )

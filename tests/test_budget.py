@@ -100,9 +100,19 @@ def test_the_servers_configuration_says_it_in_the_plan() -> None:
     assert plan.coordinates == "own"
 
 
+def test_rounds_of_many_vehicles_ask_for_less_effort_unless_told_otherwise() -> None:
+    efforts = {told: CodecConfig.model_validate({"effort": told}) for told in ("auto", "full", "quick")}
+    for vehicles, expected in ((99, ["full", "full", "quick"]), (100, ["quick", "full", "quick"])):
+        assert [config.plan(vehicles).effort for config in efforts.values()] == expected
+    assert settings_for(efforts["quick"].plan(), "") == Settings("rice", "sign", 0.02, effort="quick")
+    # and a word that a later server may say is no reason not to answer
+    assert settings_for(CodecPlan(effort="slower-still"), "").effort == "full"
+
+
 @pytest.mark.parametrize(
     ("told", "message"),
     [
+        ({"effort": "none"}, "'auto', 'full' or 'quick'"),
         ({"links": {"metered": {"value": "float32"}}}, 'value "float32" needs index "dense"'),
         ({"index": "common", "links": {"wifi": {"density": 0.1}}}, "index common is the same for all"),
         ({"links": {"satellite": {}}}, "metered"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fedfleet.codec import payload
 from fedfleet.codec.delta import Delta
+from fedfleet.codec.describe import describe
 from fedfleet.codec.parts import SEGMENTS, Part, Parts
 from fedfleet.codec.residual import encode_with_feedback
 from fedfleet.codec.settings import Settings
@@ -199,6 +200,25 @@ def test_a_floor_keeps_small_tensors_alive() -> None:
     assert set(found[found >= 900] - 900) == set(np.argsort(-np.abs(delta[900:]))[:5])
     # when the floors are more than the density, then they are what is sent
     assert sent(layer_floor=0.2).size == 200
+
+
+def test_less_effort_leaves_rows_out_and_says_the_same() -> None:
+    # given a layer of which some rows learn much more than others
+    rows, columns = 256, 128
+    strong = np.exp(np.random.default_rng(3).normal(0.0, 3.0, rows)).repeat(columns).astype(np.float32)
+    vector = strong * noise(rows * columns, 4)
+    parts = Parts(rows * columns, (Part("body", ((0, rows * columns),), columns=(columns,)),))
+    full, quick = (
+        payload.encode(vector, Settings(density=0.02, effort=effort), steps=1, examples=1, parts=parts)
+        for effort in ("full", "quick")
+    )
+    modes = [describe(data).blocks[0].index for data in (full, quick)]
+    assert modes[0] == "rows" != modes[1]
+    assert len(full) < len(quick)
+    one, other = (payload.decode(data, size=vector.size, parts=parts).delta.dense() for data in (full, quick))
+    assert np.array_equal(one, other)
+    with pytest.raises(UsageError, match='codec effort: expected one of full, quick, got "none"'):
+        Settings(effort="none")
 
 
 def test_the_plan_names_the_coordinates() -> None:

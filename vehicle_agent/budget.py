@@ -7,7 +7,7 @@ from math import ceil, log2
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfleet.codec.settings import VALUE_MODES, Settings
+from fedfleet.codec.settings import EFFORTS, VALUE_MODES, Settings
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.messages import CodecPlan
 
@@ -48,8 +48,8 @@ def settings_for(plan: CodecPlan, link_class: str, *, age: int = 1) -> Settings:
     told = plan.links.get(link_class)
     value = plan.value if told is None or told.value is None else told.value
     density = plan.density if told is None or told.density is None else told.density
-    extra = {"layer_floor": plan.layer_floor} if plan.layer_floor else {}
-    return Settings(plan.index, value, density, **extra)
+    effort = plan.effort if plan.effort in EFFORTS else "full"
+    return Settings(plan.index, value, density, plan.layer_floor, effort)
 
 
 def budget_for(plan: CodecPlan, link_class: str, own_bytes: int | None) -> int | None:
