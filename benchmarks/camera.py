@@ -1,6 +1,6 @@
 """`camera_steering` on recorded cars: how near federated learning comes to one model trained on all frames together.
 
-    FEDFLEET_DATA=FOLDER python benchmarks/camera.py --json [--seeds 1] [--scenarios DIR]
+    FEDFLEET_DATA=FOLDER python benchmarks/camera.py --json [--seeds 1] [--scenarios DIR] [--jobs 1]
 
 Without `--scenarios` the folder `donkey` of FEDFLEET_DATA. Each seed is one `fedfleet compare` with the settings that
 suit the task: whole blocks of consecutive frames are split into training, validation and test; every arm passes over
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ NEAR_PCT = 5.0
 
 def run(scenarios: Path, seed: int, out: Path) -> dict[str, Any]:
     """Run one comparison and return its figures."""
+    print(f"seed {seed}", file=sys.stderr)
     command = [sys.executable, "-m", "fedfleet.cli.main", "compare", "--task", "camera_steering"]
     target = out / "compare.json"
     subprocess.run(
@@ -41,7 +43,7 @@ def run(scenarios: Path, seed: int, out: Path) -> dict[str, Any]:
             str(target),
         ],
         stdout=subprocess.DEVNULL,
-        timeout=1800,
+        timeout=7200,
         check=True,
     )
     found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
@@ -86,18 +88,17 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--seeds", default="1", help="seeds of split and first model, separated by commas")
     parser.add_argument("--scenarios", type=Path, help="folder of Donkey tubs")
+    parser.add_argument("--jobs", type=int, default=1, help="comparisons at a time, a core each")
     told = parser.parse_args()
     data = os.environ.get("FEDFLEET_DATA")
     if told.scenarios is None and not data:
         print(json.dumps({"skipped": "needs FEDFLEET_DATA or --scenarios"}))
         return
     begun = time.monotonic()
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in map(int, told.seeds.split(",")):
-            print(f"seed {seed}", file=sys.stderr)
-            scenarios = told.scenarios or Path(str(data)) / "donkey"
-            found[seed] = run(scenarios, seed, Path(folder) / f"seed-{seed}")
+    scenarios, seeds = told.scenarios or Path(str(data)) / "donkey", [*map(int, told.seeds.split(","))]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(told.jobs) as pool:
+        runs = pool.map(lambda seed: run(scenarios, seed, Path(folder) / f"seed-{seed}"), seeds)
+        found = dict(zip(seeds, runs, strict=True))
     result = {**figures(found), "seconds": round(time.monotonic() - begun)}
     print(
         json.dumps(result) if told.json else "\n".join(f"{name}: {value}" for name, value in result.items())

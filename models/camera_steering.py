@@ -87,7 +87,7 @@ class CameraSteering:
         federated = {
             "training": {**vehicle, "optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.1},
             "strategy": {"name": "fedadam", "server_learning_rate": 1e-3, "tau": 1e-5},
-            "codec": {"density": 0.25},
+            "codec": {"value": "int8", "density": 0.5},
             "downlink": {"density": 0.5},
             "gate": {"tolerance": 0.3},
         }
