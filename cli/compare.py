@@ -57,7 +57,10 @@ def compare(  # noqa: PLR0913 - the options of the command
     rounds: Annotated[
         int | None,
         typer.Option(
-            min=1, max=10_000, help="Rounds of the federated arm, at most --epochs.", show_default=False
+            min=1,
+            max=10_000,
+            help="Rounds of the federated arm, as many at most as --epochs allow.",
+            show_default=False,
         ),
     ] = None,
     epochs: Annotated[
@@ -117,9 +120,9 @@ def chosen(settings: Settings, *, rounds: int | None, epochs: int | None) -> Arm
     told = settings.server.model_fields_set - {"rounds", "enrolment"}
     federated = arms.federated.model_copy(update={name: getattr(settings.server, name) for name in told})
     if arms.local_steps:
-        return arms.model_copy(
-            update={"epochs": epochs or arms.epochs, "most_rounds": rounds, "federated": federated}
-        )
+        told_steps = federated.training.get("max_steps") or arms.local_steps
+        short = {"epochs": epochs or arms.epochs, "local_steps": told_steps, "most_rounds": rounds}
+        return arms.model_copy(update={**short, "federated": federated})
     budget = epochs or (max(rounds, arms.epochs) if rounds else arms.epochs)
     if rounds is not None and rounds > budget:
         raise UsageError(

@@ -28,9 +28,8 @@ __all__ = ["demo"]
 _POLL_S = 0.1
 _ROUND_LIMIT_S = 120.0
 _DEADLINE_S = 25.0
-_LATE_MS = (
-    50.0  # half a frame's time: a dozen vehicles share these cores, and a stopped trainer holds its round up
-)
+# A dozen vehicles share these cores, so frames wait for each other; a trainer that is stopped for it holds a round up.
+_LATE_MS = 50.0
 _SETTLE_S = 30.0  # for the vehicles to take the last release; one that refuses it never does
 
 

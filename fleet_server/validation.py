@@ -31,7 +31,9 @@ class Validation:
     samples: Mapping[str, Samples]
     batch: int
     rows: Mapping[str, Mapping[str, NDArray[np.int64]]] = field(default_factory=dict)
-    _scored: dict[tuple[str, bytes], Sums] = field(default_factory=dict, init=False, repr=False)
+    _scored: dict[tuple[str, bytes], Sums] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def scores(self, onnx: bytes) -> Scores:
         """Score a model file, by region and metric, over the judged samples.

@@ -2,7 +2,9 @@
 
 import pytest
 
+from fedfleet.cli.compare import chosen
 from fedfleet.cli.compare_arms import ArmSettings, Rounds
+from fedfleet.cli.config import Settings
 from fedfleet.protocol.errors import UsageError
 
 
@@ -29,3 +31,13 @@ def test_rounds_of_batches_end_with_the_smallest_vehicle_s_budget() -> None:
 def test_more_rounds_than_the_budget_are_refused(asked: int | None, data: list[int]) -> None:
     with pytest.raises(UsageError, match=f"expected at most .* in 4 passes of a vehicle with {min(data)}"):
         arms(epochs=4, local_steps=2, most_rounds=asked).rounds(data)
+
+
+@pytest.mark.parametrize(("training", "steps"), [({"batch_size": 8}, 2), ({"max_steps": 5}, 5)])
+def test_a_configured_training_says_itself_how_many_batches_a_round_takes(
+    training: dict[str, int], steps: int
+) -> None:
+    settings = Settings.model_validate({"task": "camera_steering", "server": {"training": training}})
+    found = chosen(settings, rounds=None, epochs=3)
+    assert (found.local_steps, found.epochs) == (steps, 3)
+    assert found.local_training() == {**training, "epochs": 3, "max_steps": steps}

@@ -1,4 +1,5 @@
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from fedfleet.protocol import messages as msg
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import config as configs
 from fedfleet.vehicle_agent import events as ev
+from fedfleet.vehicle_agent import runtime
 from fedfleet.vehicle_agent.agent import step
 from fedfleet.vehicle_agent.fleet import Fleet, World
 
@@ -325,3 +327,23 @@ def test_a_vehicle_a_hundred_versions_behind_catches_up_in_one_download(tmp_path
             a for _, _, actions in made.actions["v01"] for a in actions if isinstance(a, act.FetchBase)
         ]
         assert [fetch.pointer.version for fetch in fetches] == [0, 100]
+
+
+@pytest.mark.parametrize("vehicles", [VEHICLES[:1], VEHICLES])
+def test_inference_asks_to_go_first_where_it_is_alone_and_a_refusal_reaches_a_person(
+    vehicles: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def refuse() -> str:
+        asked.append(threading.current_thread().name)
+        return "not here"
+
+    monkeypatch.setattr(runtime.scheduling, "to_front", refuse)
+    with yard(tmp_path, vehicles=vehicles) as here:
+        here.run_until(lambda: all(v.state.enrolled for v in here.fleet.vehicles), "all enrolled")
+        if len(vehicles) == 1:
+            here.run_until(lambda: any("priority" in line for line in here.lines), "the line")
+    told = [line for line in here.lines if "priority" in line]
+    alone = [f"vehicle {vehicles[0]}: inference runs at normal priority: real-time refused (not here)"]
+    assert (asked, told) == ((["inference"], alone) if len(vehicles) == 1 else ([], []))

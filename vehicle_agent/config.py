@@ -62,7 +62,7 @@ class AgentSettings(BaseModel):
     inference_priority: Priority = Field(
         default="realtime",
         description="of the thread that runs the model: realtime, before all else on its core where the system allows "
-        "it (an agent of its own only, never the vehicles of a simulator); normal",
+        "it (a process with several vehicles is a simulator and never asks); normal",
     )
     nice: int = Field(default=19, ge=0, le=19, description="how much the trainer process yields to others")
     trainer_policy: Policy = Field(
