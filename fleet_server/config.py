@@ -158,6 +158,15 @@ class ServerSettings(Config):
             told["learning_rate"] = settings.learning_rate_at((round_ - 1) / self.rounds.total)
         return told
 
+    def step_of(self, round_: int) -> float:
+        """Return the factor on the server's step in a round, from 1 on: 1, and less in the cooldown of the strategy.
+
+        Constant, then linear decay ("trapezoidal", Hägele et al. 2024, "Scaling laws and compute-optimal training
+        beyond fixed training durations", section 3); the last of `rounds.total` has the smallest factor, not 0.
+        """
+        last = self.strategy.cooldown * self.rounds.total
+        return min(1.0, (self.rounds.total - round_ + 1) / last) if last >= 1 else 1.0
+
     @property
     def training_momentum(self) -> float:
         """Momentum of the vehicles' sgd."""
@@ -167,6 +176,10 @@ class ServerSettings(Config):
     def _check_schedule(self) -> Self:
         if self.learning_rate_schedule == "cosine" and not self.rounds.total:
             raise ValueError("learning_rate_schedule: cosine needs rounds.total, got no end")
+        if self.strategy.cooldown and not self.rounds.total:
+            raise ValueError(
+                "strategy.cooldown: expected 0 without rounds.total, where nothing says when it ends"
+            )
         return self
 
     @model_validator(mode="after")

@@ -61,6 +61,13 @@ class StrategyConfig(Config):
     )
     beta2: float = Field(default=0.99, ge=0, lt=1, description="decay of the squares (fedadam, fedyogi)")
     tau: float = Field(default=1e-3, gt=0, le=1, description="smallest step that counts (adaptive)")
+    cooldown: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="last share of rounds.total in which the server's step falls to near 0, in a straight line; "
+        "0: it never does",
+    )
     hostile: float = Field(
         default=0.2, gt=0, lt=0.5, description="share of a region's vehicles that a robust rule must stand"
     )

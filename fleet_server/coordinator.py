@@ -274,7 +274,7 @@ class Coordinator:
                 config=self.config,
                 graph=self.graph,
                 validation=self.validation,
-                past=Past(vehicles, norms),
+                past=Past(vehicles, norms, finish.number),
             )
         candidate = proposal.candidate
         if candidate is None or not proposal.verdict.accepted:

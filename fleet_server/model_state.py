@@ -10,7 +10,7 @@ from hashlib import sha256
 import numpy as np
 import numpy.typing as npt
 
-from fedfleet.fleet_server import gate
+from fedfleet.fleet_server import gate, strategies
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.downlink import DivergedError, Step, step
 from fedfleet.fleet_server.fold import Aggregate
@@ -78,10 +78,11 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Past:
-    """What else a proposal depends on: how many vehicles are enrolled (SCAFFOLD), how long the last steps were."""
+    """What else a proposal depends on: enrolled vehicles (SCAFFOLD), lengths of the last steps, number of the round."""
 
     vehicles: int = 0
     norms: Sequence[float] = ()
+    round: int = 1
 
 
 def propose(
@@ -101,7 +102,8 @@ def propose(
     merged, _weights = merge(aggregates, cap=config.merge_cap, trim=config.merge_trim)
     if not all(np.isfinite(each).all() for each in (merged, *(one.mean for one in aggregates.values()))):
         return Proposal(Verdict(accepted=False, reason="aggregate: a value is NaN or infinite"))
-    strategy, settings, parts = config.strategy.strategy(), config.downlink.settings(), graph.layout.parts
+    strategy = strategies.scaled(config.strategy.strategy(), config.step_of(past.round))
+    settings, parts = config.downlink.settings(), graph.layout.parts
     control = merge_controls(aggregates, vehicles=past.vehicles)
     optimizer, update = strategy.apply(model.optimizer or strategy.init(merged.size), merged, control)
     norm, limits = float(np.linalg.norm(update)), config.gate

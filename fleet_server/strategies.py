@@ -14,7 +14,18 @@ import numpy.typing as npt
 
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["State", "Strategy", "Vector", "check", "fedavg", "fednova", "fedprox", "renamed", "scaffold"]
+__all__ = [
+    "State",
+    "Strategy",
+    "Vector",
+    "check",
+    "fedavg",
+    "fednova",
+    "fedprox",
+    "renamed",
+    "scaffold",
+    "scaled",
+]
 
 Vector: TypeAlias = npt.NDArray[np.float64]
 State: TypeAlias = Mapping[str, Vector]
@@ -131,6 +142,20 @@ def scaffold(server_learning_rate: float = 1.0) -> Strategy:
 def renamed(strategy: Strategy, name: str) -> Strategy:
     """Return the same server optimizer under another name."""
     return Strategy(name, strategy.needs, strategy.init, strategy.apply, strategy.weighting)
+
+
+def scaled(strategy: Strategy, factor: float) -> Strategy:
+    """Return the same server optimizer whose update u_n is multiplied by a factor; its state is what it was."""
+    if factor == 1.0:
+        return strategy
+
+    def apply(
+        state: State, pseudo_gradient: Vector, control: Vector | None = None, /
+    ) -> tuple[State, Vector]:
+        found, update = strategy.apply(state, pseudo_gradient, control)
+        return found, factor * update
+
+    return Strategy(strategy.name, strategy.needs, strategy.init, apply, strategy.weighting)
 
 
 def check_rate(server_learning_rate: float) -> None:

@@ -82,17 +82,18 @@ class CameraSteering:
         `server` learns something in few rounds, `compare` as much as there is to learn: many short rounds in which
         every vehicle, however little it recorded, takes as many steps as any other.
         """
-        vehicle = {"optimizer": "adam", "batch_size": 8, "learning_rate": 1e-3, "augment": "mirror-light"}
+        vehicle = {"optimizer": "adam", "batch_size": 8, "learning_rate": 1e-3, "augment": "mirror-shift"}
         alone = {**vehicle, "batch_size": 16, "learning_rate": 5e-4, "schedule": "cosine"}
         federated = {
             "training": {**vehicle, "optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.1},
-            "strategy": {"name": "fedadam", "server_learning_rate": 1e-3, "tau": 1e-5},
+            "learning_rate_schedule": "constant",
+            "strategy": {"name": "fedadam", "server_learning_rate": 1e-3, "tau": 1e-5, "cooldown": 0.5},
             "codec": {"value": "int8", "density": 0.5},
             "downlink": {"density": 0.5},
             "gate": {"tolerance": 0.3},
         }
         arms = {"centralised": alone, "on_site": alone, "federated": federated}
-        rounds = {"epochs": 40, "local_steps": 2}
+        rounds = {"epochs": 40, "local_steps": 1}
         return {
             "server": {"training": vehicle, "strategy": {"server_learning_rate": 1.0}},
             "compare": {**rounds, **arms},

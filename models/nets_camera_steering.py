@@ -2,9 +2,10 @@
 
 The graph takes pixels 0 … 255 as they are and normalises them itself, as the paper's first layer does: here each image
 to mean 0 and variance 1, because places differ in light more than in tracks. RGB rather than YUV: the first
-convolution can learn that change of axes. Weights start as He et al. 2015 (equation 10) have it for layers before a
-ReLU: with torch's own start, each layer halves what it is given, and the first passes learn next to nothing. The last
-layer starts at zero: version 0 steers straight ahead.
+convolution can learn that change of axes. The paper names no nonlinearity; here it is ELU (Clevert et al. 2016), since
+units of a ReLU that fall silent before anything is learned stay so, and few large steps, as a fleet makes them, silence
+many. Weights start as He et al. 2015 (equation 10) have it: with torch's own start, each layer halves what it is given,
+and the first passes learn next to nothing. The last layer starts at zero: version 0 steers straight ahead.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ class PilotNet(nn.Module):
         inner = (image - middle) / (spread + QUIET).sqrt()
         inner = inner.contiguous(memory_format=torch.channels_last)  # trains a quarter faster on a CPU
         for layer in self.see:
-            inner = functional.relu(layer(inner))
+            inner = functional.elu(layer(inner))
         inner = inner.flatten(1)
         for layer in self.steer:
-            inner = functional.relu(layer(inner))
+            inner = functional.elu(layer(inner))
         angle: Tensor = self.angle(inner)
         return angle
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["Augment", "TrainSettings"]
 
-Augment = Literal["none", "mirror", "mirror-speed", "mirror-light"]
+Augment = Literal["none", "mirror", "mirror-speed", "mirror-light", "mirror-shift"]
 
 
 class TrainSettings(BaseModel):
@@ -32,7 +32,8 @@ class TrainSettings(BaseModel):
     augment: Augment = Field(
         default="none",
         description="how samples are varied in each pass, where the task offers it: mirrored; mirrored and at "
-        "other speeds (motion_forecast); mirrored and in other light (camera_steering)",
+        "other speeds (motion_forecast); mirrored and in other light, or also moved a little "
+        "(camera_steering)",
     )
     proximal_mu: float = Field(
         default=0.0,

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from fedfleet.fleet_server.config import StrategyConfig
-from fedfleet.fleet_server.strategies import Strategy, fedavg, scaffold
+from fedfleet.fleet_server.strategies import Strategy, fedavg, scaffold, scaled
 from fedfleet.fleet_server.strategies_adaptive import ADAPTIVE, Moments, adaptive
 from fedfleet.protocol.errors import UsageError
 
@@ -21,7 +21,8 @@ CONFIGURED = [
     {"name": "scaffold"},
     *({"name": name} for name in ADAPTIVE),
 ]
-ALL = [StrategyConfig.model_validate(one).strategy() for one in CONFIGURED]
+CHOSEN = [StrategyConfig.model_validate(one).strategy() for one in CONFIGURED]
+ALL = [*CHOSEN, *(scaled(one, 0.25) for one in CHOSEN)]
 every = pytest.mark.parametrize("strategy", ALL, ids=lambda strategy: strategy.name)
 
 
@@ -234,6 +235,19 @@ def test_a_control_of_another_size_or_not_finite_is_refused(control: np.ndarray)
 
 def test_only_scaffold_counts_every_vehicle_equally() -> None:
     assert {one.name for one in ALL if one.weighting == "equal"} == {"scaffold"}
+
+
+@every
+def test_a_scaled_strategy_makes_a_share_of_the_step_and_keeps_the_state(strategy: Strategy) -> None:
+    # given
+    control = gradient(2) if strategy.name == "scaffold" else None
+    state, _ = strategy.apply(strategy.init(SIZE), gradient(0), control)
+    # when
+    whole_state, whole = strategy.apply(state, gradient(1), control)
+    part_state, part = scaled(strategy, 0.5).apply(state, gradient(1), control)
+    # then
+    assert part.tolist() == (0.5 * whole).tolist()
+    assert {n: a.tobytes() for n, a in part_state.items()} == {n: a.tobytes() for n, a in whole_state.items()}
 
 
 # --- choosing ---

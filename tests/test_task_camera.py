@@ -144,6 +144,33 @@ def test_other_light_keeps_pixels_and_the_same_seed_gives_the_same() -> None:
         augment(images, angles, kind="mirror-speed", chance=torch.Generator())
 
 
+def test_a_moved_image_repeats_its_edge_and_keeps_its_angle() -> None:
+    from fedfleet.models.augment_camera_steering import augment
+
+    # given a dot in the middle, where a mirror leaves it, and an edge of another brightness
+    images, angles = torch.full((200, 3, 21, 81), 80.0), torch.full((200, 1), 0.5)
+    images[:, :, 0] = 20.0
+    images[:, :, 10, 40] = 255.0
+    # when
+    one, other, more = (
+        augment(images, angles, kind="mirror-shift", chance=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    # then the same seed gives the same
+    assert torch.equal(one[0], other[0])
+    assert not torch.equal(one[0], more[0])
+    assert one[0].shape == images.shape
+    assert one[1].abs().eq(0.5).all()
+    # and every dot is still there, nowhere further than it may go, and everywhere else sometimes
+    dots = one[0][:, 0].flatten(1).argmax(dim=1)
+    rows, columns = dots // 81, dots % 81
+    assert set(rows.tolist()) == set(range(7, 14))
+    assert set(columns.tolist()) == set(range(34, 47))
+    # and above an image that moved down its edge is repeated
+    down = rows == 13
+    assert torch.equal(one[0][down][:, :, :3], one[0][down][:, :, 3:4].expand(-1, -1, 3, -1))
+
+
 def test_pilotnet_has_the_paper_s_size_and_begins_straight_ahead() -> None:
     from fedfleet.models.training import network, vector
 
@@ -164,7 +191,7 @@ def test_the_model_does_not_see_how_bright_it_is() -> None:
     ]
     with torch.no_grad():
         dark, bright = (model(image.float() * light) for light in (0.5, 1.0))
-    assert float((dark - bright).abs()) < 0.03 * float(bright.abs())
+    assert float((dark - bright).abs()) < 0.1 * float(bright.abs())
 
 
 def test_the_same_training_gives_the_same_bytes_and_learns(recordings: Path) -> None:
@@ -209,7 +236,7 @@ def test_compare_then_replay_with_pictures(recordings: Path, tmp_path: Path) -> 
         assert {"mae", "rmse", "correlation"} <= found[arm]["overall"].keys()
         assert found[arm]["overall"]["rmse"] >= found[arm]["overall"]["mae"]
     fewest = min(found["data"]["training_samples"].values())
-    assert found["rounds"] == 3 * fewest // (2 * 8)  # three passes at most, two batches of eight a round
+    assert found["rounds"] == 3 * fewest // 8  # three passes at most, a batch of eight a round
     assert len(found["federated"]["curve"]) == found["rounds"] + 1
     assert found["federated"]["curve"][-1]["validation"]["rmse"] > 0
     # a region with one drive to train on has one vehicle, the other as many as it can
