@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from fedfleet.cli import demo_result, live
+from fedfleet.cli import demo_result, live, suits
 from fedfleet.cli.claims import Claim, Outcome, judge
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.demo_fleet import DemoFleet, clean
@@ -20,6 +20,7 @@ from fedfleet.cli.demo_scenes import Intrusion, KilledServer, KilledVehicle
 from fedfleet.cli.options import ConfigFile, ScenariosDir, TaskName, pack_dir
 from fedfleet.cli.report import write_html
 from fedfleet.fleet_server.status import snapshot
+from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.signing import SigningKey
 
@@ -36,7 +37,10 @@ _SETTLE_S = 30.0  # for the vehicles to take the last release; one that refuses 
 def demo(
     config: ConfigFile = None,
     scenarios: ScenariosDir = None,
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds to run.")] = 10,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Rounds to run; as many as suit the task when not given."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out/demo"),
     faults: Annotated[
         bool, typer.Option(help="Kill a vehicle and the server, and send bad updates, on purpose.")
@@ -46,7 +50,9 @@ def demo(
     """Run broker, server and vehicles of all regions on this machine; show them learn, fail and recover."""
     begun = time.monotonic()
     console = Console()
-    settings = _settings(load(config, task=task), out, rounds=rounds)
+    told = load(config, task=task)
+    rounds = suits.demo_rounds(tasks.load(told.task)) if rounds is None else rounds
+    settings = _settings(told, out, rounds=rounds)
     folder = scenarios or settings.data.scenarios or pack_dir()
     clean(settings.work_dir)
     with DemoFleet(settings, folder) as fleet:

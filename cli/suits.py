@@ -1,7 +1,7 @@
 """Settings that suit a task where nobody chose others: its `suits`, wherever the configuration says nothing."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,9 +12,11 @@ from fedfleet.models import task as tasks
 from fedfleet.models.task import Task
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["arms", "server"]
+__all__ = ["arms", "demo_rounds", "server"]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+DEMO_ROUNDS: Final = 10
 
 
 def server(settings: Settings) -> ServerSettings:
@@ -31,6 +33,16 @@ def server(settings: Settings) -> ServerSettings:
 def arms(task: Task) -> ArmSettings:
     """Return the arms of a comparison as they suit the task, without augmentation when it offers none."""
     return _changed(ArmSettings(), _of(task, "compare"), task.name).offered(task)
+
+
+def demo_rounds(task: Task) -> int:
+    """Return how many rounds a demo of the task takes; UsageError for what is no number of rounds."""
+    wanted = _of(task, "demo").get("rounds", DEMO_ROUNDS)
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise UsageError(
+            f"task {task.name}: suits: demo.rounds: expected a whole number above 0, got {wanted!r}"
+        )
+    return wanted
 
 
 def _of(task: Task, part: str) -> Mapping[str, Any]:

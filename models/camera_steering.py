@@ -79,11 +79,19 @@ class CameraSteering:
     def suits(self) -> Mapping[str, Mapping[str, object]]:
         """Settings that learn from images; docs/benchmarks.md tells how they were found.
 
-        `server` learns something in few rounds, `compare` as much as there is to learn: many short rounds in which
-        every vehicle, however little it recorded, takes as many steps as any other.
+        In all of them every vehicle, however little it recorded, takes as many steps as any other and weighs the same.
+        `server` learns something in few rounds of many steps, with small updates; `compare` as much as there is to
+        learn, in many rounds of one step.
         """
-        vehicle = {"optimizer": "adam", "batch_size": 8, "learning_rate": 1e-3, "augment": "mirror-shift"}
-        alone = {**vehicle, "batch_size": 16, "learning_rate": 5e-4, "schedule": "cosine"}
+        vehicle = {"optimizer": "adam", "batch_size": 8, "learning_rate": 5e-4, "augment": "mirror-shift"}
+        alone = {**vehicle, "batch_size": 16, "schedule": "cosine"}
+        server = {
+            "training": {**vehicle, "epochs": 40, "max_steps": 40},
+            "strategy": {"server_learning_rate": 1.0},
+            "codec": {"value": "int8", "density": 0.04},
+            "downlink": {"density": 0.25},
+            "example_cap": 100,
+        }
         federated = {
             "training": {**vehicle, "optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.1},
             "learning_rate_schedule": "constant",
@@ -94,10 +102,7 @@ class CameraSteering:
         }
         arms = {"centralised": alone, "on_site": alone, "federated": federated}
         rounds = {"epochs": 40, "local_steps": 1}
-        return {
-            "server": {"training": vehicle, "strategy": {"server_learning_rate": 1.0}},
-            "compare": {**rounds, **arms},
-        }
+        return {"server": server, "demo": {"rounds": 30}, "compare": {**rounds, **arms}}
 
     @property
     def slices(self) -> Mapping[str, Slicer]:

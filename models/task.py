@@ -220,8 +220,8 @@ class Task(Protocol):
     What people read of it: `noun` is what its samples are ("tracks", "patients"), `trivial` what `baseline` answers.
     `slices` cut its samples for reports and for the gate: a mapping of dimensions ("manoeuvre") to functions that take
     `Samples` and return the name of each sample's slice, text[N], empty = in none (`models/slices.py`).
-    `suits` are the settings that suit it, where nobody chose others: mappings `server` (as the configuration's section)
-    and `compare` (as the arms of `fedfleet compare`).
+    `suits` are the settings that suit it, where nobody chose others: mappings `server` (as the configuration's
+    section), `compare` (as the arms of `fedfleet compare`) and `demo` (`rounds`).
     """
 
     @property
