@@ -33,7 +33,7 @@ def test_more_rounds_than_the_budget_are_refused(asked: int | None, data: list[i
         arms(epochs=4, local_steps=2, most_rounds=asked).rounds(data)
 
 
-@pytest.mark.parametrize(("training", "steps"), [({"batch_size": 8}, 2), ({"max_steps": 5}, 5)])
+@pytest.mark.parametrize(("training", "steps"), [({"batch_size": 8}, 1), ({"max_steps": 5}, 5)])
 def test_a_configured_training_says_itself_how_many_batches_a_round_takes(
     training: dict[str, int], steps: int
 ) -> None:
