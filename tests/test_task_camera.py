@@ -237,7 +237,9 @@ def test_compare_then_replay_with_pictures(recordings: Path, tmp_path: Path) -> 
         assert found[arm]["overall"]["rmse"] >= found[arm]["overall"]["mae"]
     fewest = min(found["data"]["training_samples"].values())
     assert found["rounds"] == 3 * fewest // 8  # three passes at most, a batch of eight a round
-    assert len(found["federated"]["curve"]) == found["rounds"] + 1
+    # of so few frames the gate refuses wild first steps
+    assert 0 < found["rounds_published"] <= found["rounds"]
+    assert len(found["federated"]["curve"]) == found["rounds_published"] + 1
     assert found["federated"]["curve"][-1]["validation"]["rmse"] > 0
     # a region with one drive to train on has one vehicle, the other as many as it can
     assert sorted(found["data"]["vehicles"].values()) == ["hall", "hall", "hall", "yard"]
