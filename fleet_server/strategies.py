@@ -6,7 +6,7 @@ write Δ = x_n − x_k subtract instead. How a region makes its mean of many upd
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -141,7 +141,7 @@ def scaffold(server_learning_rate: float = 1.0) -> Strategy:
 
 def renamed(strategy: Strategy, name: str) -> Strategy:
     """Return the same server optimizer under another name."""
-    return Strategy(name, strategy.needs, strategy.init, strategy.apply, strategy.weighting)
+    return replace(strategy, name=name)
 
 
 def scaled(strategy: Strategy, factor: float) -> Strategy:
@@ -155,7 +155,7 @@ def scaled(strategy: Strategy, factor: float) -> Strategy:
         found, update = strategy.apply(state, pseudo_gradient, control)
         return found, factor * update
 
-    return Strategy(strategy.name, strategy.needs, strategy.init, apply, strategy.weighting)
+    return replace(strategy, apply=apply)
 
 
 def check_rate(server_learning_rate: float) -> None:

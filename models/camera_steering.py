@@ -79,7 +79,8 @@ class CameraSteering:
     def suits(self) -> Mapping[str, Mapping[str, object]]:
         """Settings that learn from images; docs/benchmarks.md tells how they were found.
 
-        In all of them every vehicle, however little it recorded, takes as many steps as any other and weighs the same.
+        In both every vehicle, however little it recorded, takes as many steps as any other, and weighs as much from
+        100 frames on (`server`) or always (`compare`).
         `server` learns something in few rounds of many steps, with small updates; `compare` as much as there is to
         learn, in many rounds of one step.
         """

@@ -2,10 +2,10 @@
 
 The graph takes pixels 0 … 255 as they are and normalises them itself, as the paper's first layer does: here each image
 to mean 0 and variance 1, because places differ in light more than in tracks. RGB rather than YUV: the first
-convolution can learn that change of axes. The paper names no nonlinearity; here it is ELU (Clevert et al. 2016), since
-units of a ReLU that fall silent before anything is learned stay so, and few large steps, as a fleet makes them, silence
-many. Weights start as He et al. 2015 (equation 10) have it: with torch's own start, each layer halves what it is given,
-and the first passes learn next to nothing. The last layer starts at zero: version 0 steers straight ahead.
+convolution can learn that change of axes. The paper names no nonlinearity; here it is ELU (Clevert et al. 2016): with
+ReLU, whose units can fall silent for good, a fleet's few large steps taught nothing for long. Weights start as He et
+al. 2015 (equation 10) have it: with torch's own start, each layer halves what it is given, and the first passes learn
+next to nothing. The last layer starts at zero: version 0 steers straight ahead.
 """
 
 from __future__ import annotations

@@ -94,6 +94,14 @@ def test_equal_seeds_train_to_equal_bytes_and_other_kinds_to_others(
     assert first.loss_before == plain.loss_before
 
 
+@pytest.mark.parametrize("kind", ["mirror-light", "mirror-shift"])
+def test_tracks_are_not_varied_as_images_are(kind: Literal["mirror-light", "mirror-shift"]) -> None:
+    with pytest.raises(
+        UsageError, match=f"task motion_forecast offers no augmentation {kind}: expected mirror"
+    ):
+        augment(*_tracks(), kind=kind, chance=_chance())
+
+
 def test_a_task_without_augmentation_refuses_it_in_one_line() -> None:
     tiny = tiny_task.TASK
     start = training.vector(training.network(tiny, seed=0))

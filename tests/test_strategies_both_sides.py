@@ -161,6 +161,27 @@ def test_every_optimizer_comes_nearer_to_the_truth_and_its_state_survives_a_rest
     both.close()
 
 
+def errors_of_the_last_two_rounds(folder: Path, cooldown: float) -> tuple[float, float]:
+    """How far from the truth a model is after the third and the fourth round of four."""
+    strategy = {"server_learning_rate": 0.2, "cooldown": cooldown}
+    both = world(folder, target=lambda _: sw.TRUTH, strategy=strategy)
+    both.run_until(lambda: both.version == 3)
+    third = error(both)
+    both.run_until(lambda: both.version == 4)
+    fourth = error(both)
+    both.close()
+    return third, fourth
+
+
+def test_the_server_s_steps_become_smaller_in_the_cooldown_only(tmp_path: Path) -> None:
+    # when the last two rounds are a cooldown, the first of them still makes a whole step
+    plain = errors_of_the_last_two_rounds(tmp_path / "plain", 0.0)
+    cooled = errors_of_the_last_two_rounds(tmp_path / "cooled", 0.5)
+    # then only the last comes less near to the truth
+    assert cooled[0] == plain[0]
+    assert plain[1] < cooled[1] < cooled[0]
+
+
 # --- SCAFFOLD ---
 
 
