@@ -69,10 +69,11 @@ class Rounds:
 class ArmSettings(BaseModel):
     """Everything about the arms that can be chosen: one frozen value, so that a search can vary it.
 
-    ``epochs`` E is the budget of every arm: each passes over each vehicle's training data at most E times. A
-    round takes ``local_epochs`` of them, or ``local_steps`` batches of each vehicle, whatever its data: then the
-    vehicle with the least data says how many rounds the budget allows, and ``most_rounds``, if given, how many of
-    these are run. ``epochs`` of the TrainSettings inside is ignored.
+    ``epochs`` E is the budget of every arm: it learns from at most E times as many samples as there are training
+    samples. A round takes ``local_epochs`` passes of every vehicle over its own, or ``local_steps`` batches of each,
+    whatever its data: then vehicles with few samples pass over theirs more often than E times and those with many
+    less often, and ``most_rounds``, if given, says how many of the rounds that the budget allows are run. ``epochs``
+    of the TrainSettings inside is ignored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,15 +99,16 @@ class ArmSettings(BaseModel):
         """
         if not self.local_steps:
             return Rounds(self.epochs // self.local_epochs, self.local_epochs)
-        seen = self.local_steps * TrainSettings.model_validate(self.local_training()).batch_size
-        fit = self.epochs * min(samples) // seen
+        batch = TrainSettings.model_validate(self.local_training()).batch_size
+        seen, every = self.local_steps * batch * len(samples), sum(samples)
+        fit = self.epochs * every // seen
         asked = fit if self.most_rounds is None else self.most_rounds
         if not 0 < asked <= fit:
-            told = f"a vehicle with {min(samples)} samples of which it trains on {seen} a round"
+            told = f"{every} samples, of which {len(samples)} vehicles train on {seen} a round"
             raise UsageError(
-                f"{max(asked, 1)} rounds: expected at most {fit} in {self.epochs} passes of {told}"
+                f"{max(asked, 1)} rounds: expected at most {fit} in {self.epochs} passes over {told}"
             )
-        return Rounds(asked, seen * len(samples) / sum(samples))
+        return Rounds(asked, seen / every)
 
     def offered(self, task: Task) -> Self:
         """Return the same, without augmentation when the task offers none."""

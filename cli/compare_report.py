@@ -57,9 +57,9 @@ def _page(result: Result, plots: str, more: str) -> str:
     vehicles = told["data"]["vehicles"]
     body = (
         f"<h1>fedfleet compare: {html.escape(result.task)}</h1>"
-        f"<p>{len(vehicles)} vehicles in {len(set(vehicles.values()))} regions. Every arm passes over each "
-        f"vehicle's training data at most {result.arms.epochs} times; whole drives are split into training, "
-        f"validation and test.</p>{notes}{tiles(_tiles(result))}"
+        f"<p>{len(vehicles)} vehicles in {len(set(vehicles.values()))} regions. Every arm learns from at most "
+        f"{result.arms.epochs} times as many samples as there are training samples; whole drives are "
+        f"split into training, validation and test.</p>{notes}{tiles(_tiles(result))}"
         f'<div class="plots">{plots}</div><h2>Test drives that no arm has seen</h2>{_table(result)}{more}'
     )
     return document("fedfleet compare", body)
@@ -174,7 +174,7 @@ def _draw_curves(axes: Any, result: Result) -> None:  # noqa: ANN401 - matplotli
     for arm, curve in result.curves.items():
         points = [(point.epochs, mean(point.scores, metric)) for point in curve]
         axes.plot(*zip(*points, strict=True), color=_ARM_COLOURS[arm], label=result.arm(arm), lw=1.6)
-    axes.set(title=f"Validation {metric.name}", xlabel="passes over each vehicle's data", ylabel=metric.unit)
+    axes.set(title=f"Validation {metric.name}", xlabel="passes over the training data", ylabel=metric.unit)
     axes.legend(frameon=False, fontsize=8)
 
 

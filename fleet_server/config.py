@@ -16,6 +16,7 @@ from fedfleet.fleet_server.config_observe import LogsConfig, MetricsConfig
 from fedfleet.fleet_server.config_rounds import GateConfig, RoundsConfig
 from fedfleet.fleet_server.config_store import RateConfig, RetentionConfig, StoreConfig
 from fedfleet.fleet_server.config_strategy import StrategyConfig
+from fedfleet.fleet_server.gate import ReleasePolicy
 from fedfleet.link.config import BrokerConfig
 from fedfleet.models.settings import TrainSettings
 from fedfleet.protocol.ids import SERVER, Id
@@ -98,10 +99,11 @@ class ServerSettings(Config):
     )
     strategy: StrategyConfig = Field(default_factory=StrategyConfig, description="server optimizer")
     gate: GateConfig = Field(default_factory=GateConfig, description="validation before publishing")
-    release_policy: Literal["no-worse-than-released", "every-accepted"] = Field(
+    release_policy: ReleasePolicy = Field(
         default="no-worse-than-released",
-        description="which published version may drive: one that is nowhere worse than what drives, without tolerance, "
-        "or each that the gate accepts",
+        description="which published version may drive: one that is nowhere worse than what drives; one that is no "
+        "worse over all regions together, and in no region worse than the first release; or each that the gate "
+        "accepts",
     )
     int8: Int8Config = Field(default_factory=Int8Config, description="int8 variant of releases")
     merge_cap: float = Field(

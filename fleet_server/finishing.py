@@ -155,7 +155,9 @@ def _may_drive(connection: Connection, finish: Finish, candidate: Candidate) -> 
     released = store_models.newest_release(connection)
     if released is None:
         return Verdict(accepted=True, reason="nothing drives yet")
+    first = store_models.first_release(connection)
     return judge_release(
+        store_models.scores(connection, first.version) if first else {},
         store_models.scores(connection, released.version),
         candidate.before,
         candidate.scores,

@@ -4,14 +4,25 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from statistics import median
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from fedfleet.models.task import Metric
 
-__all__ = ["FEW_STEPS", "Scores", "Verdict", "judge", "judge_floors", "judge_release", "judge_step"]
+__all__ = [
+    "FEW_STEPS",
+    "ReleasePolicy",
+    "Scores",
+    "Verdict",
+    "judge",
+    "judge_floors",
+    "judge_release",
+    "judge_step",
+]
 
 Scores: TypeAlias = Mapping[str, Mapping[str, tuple[float, int]]]
 """By region, then metric: the sum over judged validation samples and their number."""
+
+ReleasePolicy: TypeAlias = Literal["no-worse-than-released", "better-overall", "every-accepted"]
 
 OVERALL = "overall"
 FEW_STEPS = 3
@@ -106,19 +117,49 @@ def judge_step(
 
 
 def judge_release(
-    driving: Scores, before: Scores, candidate: Scores, *, metrics: Sequence[Metric], policy: str
+    first: Scores,
+    driving: Scores,
+    before: Scores,
+    candidate: Scores,
+    *,
+    metrics: Sequence[Metric],
+    policy: ReleasePolicy,
 ) -> Verdict:
-    """Judge whether a published candidate may drive instead of what drives now.
+    """Judge whether a published candidate may drive instead of what drives now; no policy has a tolerance.
 
-    `every-accepted`: always. `no-worse-than-released`: when it is no worse than `driving`, overall and in every region,
-    without tolerance; against the published model `before` it, when `driving` was scored on other samples.
+    `every-accepted`: always. `no-worse-than-released`: when it is no worse than `driving`, overall and in every region.
+    `better-overall`: when it is no worse than `driving` overall, and in no region worse than the `first` release.
+    What was scored on other samples than the candidate cannot be compared: instead of `driving` the published model
+    `before` it is taken then, and without a `first` every region must be no worse.
     """
     if policy == "every-accepted":
         return Verdict(accepted=True, reason=policy)
-    try:
-        return judge(driving, candidate, metrics=metrics, tolerance=0.0, finite=True)
-    except ValueError:
-        return judge(before, candidate, metrics=metrics, tolerance=0.0, finite=True)
+    counts = _counts(candidate, metrics)
+    now = driving if _counts(driving, metrics) == counts else before
+    if policy == "no-worse-than-released" or _counts(first, metrics) != counts:
+        return judge(now, candidate, metrics=metrics, tolerance=0.0, finite=True)
+    held = judge(first, candidate, metrics=metrics, tolerance=0.0, finite=True)
+    if not held.accepted:
+        return Verdict(accepted=False, reason=f"the first release was better: {held.reason}")
+    return judge(
+        {OVERALL: _summed(now, metrics)},
+        {OVERALL: _summed(candidate, metrics)},
+        metrics=metrics,
+        tolerance=0.0,
+        finite=True,
+    )
+
+
+def _counts(scores: Scores, metrics: Sequence[Metric]) -> dict[str, int]:
+    """Return the number of judged samples by region; 0 where the primary metric is missing."""
+    name = metrics[0].name
+    return {region: by_metric.get(name, (0.0, 0))[1] for region, by_metric in scores.items()}
+
+
+def _summed(scores: Scores, metrics: Sequence[Metric]) -> dict[str, tuple[float, int]]:
+    """Return the primary metric over all regions together."""
+    parts = _primary(scores, metrics[0]).values()
+    return {metrics[0].name: (sum(total for total, _ in parts), sum(count for _, count in parts))}
 
 
 def _primary(scores: Scores, metric: Metric) -> dict[str, tuple[float, int]]:

@@ -6,7 +6,7 @@ from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from fedfleet.fleet_server import schema, store_blobs, store_heads
 from fedfleet.fleet_server.gate import Scores
@@ -22,6 +22,7 @@ __all__ = [
     "all_scores",
     "control_ref",
     "first_model",
+    "first_release",
     "has_version",
     "model_row",
     "newest_model",
@@ -201,8 +202,16 @@ def add_release(connection: Connection, row: ReleaseRow) -> None:
 
 def newest_release(connection: Connection) -> ReleaseRow | None:
     """Return the newest release."""
-    query = select(schema.release).order_by(schema.release.c.number.desc()).limit(1)
-    row = connection.execute(query).mappings().one_or_none()
+    return _release(connection, schema.release.c.number.desc())
+
+
+def first_release(connection: Connection) -> ReleaseRow | None:
+    """Return the first release, which is the model that the fleet began with."""
+    return _release(connection, schema.release.c.number)
+
+
+def _release(connection: Connection, order: ColumnElement[int]) -> ReleaseRow | None:
+    row = connection.execute(select(schema.release).order_by(order).limit(1)).mappings().one_or_none()
     return None if row is None else ReleaseRow(**row)
 
 

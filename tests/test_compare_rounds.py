@@ -19,17 +19,18 @@ def test_whole_passes_do_not_depend_on_the_data() -> None:
     assert arms(epochs=7, local_epochs=2).local_training() == {"batch_size": 8, "epochs": 2}
 
 
-def test_rounds_of_batches_end_with_the_smallest_vehicle_s_budget() -> None:
-    # 4 passes over 124 samples are 31 rounds of 2 batches of 8; a round is a part of a pass over all 611
+def test_rounds_of_batches_fill_the_budget_of_all_samples_together() -> None:
+    # 4 passes over 611 samples are 76 rounds in which two vehicles take 2 batches of 8; a round is a part of a pass
     found = arms(epochs=4, local_steps=2)
-    assert found.rounds([487, 124]) == Rounds(31, 32 / 611)
+    assert found.rounds([487, 124]) == Rounds(76, 32 / 611)
+    assert found.rounds([124, 487]).passes * 76 <= 4
     assert found.local_training() == {"batch_size": 8, "epochs": 4, "max_steps": 2}
     assert arms(epochs=4, local_steps=2, most_rounds=5).rounds([487, 124]) == Rounds(5, 32 / 611)
 
 
-@pytest.mark.parametrize(("asked", "data"), [(32, [487, 124]), (None, [487, 3])])
+@pytest.mark.parametrize(("asked", "data"), [(77, [487, 124]), (None, [3, 3])])
 def test_more_rounds_than_the_budget_are_refused(asked: int | None, data: list[int]) -> None:
-    with pytest.raises(UsageError, match=f"expected at most .* in 4 passes of a vehicle with {min(data)}"):
+    with pytest.raises(UsageError, match=f"expected at most .* in 4 passes over {sum(data)} samples"):
         arms(epochs=4, local_steps=2, most_rounds=asked).rounds(data)
 
 

@@ -11,7 +11,7 @@ from server_world import configuration
 from test_coordinator import ALL, World
 
 from fedfleet.fleet_server import server, store_models
-from fedfleet.fleet_server.gate import judge_release, judge_step
+from fedfleet.fleet_server.gate import ReleasePolicy, judge_release, judge_step
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.models.task import Metric
 
@@ -117,32 +117,88 @@ def test_the_lengths_of_steps_are_written_down(tmp_path: Path) -> None:
         (10.0, "no-worse-than-released", True),
         (9.0, "no-worse-than-released", True),
         (10.1, "no-worse-than-released", False),
+        (10.1, "better-overall", True),
         (10.1, "every-accepted", True),
+        (99.0, "every-accepted", True),
     ],
 )
 def test_what_is_slightly_worse_does_not_drive_unless_the_policy_says_so(
-    error: float, policy: str, accepted: bool
+    error: float, policy: ReleasePolicy, accepted: bool
 ) -> None:
+    first = {"north": {"error": (20.0, 10)}, "south": {"error": (30.0, 10)}}
     driving = {**NORTH, **SOUTH}
     candidate = {"north": {"error": (error, 10)}, "south": {"error": (15.0, 10)}}
-    verdict = judge_release(driving, driving, candidate, metrics=ERROR, policy=policy)
+    verdict = judge_release(first, driving, driving, candidate, metrics=ERROR, policy=policy)
     assert verdict.accepted == accepted
 
 
-def test_scored_on_other_samples_it_is_compared_with_the_published_model() -> None:
-    older = {"north": {"error": (99.0, 11)}}
-    for error, accepted in ((9.0, True), (11.0, False)):
-        candidate = {"north": {"error": (error, 10)}}
-        verdict = judge_release(older, NORTH, candidate, metrics=ERROR, policy="no-worse-than-released")
+@pytest.mark.parametrize(
+    ("north", "south", "accepted", "words"),
+    [
+        (10.0, 20.0, True, "overall"),  # as good as what drives
+        (12.0, 15.0, True, "overall"),  # a region gives up some of its gain, all together gain
+        (12.0, 20.0, False, "overall"),
+        (15.0, 10.0, True, "overall"),  # as in the first release
+        (15.1, 10.0, False, "the first release was better: north"),
+        (5.0, 25.1, False, "the first release was better: south"),
+        (float("nan"), 20.0, False, "north"),
+    ],
+)
+def test_better_overall_lets_no_region_fall_behind_the_first_release(
+    north: float, south: float, accepted: bool, words: str
+) -> None:
+    first = {"north": {"error": (15.0, 10)}, "south": {"error": (25.0, 10)}}
+    driving = {**NORTH, **SOUTH}
+    candidate = {"north": {"error": (north, 10)}, "south": {"error": (south, 10)}}
+    verdict = judge_release(first, driving, driving, candidate, metrics=ERROR, policy="better-overall")
+    assert verdict.accepted == accepted
+    assert words in verdict.reason
+
+
+def test_better_overall_knows_where_higher_is_better() -> None:
+    higher = (Metric("correlation", "", "higher"),)
+    first, driving, worse = (
+        {"north": {"correlation": (mean * 10, 10)}, "south": {"correlation": (5.0, 10)}}
+        for mean in (0.4, 0.6, 0.39)
+    )
+    better = {"north": {"correlation": (5.0, 10)}, "south": {"correlation": (9.0, 10)}}
+    for candidate, accepted in ((better, True), (worse, False)):
+        verdict = judge_release(first, driving, driving, candidate, metrics=higher, policy="better-overall")
         assert verdict.accepted == accepted
 
 
-def test_a_published_version_that_is_worse_is_trained_from_but_not_driven_with(tmp_path: Path) -> None:
-    # given a strategy that overshoots, a gate that lets it pass, and the default policy
+@pytest.mark.parametrize("policy", ["no-worse-than-released", "better-overall"])
+def test_scored_on_other_samples_it_is_compared_with_the_published_model(policy: ReleasePolicy) -> None:
+    older = {"north": {"error": (99.0, 11)}}
+    for error, accepted in ((9.0, True), (11.0, False)):
+        candidate = {"north": {"error": (error, 10)}}
+        verdict = judge_release(older, older, NORTH, candidate, metrics=ERROR, policy=policy)
+        assert verdict.accepted == accepted
+
+
+def test_without_a_first_release_on_the_same_samples_no_region_may_be_worse() -> None:
+    driving = {**NORTH, **SOUTH}
+    candidate = {"north": {"error": (10.1, 10)}, "south": {"error": (15.0, 10)}}
+    for first in ({}, NORTH, {**NORTH, "south": {"other": (1.0, 10)}}):
+        verdict = judge_release(first, driving, driving, candidate, metrics=ERROR, policy="better-overall")
+        assert not verdict.accepted
+
+
+@pytest.mark.parametrize("policy", ["no-worse-than-released", "better-overall"])
+def test_scored_like_nothing_before_it_cannot_be_judged(policy: ReleasePolicy) -> None:
+    with pytest.raises(ValueError, match="expected the same samples"):
+        judge_release(NORTH, NORTH, NORTH, SOUTH, metrics=ERROR, policy=policy)
+
+
+@pytest.mark.parametrize("policy", ["no-worse-than-released", "better-overall"])
+def test_a_published_version_that_is_worse_is_trained_from_but_not_driven_with(
+    tmp_path: Path, policy: ReleasePolicy
+) -> None:
+    # given a strategy that overshoots, a gate that lets it pass, and a policy that does not
     changes: dict[str, Any] = {
         "strategy": {"server_learning_rate": 16.0},
         "gate": {"tolerance": 1.0, "step_factor": None},
-        "release_policy": "no-worse-than-released",
+        "release_policy": policy,
     }
     world = run(tmp_path, **changes)
     shown: Any = world.snapshot()

@@ -235,8 +235,11 @@ def test_compare_then_replay_with_pictures(recordings: Path, tmp_path: Path) -> 
     for arm in ("centralised", "on_site", "federated"):
         assert {"mae", "rmse", "correlation"} <= found[arm]["overall"].keys()
         assert found[arm]["overall"]["rmse"] >= found[arm]["overall"]["mae"]
-    fewest = min(found["data"]["training_samples"].values())
-    assert found["rounds"] == 3 * fewest // 8  # three passes at most, a batch of eight a round
+    samples = found["data"]["training_samples"].values()
+    batch = TASK.suits["compare"]["federated"]["training"]["batch_size"]
+    assert found["rounds"] == 3 * sum(samples) // (
+        batch * len(samples)
+    )  # three passes at most, a batch a round
     # of so few frames the gate refuses wild first steps
     assert 0 < found["rounds_published"] <= found["rounds"]
     assert len(found["federated"]["curve"]) == found["rounds_published"] + 1
