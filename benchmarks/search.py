@@ -24,8 +24,9 @@ from typing import Any, Final
 import structlog
 
 from fedfleet.cli import compare_federation
-from fedfleet.cli.compare_arms import ArmSettings, Judged, centralised, judge, mean, on_site
+from fedfleet.cli.compare_arms import Judged, centralised, judge, mean, on_site
 from fedfleet.cli.compare_data import Data, load
+from fedfleet.cli.compare_settings import ArmSettings
 from fedfleet.cli.config import Settings
 from fedfleet.cli.launch import server_dir
 from fedfleet.fleet_server import initial

@@ -16,10 +16,11 @@ import typer
 from rich.console import Console
 
 from fedfleet.cli import compare_federation, compare_processes, compare_report, compare_result, suits
-from fedfleet.cli.compare_arms import ArmSettings, Point, Rounds, baseline, centralised, judge, on_site
+from fedfleet.cli.compare_arms import Point, baseline, centralised, judge, on_site
 from fedfleet.cli.compare_data import Data, load
 from fedfleet.cli.compare_federation import Federated
 from fedfleet.cli.compare_result import Result
+from fedfleet.cli.compare_settings import ArmSettings, Rounds
 from fedfleet.cli.compare_slices import answered, slice_up
 from fedfleet.cli.config import Settings
 from fedfleet.cli.config import load as load_settings

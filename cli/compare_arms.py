@@ -3,35 +3,24 @@
 Torch is imported by the functions that train, so that ``fedfleet --help`` stays quick.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from fedfleet.cli.compare_data import Data
-from fedfleet.fleet_server.config import (
-    CodecConfig,
-    DownlinkConfig,
-    RoundsConfig,
-    ServerSettings,
-    StrategyConfig,
-)
+from fedfleet.cli.compare_settings import ArmSettings
 from fedfleet.fleet_server.initial import Export
 from fedfleet.models import layout, scoring, slices
 from fedfleet.models.bootstrap import Tally
 from fedfleet.models.settings import TrainSettings
 from fedfleet.models.task import Floats, Metric, Samples, Sums, Task, added
 from fedfleet.protocol.errors import UsageError
-from fedfleet.protocol.messages import Setting
 
 __all__ = [
-    "ArmSettings",
     "Judged",
     "Learned",
     "Point",
-    "Rounds",
     "Scores",
     "baseline",
     "centralised",
@@ -44,85 +33,6 @@ Scores = Mapping[str, Sums]
 """Region -> metric -> (sum, count)."""
 Tell = Callable[[int, int, str], None]
 """Called with (passes done, passes to do, what is being done)."""
-
-# Chosen on validation drives of motion forecasting, other splits than those that are reported: `benchmarks/search.py`.
-_CENTRALISED: Final = TrainSettings(batch_size=64, learning_rate=0.05, schedule="cosine", augment="mirror")
-_ON_SITE: Final = TrainSettings(batch_size=64, learning_rate=0.15, schedule="cosine", augment="mirror")
-_FEDERATED: Final = ServerSettings(
-    rounds=RoundsConfig(total=1),  # the budget says how many
-    codec=CodecConfig(density=0.05),
-    downlink=DownlinkConfig(density=0.2),
-    strategy=StrategyConfig(server_learning_rate=1.0),
-    training={"batch_size": 64, "learning_rate": 0.2, "augment": "mirror-speed"},
-    learning_rate_schedule="cosine",
-)
-
-
-@dataclass(frozen=True)
-class Rounds:
-    """The rounds of the federated arm, and how many passes over all training samples together each of them takes."""
-
-    count: int
-    passes: float
-
-
-class ArmSettings(BaseModel):
-    """Everything about the arms that can be chosen: one frozen value, so that a search can vary it.
-
-    ``epochs`` E is the budget of every arm: it learns from at most E times as many samples as there are training
-    samples. A round takes ``local_epochs`` passes of every vehicle over its own, or ``local_steps`` batches of each,
-    whatever its data: then vehicles with few samples pass over theirs more often than E times and those with many
-    less often, and ``most_rounds``, if given, says how many of the rounds that the budget allows are run. ``epochs``
-    of the TrainSettings inside is ignored.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(default=60, ge=1, le=10_000)
-    local_epochs: int = Field(default=1, ge=1, le=1000)
-    local_steps: int = Field(default=0, ge=0, le=100_000)
-    most_rounds: int | None = Field(default=None, ge=1, le=1_000_000)
-    centralised: TrainSettings = _CENTRALISED
-    on_site: TrainSettings = _ON_SITE
-    federated: ServerSettings = _FEDERATED
-
-    def local_training(self) -> dict[str, Setting]:
-        """Return what a vehicle is told of its training in each round."""
-        if self.local_steps:
-            return {**self.federated.training, "epochs": self.epochs, "max_steps": self.local_steps}
-        return {**self.federated.training, "epochs": self.local_epochs}
-
-    def rounds(self, samples: Collection[int]) -> Rounds:
-        """Return the rounds that fit into the budget of vehicles with so many training samples each.
-
-        Raises UsageError when ``most_rounds`` do not.
-        """
-        if not self.local_steps:
-            return Rounds(self.epochs // self.local_epochs, self.local_epochs)
-        batch = TrainSettings.model_validate(self.local_training()).batch_size
-        seen, every = self.local_steps * batch * len(samples), sum(samples)
-        fit = self.epochs * every // seen
-        asked = fit if self.most_rounds is None else self.most_rounds
-        if not 0 < asked <= fit:
-            told = f"{every} samples, of which {len(samples)} vehicles train on {seen} a round"
-            raise UsageError(
-                f"{max(asked, 1)} rounds: expected at most {fit} in {self.epochs} passes over {told}"
-            )
-        return Rounds(asked, seen / every)
-
-    def offered(self, task: Task) -> Self:
-        """Return the same, without augmentation when the task offers none."""
-        if hasattr(task, "augment"):
-            return self
-        plain = {"augment": "none"}
-        training = {name: value for name, value in self.federated.training.items() if name != "augment"}
-        return self.model_copy(
-            update={
-                "centralised": self.centralised.model_copy(update=plain),
-                "on_site": self.on_site.model_copy(update=plain),
-                "federated": self.federated.model_copy(update={"training": training}),
-            }
-        )
 
 
 @dataclass(frozen=True)

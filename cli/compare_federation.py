@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from fedfleet.cli import launch
-from fedfleet.cli.compare_arms import ArmSettings, Rounds
 from fedfleet.cli.compare_choice import Choice
+from fedfleet.cli.compare_settings import ArmSettings, Rounds
 from fedfleet.cli.config import Settings
 from fedfleet.fleet_server import assembly, store_models, store_rounds
 from fedfleet.fleet_server.coordinator import is_over

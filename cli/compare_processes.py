@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import SecretStr
 
 from fedfleet.cli import launch
-from fedfleet.cli.compare_arms import ArmSettings, Rounds
 from fedfleet.cli.compare_choice import Choice
 from fedfleet.cli.compare_federation import Federated, configured
+from fedfleet.cli.compare_settings import ArmSettings, Rounds
 from fedfleet.cli.config import Settings
 from fedfleet.cli.processes import Child, start
 from fedfleet.fleet_server import store_vehicles

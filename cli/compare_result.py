@@ -11,7 +11,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from fedfleet.cli import compare_slices
-from fedfleet.cli.compare_arms import ArmSettings, Judged, Point, Scores, mean
+from fedfleet.cli.compare_arms import Judged, Point, Scores, mean
+from fedfleet.cli.compare_settings import ArmSettings
 from fedfleet.cli.compare_slices import Answered, Sliced
 from fedfleet.models.task import Metric, Sums
 

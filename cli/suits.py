@@ -5,7 +5,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fedfleet.cli.compare_arms import ArmSettings
+from fedfleet.cli.compare_settings import ArmSettings
 from fedfleet.cli.config import Settings
 from fedfleet.fleet_server.config import ServerSettings
 from fedfleet.models import task as tasks

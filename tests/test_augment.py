@@ -7,7 +7,7 @@ import pytest
 import tiny_task
 import torch
 
-from fedfleet.cli.compare_arms import ArmSettings
+from fedfleet.cli.compare_settings import ArmSettings
 from fedfleet.models import training
 from fedfleet.models.augment_motion_forecast import augment
 from fedfleet.models.motion_forecast import TASK as MOTION

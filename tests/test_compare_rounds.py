@@ -3,7 +3,7 @@
 import pytest
 
 from fedfleet.cli.compare import chosen
-from fedfleet.cli.compare_arms import ArmSettings, Rounds
+from fedfleet.cli.compare_settings import ArmSettings, Rounds
 from fedfleet.cli.config import Settings
 from fedfleet.protocol.errors import UsageError
 
