@@ -3,8 +3,8 @@
     FEDFLEET_DATA=FOLDER python benchmarks/camera.py --json [--seeds 1] [--scenarios DIR] [--jobs 1]
 
 Without `--scenarios` the folder `donkey` of FEDFLEET_DATA. Each seed is one `fedfleet compare` with the settings that
-suit the task: whole blocks of consecutive frames are split into training, validation and test; every arm has the same
-most passes over a vehicle's frames, validation chooses its pass, and all are judged once on test blocks. `*_pct`
+suit the task: whole blocks of consecutive frames are split into training, validation and test; every arm
+learns from at most equally many frames, validation chooses its pass, and all are judged once on test blocks. `*_pct`
 compares the mean MAE of federated with the arm named: negative is better.
 """
 

@@ -157,10 +157,10 @@ def _may_drive(connection: Connection, finish: Finish, candidate: Candidate) -> 
         return Verdict(accepted=True, reason="nothing drives yet")
     first = store_models.first_release(connection)
     return judge_release(
-        store_models.scores(connection, first.version) if first else {},
-        store_models.scores(connection, released.version),
-        candidate.before,
         candidate.scores,
+        first=store_models.scores(connection, first.version) if first else {},
+        driving=store_models.scores(connection, released.version),
+        before=candidate.before,
         metrics=finish.metrics,
         policy=finish.config.release_policy,
     )

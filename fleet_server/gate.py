@@ -117,11 +117,11 @@ def judge_step(
 
 
 def judge_release(
+    candidate: Scores,
+    *,
     first: Scores,
     driving: Scores,
     before: Scores,
-    candidate: Scores,
-    *,
     metrics: Sequence[Metric],
     policy: ReleasePolicy,
 ) -> Verdict:

@@ -82,8 +82,8 @@ class CameraSteering:
         In both every vehicle, however little it recorded, takes as many steps as any other, and weighs as much from
         100 frames on (`server`) or always (`compare`).
         `server` learns something in few rounds of many steps, with small updates; `compare` as much as there is to
-        learn, in many rounds of one step. A place where nearly all is straight ahead scores well by chance and badly by
-        chance: a release must be better over all places, and nowhere worse than the first.
+        learn, in many rounds of one step. Where nearly all is straight ahead, the
+        score of a place is mostly chance: a release must be no worse over all places, and nowhere worse than the first.
         """
         vehicle = {"optimizer": "adam", "batch_size": 8, "learning_rate": 5e-4, "augment": "mirror-shift"}
         alone = {**vehicle, "batch_size": 16, "schedule": "cosine"}

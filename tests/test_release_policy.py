@@ -10,7 +10,7 @@ import pytest
 from server_world import configuration
 from test_coordinator import ALL, World
 
-from fedfleet.fleet_server import server, store_models
+from fedfleet.fleet_server import schema, server, store_models
 from fedfleet.fleet_server.gate import ReleasePolicy, judge_release, judge_step
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.models.task import Metric
@@ -128,7 +128,9 @@ def test_what_is_slightly_worse_does_not_drive_unless_the_policy_says_so(
     first = {"north": {"error": (20.0, 10)}, "south": {"error": (30.0, 10)}}
     driving = {**NORTH, **SOUTH}
     candidate = {"north": {"error": (error, 10)}, "south": {"error": (15.0, 10)}}
-    verdict = judge_release(first, driving, driving, candidate, metrics=ERROR, policy=policy)
+    verdict = judge_release(
+        candidate, first=first, driving=driving, before=driving, metrics=ERROR, policy=policy
+    )
     assert verdict.accepted == accepted
 
 
@@ -150,7 +152,9 @@ def test_better_overall_lets_no_region_fall_behind_the_first_release(
     first = {"north": {"error": (15.0, 10)}, "south": {"error": (25.0, 10)}}
     driving = {**NORTH, **SOUTH}
     candidate = {"north": {"error": (north, 10)}, "south": {"error": (south, 10)}}
-    verdict = judge_release(first, driving, driving, candidate, metrics=ERROR, policy="better-overall")
+    verdict = judge_release(
+        candidate, first=first, driving=driving, before=driving, metrics=ERROR, policy="better-overall"
+    )
     assert verdict.accepted == accepted
     assert words in verdict.reason
 
@@ -163,7 +167,9 @@ def test_better_overall_knows_where_higher_is_better() -> None:
     )
     better = {"north": {"correlation": (5.0, 10)}, "south": {"correlation": (9.0, 10)}}
     for candidate, accepted in ((better, True), (worse, False)):
-        verdict = judge_release(first, driving, driving, candidate, metrics=higher, policy="better-overall")
+        verdict = judge_release(
+            candidate, first=first, driving=driving, before=driving, metrics=higher, policy="better-overall"
+        )
         assert verdict.accepted == accepted
 
 
@@ -172,7 +178,9 @@ def test_scored_on_other_samples_it_is_compared_with_the_published_model(policy:
     older = {"north": {"error": (99.0, 11)}}
     for error, accepted in ((9.0, True), (11.0, False)):
         candidate = {"north": {"error": (error, 10)}}
-        verdict = judge_release(older, older, NORTH, candidate, metrics=ERROR, policy=policy)
+        verdict = judge_release(
+            candidate, first=older, driving=older, before=NORTH, metrics=ERROR, policy=policy
+        )
         assert verdict.accepted == accepted
 
 
@@ -180,14 +188,16 @@ def test_without_a_first_release_on_the_same_samples_no_region_may_be_worse() ->
     driving = {**NORTH, **SOUTH}
     candidate = {"north": {"error": (10.1, 10)}, "south": {"error": (15.0, 10)}}
     for first in ({}, NORTH, {**NORTH, "south": {"other": (1.0, 10)}}):
-        verdict = judge_release(first, driving, driving, candidate, metrics=ERROR, policy="better-overall")
+        verdict = judge_release(
+            candidate, first=first, driving=driving, before=driving, metrics=ERROR, policy="better-overall"
+        )
         assert not verdict.accepted
 
 
 @pytest.mark.parametrize("policy", ["no-worse-than-released", "better-overall"])
 def test_scored_like_nothing_before_it_cannot_be_judged(policy: ReleasePolicy) -> None:
     with pytest.raises(ValueError, match="expected the same samples"):
-        judge_release(NORTH, NORTH, NORTH, SOUTH, metrics=ERROR, policy=policy)
+        judge_release(SOUTH, first=NORTH, driving=NORTH, before=NORTH, metrics=ERROR, policy=policy)
 
 
 @pytest.mark.parametrize("policy", ["no-worse-than-released", "better-overall"])
@@ -216,6 +226,37 @@ def test_a_published_version_that_is_worse_is_trained_from_but_not_driven_with(
     assert sha256(drives).hexdigest() == shown["released_sha256"]
     assert drives == (folder / "models" / f"{shown['released']}.onnx").read_bytes()
     assert drives != (folder / "models" / f"{shown['version']}.onnx").read_bytes()
+    world.parts.close()
+
+
+@pytest.mark.parametrize(
+    ("policy", "lucky", "drives"),
+    [
+        ("no-worse-than-released", "driving", 1),
+        ("better-overall", "driving", 2),
+        ("better-overall", "first", 1),
+    ],
+)
+def test_a_lucky_score_in_one_region_holds_back_by_policy(
+    tmp_path: Path, policy: ReleasePolicy, lucky: str, drives: int
+) -> None:
+    # given a fleet whose version 1 drives
+    rounds = dict(configuration(tmp_path).rounds)
+    world = run(tmp_path, rounds=rounds | {"total": 1}, release_policy=policy)
+    shown: Any = world.snapshot()
+    assert shown["released"] == shown["version"] == 1
+    # when what drives, or the first release, had a perfect score in the north, and a bad one in the south
+    version = {"first": 0, "driving": 1}[lucky]
+    score = schema.score
+    with world.parts.store.write() as connection:
+        for region, factor in (("north", 0.0), ("south", 10.0)):
+            which = (score.c.version == version) & (score.c.region == region)
+            connection.execute(score.update().where(which).values(sum=score.c.sum * factor))
+    world.parts.close()
+    # then the next version, which is better than both were everywhere, drives or does not
+    world = run(tmp_path, rounds=rounds | {"total": 2}, release_policy=policy)
+    shown = world.snapshot()
+    assert (shown["version"], shown["released"]) == (2, drives)
     world.parts.close()
 
 

@@ -236,10 +236,9 @@ def test_compare_then_replay_with_pictures(recordings: Path, tmp_path: Path) -> 
         assert {"mae", "rmse", "correlation"} <= found[arm]["overall"].keys()
         assert found[arm]["overall"]["rmse"] >= found[arm]["overall"]["mae"]
     samples = found["data"]["training_samples"].values()
-    batch = TASK.suits["compare"]["federated"]["training"]["batch_size"]
-    assert found["rounds"] == 3 * sum(samples) // (
-        batch * len(samples)
-    )  # three passes at most, a batch a round
+    # three passes at most over all samples, a batch of every vehicle a round
+    seen = TASK.suits["compare"]["federated"]["training"]["batch_size"] * len(samples)
+    assert found["rounds"] == 3 * sum(samples) // seen
     # of so few frames the gate refuses wild first steps
     assert 0 < found["rounds_published"] <= found["rounds"]
     assert len(found["federated"]["curve"]) == found["rounds_published"] + 1
