@@ -28,7 +28,7 @@ NEAR_PCT = 5.0
 def run(scenarios: Path, seed: int, out: Path) -> dict[str, Any]:
     """Run one comparison and return its figures."""
     print(f"seed {seed}", file=sys.stderr)
-    command = [sys.executable, "-m", "fedfleet.cli.main", "compare", "--task", "camera_steering"]
+    command = [sys.executable, "-P", "-m", "fedfleet.cli.main", "compare", "--task", "camera_steering"]
     target = out / "compare.json"
     subprocess.run(
         [

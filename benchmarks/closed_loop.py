@@ -80,7 +80,7 @@ def _known(resume: Path | None) -> dict[str, dict[str, dict[str, Any]]]:
 
 def _demo_model() -> Path:
     if not DEMO_MODEL.is_file():
-        command = [sys.executable, "-m", "fedfleet.cli.main", "demo", "--no-faults"]
+        command = [sys.executable, "-P", "-m", "fedfleet.cli.main", "demo", "--no-faults"]
         subprocess.run(command, check=True, stdout=sys.stderr)
     return DEMO_MODEL
 

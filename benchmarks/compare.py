@@ -21,7 +21,7 @@ ARMS = ("constant_velocity", "centralised", "on_site", "federated")
 
 def run(scenarios: Path, seed: int, out: Path) -> dict[str, Any]:
     """Run one comparison and return its figures."""
-    command = [sys.executable, "-m", "fedfleet.cli.main", "compare", "--scenarios", str(scenarios)]
+    command = [sys.executable, "-P", "-m", "fedfleet.cli.main", "compare", "--scenarios", str(scenarios)]
     target = out / "compare.json"
     subprocess.run(
         [*command, "--seed", str(seed), "--out", str(out), "--json", str(target)],

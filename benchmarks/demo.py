@@ -17,7 +17,7 @@ from typing import Any
 def run(out: Path) -> dict[str, Any]:
     """Run one demo and return its report, with the exit code."""
     done = subprocess.run(
-        [sys.executable, "-m", "fedfleet.cli.main", "demo", "--out", str(out)],
+        [sys.executable, "-P", "-m", "fedfleet.cli.main", "demo", "--out", str(out)],
         stdout=subprocess.DEVNULL,
         timeout=600,
         check=False,

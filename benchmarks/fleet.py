@@ -138,7 +138,7 @@ class Gauge:
 def command(name: str, arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a `fedfleet` command, ended by its process id."""
     with (folder / f"{name}.log").open("wb") as log:
-        words = [sys.executable, "-m", "fedfleet.cli.main", *arguments]
+        words = [sys.executable, "-P", "-m", "fedfleet.cli.main", *arguments]
         process = subprocess.Popen(words, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         try:
             yield process
@@ -153,7 +153,7 @@ def command(name: str, arguments: list[str], folder: Path) -> Iterator[subproces
 
 def ask(folder: Path, *words: str) -> list[dict[str, Any]] | None:
     """Return what a `fedfleet server` command prints as JSON; None while there is nothing."""
-    line = [sys.executable, "-m", "fedfleet.cli.main", "server", *words, "--json"]
+    line = [sys.executable, "-P", "-m", "fedfleet.cli.main", "server", *words, "--json"]
     done = subprocess.run(line, cwd=folder, capture_output=True, timeout=120, check=False)
     found: list[dict[str, Any]] | None = json.loads(done.stdout) if done.returncode == 0 else None
     return found

@@ -90,7 +90,7 @@ def traffic(pid: int, port: int) -> int:
 def command(name: str, arguments: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a `fedfleet` command, ended by its process id."""
     with (folder / f"{name}.log").open("ab") as log:
-        words = [sys.executable, "-m", "fedfleet.cli.main", *arguments]
+        words = [sys.executable, "-P", "-m", "fedfleet.cli.main", *arguments]
         process = subprocess.Popen(words, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
         try:
             yield process
@@ -101,7 +101,7 @@ def command(name: str, arguments: list[str], folder: Path) -> Iterator[subproces
 
 def rows(folder: Path, what: str) -> list[dict[str, Any]]:
     """Return what a `fedfleet server` command tells as JSON."""
-    line = [sys.executable, "-m", "fedfleet.cli.main", "server", what, "--json"]
+    line = [sys.executable, "-P", "-m", "fedfleet.cli.main", "server", what, "--json"]
     done = subprocess.run(line, cwd=folder, capture_output=True, timeout=120, check=False)
     found: list[dict[str, Any]] = json.loads(done.stdout) if done.returncode == 0 else []
     return found

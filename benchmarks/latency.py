@@ -226,7 +226,7 @@ def busy_process() -> Iterator[None]:
 
 def export(task: Task, folder: Path) -> tuple[Floats, bytes]:
     """Return the initial weights and the model file."""
-    command = [sys.executable, "-m", "fedfleet.fleet_server.export", "--task", task.name, "--seed", "1"]
+    command = [sys.executable, "-P", "-m", "fedfleet.fleet_server.export", "--task", task.name, "--seed", "1"]
     subprocess.run([*command, "--out", str(folder / "graph")], check=True, stdout=subprocess.DEVNULL)
     told = layout.read((folder / "graph" / "layout.json").read_bytes())
     base = np.load(folder / "graph" / "initial.npy")

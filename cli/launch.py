@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +16,7 @@ from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.registry import Place
 from fedfleet.link.options import options_for
 from fedfleet.link.probe import check
+from fedfleet.models.interpreter import module_command
 from fedfleet.vehicle_agent.config import AgentConfig, FleetConfig, VehicleEntry
 
 __all__ = [
@@ -120,10 +120,9 @@ def must_answer(settings: Settings) -> None:
 
 
 def become(module: str, config: Path) -> NoReturn:
-    """Replace this process by ``python -m module``, so that it carries none of the command line's libraries."""
-    os.execve(  # noqa: S606 - our own interpreter, no shell
-        sys.executable, [sys.executable, "-m", module, "--config-json", str(config)], environment()
-    )
+    """Replace this process by ``python -P -m module``, so that it carries none of the command line's libraries."""
+    command = module_command(module, "--config-json", str(config))
+    os.execve(command[0], command, environment())  # noqa: S606 - our own interpreter, no shell
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - whatever a configuration holds

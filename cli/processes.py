@@ -3,13 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from fedfleet.models.interpreter import module_command
 from fedfleet.protocol.errors import UsageError
 
 __all__ = ["Child", "run", "start"]
@@ -67,7 +67,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def start(name: str, module: str, arguments: Sequence[str], *, log_dir: Path) -> Child:
-    """Start ``python -m module`` in a process group of its own: Ctrl-C reaches only who started it.
+    """Start ``python -P -m module`` in a process group of its own: Ctrl-C reaches only who started it.
 
     Not in a session of its own: the kernel's autogrouping would then ignore that a trainer is nicer than inference.
     """
@@ -75,7 +75,7 @@ def start(name: str, module: str, arguments: Sequence[str], *, log_dir: Path) ->
     log = log_dir / f"{name}.log"
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            module_command(module, *arguments),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -88,11 +88,11 @@ def start(name: str, module: str, arguments: Sequence[str], *, log_dir: Path) ->
 def run(
     module: str, arguments: Sequence[str], *, timeout_s: float, heard: Callable[[str], None] | None = None
 ) -> str:
-    """Run ``python -m module`` to its end and return its standard output; UsageError with its last line otherwise.
+    """Run ``python -P -m module`` to its end and return its standard output; UsageError with its last line otherwise.
 
     ``heard`` is called with each line of its standard error as it comes.
     """
-    command = [sys.executable, "-m", module, *arguments]
+    command = module_command(module, *arguments)
     last = "no message"
     is_late = threading.Event()
     with (

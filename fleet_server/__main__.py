@@ -1,4 +1,4 @@
-"""``python -m fedfleet.fleet_server --config-json FILE``."""
+"""``python -P -m fedfleet.fleet_server --config-json FILE``."""
 
 import sys
 

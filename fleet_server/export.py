@@ -1,4 +1,4 @@
-"""Exports a task's first model: `python -m fedfleet.fleet_server.export --task T --seed S --out DIR`.
+"""Exports a task's first model: `python -P -m fedfleet.fleet_server.export --task T --seed S --out DIR`.
 
 The only server process with torch and onnx; it ends when the files are written. They are `graph.onnx` (canonical, all
 weights zero), `layout.json` and `initial.npy` (float32[M], version 0). Later versions need neither torch nor onnx.

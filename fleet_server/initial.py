@@ -2,13 +2,13 @@
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fedfleet.models.interpreter import module_command
 from fedfleet.models.task import Floats
 from fedfleet.protocol.errors import UsageError
 
@@ -27,11 +27,11 @@ class Export:
     vector: Floats
 
 
-def export_command(task: str, *, seed: int, out: Path, head: Sequence[str] = ()) -> list[str]:
+def export_command(task: str, *, seed: int, out: Path, head: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the command that exports a task's first model into a folder; ``head`` as in ``layout.rules``."""
-    command = [sys.executable, "-m", "fedfleet.fleet_server.export"]
     heads = [word for pattern in head for word in ("--head", pattern)]
-    return [*command, "--task", task, "--seed", str(seed), "--out", str(out), *heads]
+    told = ("--task", task, "--seed", str(seed), "--out", str(out))
+    return module_command("fedfleet.fleet_server.export", *told, *heads)
 
 
 def prepare_export(folder: Path, command: Sequence[str], *, out: Path) -> Export:

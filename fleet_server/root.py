@@ -1,4 +1,4 @@
-"""Trains on the server's root set: `python -m fedfleet.fleet_server.root --task T --data DIR --base F --out F …`.
+"""Trains on the server's root set: `python -P -m fedfleet.fleet_server.root --task T --data DIR --base F --out F …`.
 
 A process of its own, because it needs torch and the server never loads it. It ends when the delta is written, and
 with its parent.

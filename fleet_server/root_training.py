@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import IO, Protocol
 import numpy as np
 
 from fedfleet.fleet_server.rules import VoidError
+from fedfleet.models.interpreter import module_command
 from fedfleet.models.task import Floats
 from fedfleet.protocol.messages import Setting
 
@@ -35,7 +35,7 @@ def root_command(task: str, data: Path) -> tuple[str, ...]:
     """Return the command line of our own process, without what differs by version."""
     module = "fedfleet.fleet_server.root"
     fixed = ("--task", task, "--data", str(data), "--parent", str(os.getpid()))
-    return (sys.executable, "-m", module, *fixed)
+    return module_command(module, *fixed)
 
 
 @dataclass

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from fedfleet.fleet_server.store import Store
 from fedfleet.fleet_server.store_variants import Row
 from fedfleet.models import bundle
 from fedfleet.models import task as tasks
+from fedfleet.models.interpreter import module_command
 from fedfleet.models.task import Metric, Task
 
 __all__ = ["Maker", "Wanted", "judged", "quantize_command"]
@@ -44,7 +44,7 @@ def quantize_command(config: ServerConfig) -> tuple[str, ...]:
     module = "fedfleet.fleet_server.quantize"
     places = ("--data", str(config.int8.calibration_dir), "--validation", str(config.validation_dir))
     fixed = ("--task", config.task, *places, "--batch", str(config.gate.batch), "--parent", str(os.getpid()))
-    return (sys.executable, "-m", module, *fixed)
+    return module_command(module, *fixed)
 
 
 def judged(wanted: Wanted, told: Mapping[str, Any], *, metrics: Sequence[Metric], most_loss: float) -> Row:

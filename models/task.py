@@ -317,5 +317,12 @@ def _attribute(name: str) -> object:
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        text = f"cannot load {name!r}, expected module:ATTRIBUTE: {error}"
+        if error.name == module.partition(".")[0]:
+            text += (
+                ": install its package, or put its folder on PYTHONPATH (the current folder is not searched)"
+            )
+        raise UsageError(text) from error
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"cannot load {name!r}, expected module:ATTRIBUTE: {error}") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from fedfleet.models.interpreter import module_command
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.closed_loop_plan import Plan, order
 from fedfleet.scenarios.closed_loop_road import Road
@@ -87,7 +87,7 @@ class SumoWorld:
         self._log = folder / "errors.txt"
         with self._log.open("wb") as errors:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "fedfleet.scenarios.closed_loop_sumo"],
+                module_command("fedfleet.scenarios.closed_loop_sumo"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

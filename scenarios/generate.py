@@ -11,7 +11,6 @@ import importlib.util
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from fedfleet.models.interpreter import module_command
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.pack import PACK_FILE, TABLE_VERSION, sumo_pack
 from fedfleet.scenarios.records import Scenario, ScenarioError
@@ -100,7 +100,7 @@ def _require_libsumo() -> None:
 
 def _simulate(order: dict[str, Any]) -> Iterator[int]:
     """Numbers of the windows as their files become ready."""
-    command = [sys.executable, "-m", "fedfleet.scenarios.sumo_run"]
+    command = module_command("fedfleet.scenarios.sumo_run")
     log = Path(order["out"]) / "errors.txt"
     with (
         log.open("wb") as errors,

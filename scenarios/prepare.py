@@ -1,4 +1,4 @@
-"""Prepares recordings as arrays: `python -m fedfleet.scenarios.prepare`, a process that ends when they are written.
+"""Prepares recordings as arrays: `python -P -m fedfleet.scenarios.prepare`, a process that ends when they are written.
 
 So the agent and the server need neither pyarrow nor the recordings. One call can prepare many folders (`--jobs`): the
 recordings are then found once, and each is read when its job comes, so that memory holds one job at a time.

@@ -2,7 +2,7 @@
 
 May live here: the roads of each region and the commands that turn them into `.net.xml.gz`. Not needed to
 generate scenarios (the networks are kept in the pack); run it only to change a road:
-`pip install eclipse-sumo` and `python -m fedfleet.scenarios.sumo_nets OUT_FOLDER`.
+`pip install eclipse-sumo` and `python -P -m fedfleet.scenarios.sumo_nets OUT_FOLDER`.
 """
 
 from __future__ import annotations

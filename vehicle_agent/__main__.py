@@ -1,4 +1,4 @@
-"""``python -m fedfleet.vehicle_agent --config-json FILE``: one vehicle."""
+"""``python -P -m fedfleet.vehicle_agent --config-json FILE``: one vehicle."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """Many vehicles in one process: one inbox, one pool of trainers, one thread for inference, sessions shared.
 
-``python -m fedfleet.vehicle_agent.fleet --config-json FILE``. A single agent is a fleet of one: the same code.
+``python -P -m fedfleet.vehicle_agent.fleet --config-json FILE``. A single agent is a fleet of one: the same code.
 """
 
 import sys

@@ -18,6 +18,7 @@ from fedfleet.link.options import Options, options_for
 from fedfleet.link.paho import Loop
 from fedfleet.link.port import Link, Sink, Will
 from fedfleet.link.relay import Relay
+from fedfleet.models.interpreter import module_command
 from fedfleet.protocol.errors import UsageError
 from fedfleet.vehicle_agent.config import FleetConfig, load
 from fedfleet.vehicle_agent.fleet import Fleet, World
@@ -56,7 +57,8 @@ def main(
     )
     path = parser.parse_args(given).config_json
     if argv is None and any(name not in os.environ for name in FRUGAL):
-        os.execve(sys.executable, [sys.executable, "-m", MODULES[kind], *given], {**FRUGAL, **os.environ})  # noqa: S606
+        command = module_command(MODULES[kind], *given)
+        os.execve(command[0], command, {**FRUGAL, **os.environ})  # noqa: S606
     try:
         config = load(kind, path)
         _run(config, trainer)

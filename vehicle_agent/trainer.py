@@ -1,4 +1,4 @@
-"""The trainer: ``python -m fedfleet.vehicle_agent.trainer``, the vehicle's only process with torch.
+"""The trainer: ``python -P -m fedfleet.vehicle_agent.trainer``, the vehicle's only process with torch.
 
 Reads orders from stdin, tells on stdout (``jobs.py``). It stays warm between jobs, and ends with its parent, however
 that ends: by the end of stdin, and by the kernel's signal on the parent's death. Its parent sets how it is scheduled.

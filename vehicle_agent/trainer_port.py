@@ -6,7 +6,6 @@ are the latency guard's, from any thread: time in a pause is not held against a 
 """
 
 import os
-import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from fedfleet.models.interpreter import module_command
 from fedfleet.vehicle_agent.jobs import Job, Order, Told
 from fedfleet.vehicle_agent.scheduling import Scheduling
 from fedfleet.vehicle_agent.trainer_handle import Signals, TrainerHandle, rss_bytes, spawn
@@ -54,7 +54,7 @@ class Watched:
 def trainer_command() -> tuple[str, ...]:
     """Return the command line of our own trainer."""
     module = "fedfleet.vehicle_agent.trainer"
-    return (sys.executable, "-m", module, "--parent", str(os.getpid()))
+    return module_command(module, "--parent", str(os.getpid()))
 
 
 class TrainerPool:
