@@ -1,8 +1,8 @@
 """Large messages in pieces: a message above the chunk size travels as numbered frames that carry its SHA-256.
 
 A message that fits travels bare, without a frame, so a small update pays nothing. Every frame repeats the whole
-message's length and digest; a frame that disagrees with the first is refused, so memory is bounded by what the
-first frame announced.
+message's length and digest. Only the canonical split is read: all pieces but the last have one length, the last is
+not longer, and the count follows from both, so that two frames of one split cannot overlap or leave a gap.
 """
 
 from collections.abc import Iterable
@@ -12,13 +12,31 @@ from struct import Struct
 
 from fedfleet.protocol.errors import PeerError
 
-__all__ = ["CHUNK_BYTES", "Chunk", "is_chunk", "join", "read_chunk", "split"]
+__all__ = ["CHUNK_BYTES", "Chunk", "Split", "is_chunk", "join", "read_chunk", "split"]
 
 CHUNK_BYTES = 256_000
 """Largest piece of a message, in bytes: larger ones cost a slow link quadratic time."""
 MAGIC = b"FFCH"
 VERSION = 1
 _FIXED = Struct(">4sBBHHI32s")
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a message is cut: its SHA-256 (hex), its length, and the length of every piece but the last, in bytes."""
+
+    digest: str
+    total_bytes: int
+    chunk_bytes: int
+
+    @property
+    def count(self) -> int:
+        """The number of pieces."""
+        return -(-self.total_bytes // self.chunk_bytes)
+
+    def size_of(self, number: int) -> int:
+        """Return the length of one piece in bytes."""
+        return min(self.chunk_bytes, self.total_bytes - number * self.chunk_bytes)
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,13 @@ class Chunk:
     count: int
     total_bytes: int
     data: bytes
+
+    @property
+    def split(self) -> Split:
+        """The canonical split that this piece belongs to."""
+        is_last = self.number == self.count - 1
+        rest = self.total_bytes - len(self.data)
+        return Split(self.digest, self.total_bytes, rest // (self.count - 1) if is_last else len(self.data))
 
 
 def split(message: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> tuple[bytes, ...]:
@@ -50,7 +75,11 @@ def is_chunk(frame: bytes) -> bool:
 
 
 def read_chunk(frame: bytes, *, number: int, limit_bytes: int) -> Chunk:
-    """Take a frame apart; ``number`` is the one in its topic, ``limit_bytes`` the cap of the whole message."""
+    """Take a frame apart; ``number`` is the one in its topic, ``limit_bytes`` the cap of the whole message.
+
+    Raises PeerError: truncated, unknown-version, too-large, and malformed-chunk for a piece that no canonical split
+    into at least two pieces of at most ``CHUNK_BYTES`` has.
+    """
     if len(frame) <= _FIXED.size:
         raise PeerError("truncated", f"a chunk of {len(frame)} bytes holds no data")
     magic, version, flags, count, own, total, digest = _FIXED.unpack_from(frame)
@@ -61,11 +90,23 @@ def read_chunk(frame: bytes, *, number: int, limit_bytes: int) -> Chunk:
     if total > limit_bytes:
         raise PeerError("too-large", f"chunked message is {total} bytes, limit {limit_bytes}")
     size = len(frame) - _FIXED.size
-    if own != number or not number < count <= total or size > total:
+    if own != number or not number < count <= total or count == 1 or size > total:
         raise PeerError(
             "malformed-chunk", f"chunk {own} of {count} with {size} of {total} bytes at number {number}"
         )
-    return Chunk(digest.hex(), number, count, total, frame[_FIXED.size :])
+    chunk = Chunk(digest.hex(), number, count, total, frame[_FIXED.size :])
+    _check_canonical(chunk)
+    return chunk
+
+
+def _check_canonical(chunk: Chunk) -> None:
+    cut, size = chunk.split, len(chunk.data)
+    fits = 0 < cut.chunk_bytes <= CHUNK_BYTES and cut.count == chunk.count
+    if not fits or size != cut.size_of(chunk.number):
+        told = f"chunk {chunk.number} of {chunk.count} with {size} of {chunk.total_bytes} bytes"
+        raise PeerError(
+            "malformed-chunk", f"{told}: no split into equal pieces of at most {CHUNK_BYTES} bytes"
+        )
 
 
 def join(chunks: Iterable[Chunk]) -> bytes:

@@ -15,7 +15,7 @@ from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.ids import is_id
 from fedfleet.protocol.signing import SIGNATURE_BYTES, Keyring, SigningKey, is_valid
 
-__all__ = ["OVERHEAD_BYTES", "Cipher", "Header", "Kind", "Opened", "open_sealed", "peek", "seal"]
+__all__ = ["OVERHEAD_BYTES", "Cipher", "Header", "Kind", "Opened", "open_head", "open_sealed", "peek", "seal"]
 
 MAGIC = b"FFEN"
 VERSION = 1
@@ -79,8 +79,13 @@ def seal(body: bytes, key: SigningKey, *, kind: Kind, sender: str, fleet: str) -
 
 def peek(sealed: bytes, *, limit_bytes: int) -> Header:
     """Check the size cap and the fixed header; nothing else is believed or read."""
-    if len(sealed) > limit_bytes:
-        raise PeerError("too-large", f"message is {len(sealed)} bytes, limit {limit_bytes}")
+    return _peek(sealed, len(sealed), limit_bytes=limit_bytes)
+
+
+def _peek(sealed: bytes, size_bytes: int, *, limit_bytes: int) -> Header:
+    """Check the header of a message of ``size_bytes``, of which at least the beginning is here."""
+    if size_bytes > limit_bytes:
+        raise PeerError("too-large", f"message is {size_bytes} bytes, limit {limit_bytes}")
     if len(sealed) < OVERHEAD_BYTES:
         raise PeerError(
             "truncated", f"message is {len(sealed)} bytes, an envelope has at least {OVERHEAD_BYTES}"
@@ -95,8 +100,8 @@ def peek(sealed: bytes, *, limit_bytes: int) -> Header:
     if cipher != Cipher.CLEAR:
         raise PeerError("unknown-cipher", f"cipher {cipher} is reserved, this side reads {int(Cipher.CLEAR)}")
     start = OVERHEAD_BYTES + name_bytes
-    if len(sealed) != start + body_bytes:
-        raise PeerError("truncated", f"message is {len(sealed)} bytes, its header says {start + body_bytes}")
+    if size_bytes != start + body_bytes:
+        raise PeerError("truncated", f"message is {size_bytes} bytes, its header says {start + body_bytes}")
     try:
         sender = sealed[_FIXED.size : _FIXED.size + name_bytes].decode("ascii")
     except UnicodeDecodeError as error:
@@ -114,13 +119,31 @@ def open_sealed(sealed: bytes, keyring: Keyring, *, fleet: str, limit_bytes: int
     """
     header = peek(sealed, limit_bytes=limit_bytes)
     check_digest(sealed, header)
-    public = keyring.keys.get(header.sender)
-    if public is None:
-        raise PeerError("unknown-sender", f"{header.sender} is not enrolled in fleet {fleet}")
-    if header.sender in keyring.denied:
-        raise PeerError("denied-sender", f"{header.sender} is on the deny-list of fleet {fleet}")
-    check_signature(sealed, header, public, fleet=fleet)
+    check_signature(sealed, header, _enrolled_key(header.sender, keyring, fleet), fleet=fleet)
     return Opened(header.kind, header.sender, sealed[header.body_start :], sha256(sealed).hexdigest())
+
+
+def open_head(beginning: bytes, keyring: Keyring, *, fleet: str, size_bytes: int, limit_bytes: int) -> Header:
+    """Prove the sender of a message of ``size_bytes`` by its beginning, before the rest is here.
+
+    The signature covers the digest in the header, the digest covers the body: what is proven is that the sender
+    signed some message of this kind and length. Only `open_sealed` proves the body. Raises PeerError with the reasons
+    of `open_sealed` but digest-mismatch; ``truncated`` when the beginning is shorter than the header.
+    """
+    header = _peek(beginning, size_bytes, limit_bytes=limit_bytes)
+    if len(beginning) < header.body_start:
+        raise PeerError("truncated", f"{len(beginning)} bytes do not hold the header of {header.body_start}")
+    check_signature(beginning, header, _enrolled_key(header.sender, keyring, fleet), fleet=fleet)
+    return header
+
+
+def _enrolled_key(sender: str, keyring: Keyring, fleet: str) -> bytes:
+    public = keyring.keys.get(sender)
+    if public is None:
+        raise PeerError("unknown-sender", f"{sender} is not enrolled in fleet {fleet}")
+    if sender in keyring.denied:
+        raise PeerError("denied-sender", f"{sender} is on the deny-list of fleet {fleet}")
+    return public
 
 
 def check_digest(sealed: bytes, header: Header) -> None:

@@ -51,6 +51,7 @@ _WORDS: dict[str, Kind] = {
 _HEX = frozenset("0123456789abcdef")
 _DIGEST_DIGITS = 64
 _MAX_NUMBER_DIGITS = 10
+_MAX_NUMBER = 2**32 - 1  # what a manifest can say of a round
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,8 @@ def vehicles(fleet: str) -> tuple[str, ...]:
 def _number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > _MAX_NUMBER_DIGITS or str(int(text)) != text:
         raise PeerError("malformed-topic", f"number {text[:20]!r} in a topic: expected a plain decimal")
+    if int(text) > _MAX_NUMBER:
+        raise PeerError("malformed-topic", f"number {text} in a topic: expected at most {_MAX_NUMBER}")
     return int(text)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedfleet.protocol import chunks, update
-from fedfleet.protocol.envelope import OVERHEAD_BYTES, Kind, open_sealed, peek, seal
+from fedfleet.protocol.envelope import OVERHEAD_BYTES, Kind, open_head, open_sealed, peek, seal
 from fedfleet.protocol.errors import PeerError, UsageError
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.signing import Keyring, SigningKey
@@ -118,3 +118,34 @@ def test_a_key_of_a_wrong_length_is_a_usage_error() -> None:
 def test_a_key_never_shows_its_seed() -> None:
     assert KEY.public.hex()[:16] in repr(KEY)
     assert (b"\x01" * 8).hex() not in repr(KEY)
+
+
+def head_reason(beginning: bytes, size_bytes: int, *, limit_bytes: int = 10_000) -> str:
+    with pytest.raises(PeerError) as caught:
+        open_head(beginning, RING, fleet="demo", size_bytes=size_bytes, limit_bytes=limit_bytes)
+    return caught.value.reason
+
+
+def test_the_beginning_of_a_message_proves_who_sealed_it() -> None:
+    message = sealed(bytes(5000))
+    header = open_head(message[:200], RING, fleet="demo", size_bytes=len(message), limit_bytes=10_000)
+    assert (header.kind, header.sender, header.body_bytes) == (Kind.UPDATE, "v01", 5000)
+
+
+def test_a_beginning_that_proves_nothing_is_refused() -> None:
+    message = sealed(bytes(5000))
+    size = len(message)
+    assert head_reason(message[:200], size + 1) == "truncated"
+    assert head_reason(message[:110], size) == "truncated"
+    assert head_reason(message[:200], size, limit_bytes=size - 1) == "too-large"
+    assert head_reason(sealed(bytes(5000), STRANGER)[:200], size) == "bad-signature"
+    assert head_reason(sealed(bytes(5000), STRANGER, "v02")[:200], size) == "denied-sender"
+    assert head_reason(sealed(bytes(5000), STRANGER, "v03")[:200], size) == "unknown-sender"
+    assert head_reason(sealed(bytes(5000), fleet="other")[:200], size) == "bad-signature"
+
+
+@given(st.integers(0, 110), st.integers(0, 7))
+def test_a_flipped_bit_of_the_header_is_refused(place: int, bit: int) -> None:
+    beginning = bytearray(sealed(bytes(5000))[:200])
+    beginning[place] ^= 1 << bit
+    head_reason(bytes(beginning), 5000 + OVERHEAD_BYTES + 3)

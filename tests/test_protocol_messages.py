@@ -1,5 +1,8 @@
 """Ids, topics, chunks, the update manifest, messages and enrolment: what is valid, and every way not to be."""
 
+import struct
+from hashlib import sha256
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,6 +81,8 @@ def test_every_topic_parses_back(
         "fl/v1/demo/r/north/round/T",
         "fl/v1/demo/r/north/settlement/t/01",
         "fl/v1/demo/r/north/settlement/t/-1",
+        f"fl/v1/demo/v/{shard('v01')}/v01/update/t/9999999999/0",
+        f"fl/v1/demo/v/{shard('v01')}/v01/update/t/1/4294967296",
         "fl/v1/demo/blob/abc/0",
         "fl/v1/demo/v/99/v01/status",
         f"fl/v1/demo/v/{shard('v01')}/v01/update/t/1",
@@ -117,6 +122,41 @@ def test_a_chunk_that_lies_is_refused() -> None:
     second = chunks.read_chunk(frames[1][:-1] + b"\x01", number=1, limit_bytes=100)
     with pytest.raises(PeerError, match="digest-mismatch"):
         chunks.join([first, second])
+
+
+def frame_of(
+    number: int, count: int, total: int, data: bytes, *, digest: bytes = sha256(bytes(100)).digest()
+) -> bytes:
+    return b"FFCH\x01\x00" + struct.pack(">HHI", count, number, total) + digest + data
+
+
+@pytest.mark.parametrize(
+    ("number", "count", "total", "size"),
+    [
+        (0, 1, 100, 100),  # one piece travels bare
+        (0, 2, 100, 30),  # 30 + 30 is not 100
+        (0, 3, 100, 60),  # 60 + 40 is two pieces
+        (1, 2, 100, 60),  # the last is longer than the first
+        (2, 3, 100, 33),  # the two before have 33.5 each
+        (0, 100, 100, 2),  # a hundred pieces of 2
+        (5, 6, 100, 100),  # nothing is left for the five before
+        (0, 2, 300_000, 256_001),  # longer than any piece may be
+        (1, 2, 600_000, 88_000),
+    ],
+)
+def test_only_the_canonical_split_is_read(number: int, count: int, total: int, size: int) -> None:
+    with pytest.raises(PeerError, match="malformed-chunk"):
+        chunks.read_chunk(frame_of(number, count, total, bytes(size)), number=number, limit_bytes=10**6)
+
+
+@given(st.integers(2, 5000), st.integers(1, 5000))
+def test_every_piece_tells_the_same_split(total: int, chunk_bytes: int) -> None:
+    frames = chunks.split(bytes(total), chunk_bytes=chunk_bytes)
+    if len(frames) > 1:
+        read = [chunks.read_chunk(frame, number=n, limit_bytes=5000) for n, frame in enumerate(frames)]
+        (cut,) = {piece.split for piece in read}
+        assert (cut.count, cut.total_bytes, cut.chunk_bytes) == (len(frames), total, chunk_bytes)
+        assert [cut.size_of(n) for n in range(cut.count)] == [len(piece.data) for piece in read]
 
 
 @given(st.binary(max_size=120))
