@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from fedfleet.fleet_server.export import export
 from fedfleet.models import scoring
 from fedfleet.models.layout import patch
+from fedfleet.models.onnx_runtime import ort
 from fedfleet.models.settings import TrainSettings
 from fedfleet.models.task import Samples, Task, load
 from fedfleet.models.training import FineTuning

@@ -23,11 +23,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.validation import Validation, open_validation
-from fedfleet.models import bundle, prepared, scoring
+from fedfleet.models import bundle, onnx_runtime, prepared, scoring
 from fedfleet.models import task as tasks
 from fedfleet.models.task import Floats, Numbers, Task
 from fedfleet.protocol.errors import PeerError, UsageError
@@ -43,7 +42,11 @@ LEAST_TOLERANCE = 1e-3
 PR_SET_PDEATHSIG = 1
 
 
-class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # untyped
+quantization = onnx_runtime.quantization()
+_Reader: Any = quantization.CalibrationDataReader
+
+
+class _Calibration(_Reader):  # type: ignore[misc]  # untyped
     def __init__(self, name: str, inputs: Numbers, rows: int) -> None:
         self._name = name
         self._parts = iter([inputs[at : at + rows] for at in range(0, len(inputs), rows)])
@@ -66,16 +69,16 @@ def quantized(model: bytes, task: Task, inputs: Numbers) -> bytes:
     with TemporaryDirectory() as folder:
         before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         before.write_bytes(model)
-        quantize_static(
+        quantization.quantize_static(
             before,
             after,
             _Calibration(task.specification.input_name, some, rows),
-            quant_format=QuantFormat.QDQ,
+            quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=OPERATORS,
             per_channel=True,
             reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
         )
         return after.read_bytes()
 

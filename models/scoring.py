@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
+from fedfleet.models.onnx_runtime import ort
 from fedfleet.models.task import Floats, Numbers, Samples, Sums, Task
 from fedfleet.protocol.errors import PeerError
 
