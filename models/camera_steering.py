@@ -29,14 +29,15 @@ from fedfleet.models.task import (
     Sums,
 )
 from fedfleet.protocol.errors import UsageError
-from fedfleet.scenarios.donkey import RATE_HZ, Block, Shots, open_tubs, shots
+from fedfleet.scenarios.donkey import Block, Shots, open_tubs, shots
+from fedfleet.scenarios.donkey_blocks import DEFAULT_RATE_HZ
 
-__all__ = ["COLUMNS", "ROWS", "STRIDE", "TASK", "CameraSteering", "sampled"]
+__all__ = ["COLUMNS", "ROWS", "SAMPLE_HZ", "TASK", "CameraSteering", "sampled"]
 
 ROWS: Final = 66
 COLUMNS: Final = 200
-STRIDE: Final = 2
-"""Every second frame is a sample, 10 a second: neighbours are nearly equal and teach the same."""
+SAMPLE_HZ: Final = 10.0
+"""Samples a second, every second frame at 20 Hz: neighbours are nearly equal and teach the same."""
 
 SPECIFICATION: Final = Specification("image", (3, ROWS, COLUMNS), "angle", (1,))
 
@@ -123,7 +124,7 @@ class CameraSteering:
         return Index(tuple(block.drive for block in open_tubs(folder).values()), {}, is_counted=False)
 
     def samples(self, folder: Path, drives: Sequence[str]) -> Samples:
-        """Every second sound frame, all of them judged; the images stay uint8 until the network takes them."""
+        """Ten sound frames a second, all of them judged; the images stay uint8 until the network takes them."""
         problems: Counter[str] = Counter()
         inputs: list[NDArray[np.uint8]] = [np.empty((0, *SPECIFICATION.input_shape), dtype=np.uint8)]
         targets: list[Floats] = [np.empty((0, 1), dtype=np.float32)]
@@ -140,9 +141,10 @@ class CameraSteering:
         return Samples(images, angles, judged, left_out, {"drive": np.concatenate(keys)})
 
     def frames(self, folder: Path, drives: Sequence[str]) -> Frames:
-        """Every readable frame, at the camera's 20 Hz."""
+        """Every readable frame, at the cameras' rate; of several rates, at the one that most drives have."""
         inputs: list[NDArray[np.uint8]] = [np.empty((0, *SPECIFICATION.input_shape), dtype=np.uint8)]
         sample = [np.empty(0, dtype=np.int64)]
+        rates: Counter[float] = Counter()
         count = 0
         for block in _blocks(folder, drives):
             seen = _shots(block)
@@ -152,8 +154,10 @@ class CameraSteering:
             count += len(rows)
             inputs.append(seen.images)
             sample.append(truth)
+            rates[seen.rate_hz] += 1
         known = np.concatenate(sample)
-        return Frames(np.concatenate(inputs), np.arange(len(known) + 1), known, RATE_HZ)
+        rate_hz = rates.most_common(1)[0][0] if rates else DEFAULT_RATE_HZ
+        return Frames(np.concatenate(inputs), np.arange(len(known) + 1), known, rate_hz)
 
     def score(self, outputs: Floats, samples: Samples) -> Sums:
         """Sums from which MAE, RMSE and correlation come."""
@@ -187,7 +191,7 @@ def _shots(block: Block) -> Shots:
 
 def sampled(seen: Shots) -> NDArray[np.int64]:
     """The frames of a block that are samples."""
-    return np.flatnonzero(seen.labelled)[::STRIDE]
+    return np.flatnonzero(seen.labelled)[:: max(1, round(seen.rate_hz / SAMPLE_HZ))]
 
 
 def _sums(outputs: Floats, targets: Floats) -> Sums:

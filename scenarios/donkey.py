@@ -24,23 +24,17 @@ from fedfleet.models.task import Drive
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import is_id
 from fedfleet.scenarios.camera_bags import open_bags
+from fedfleet.scenarios.donkey_blocks import Cuts, cut_blocks
 from fedfleet.scenarios.donkey_catalog import MANIFEST, Record, read_records
 from fedfleet.scenarios.donkey_files import Files, Take, open_files
 from fedfleet.scenarios.labels_frames import judge_frames
 from fedfleet.scenarios.records import ScenarioError
 
-__all__ = ["BLOCK", "GUARD", "MIN_BLOCKS", "RATE_HZ", "Block", "Shots", "Tub", "open_tubs", "shots"]
-
-RATE_HZ: Final = 20.0
-BLOCK: Final = 500
-"""Frames of one drive. Neighbours are nearly equal: they are never on both sides of a split."""
-MIN_BLOCKS: Final = 3
-"""A car with fewer frames than MIN_BLOCKS × BLOCK is cut into so many shorter blocks: train, validation, test."""
-GUARD: Final = 20
-"""Frames left out between two blocks of a car, 1 s, so that the last and the first are not neighbours."""
+__all__ = ["Block", "Shots", "Tub", "open_tubs", "shots"]
 
 NO_IMAGE: Final = "no-image"
 BROKEN_IMAGE: Final = "broken-image"
+TOO_LARGE: Final = "image-too-large"
 
 
 class _Source(Protocol):
@@ -84,19 +78,20 @@ class Tub:
         """Its records, and the lines that are none by reason."""
         return self.source.records()
 
+    @cached_property
+    def cuts(self) -> Cuts:
+        """Where it is cut into blocks, and its rate."""
+        times = np.array([record.time_ms for record in self.found[0]], dtype=np.int64)
+        return cut_blocks(times)
+
+    @property
+    def problems(self) -> Counter[str]:
+        """What of it is in no block, by reason."""
+        return self.found[1] + self.cuts.left_out
+
     def blocks(self) -> list[Block]:
-        """Cut it into consecutive blocks; GUARD frames at the end of each but the last belong to none."""
-        records, _ = self.found
-        count = max(MIN_BLOCKS, len(records) // BLOCK)
-        edges = [round(len(records) * number / count) for number in range(count + 1)]
-        if len(records) < count * 2 * GUARD:
-            edges = [0, len(records)]
-        last = len(edges) - 2
-        return [
-            Block(self, number, start, end if number == last else end - GUARD)
-            for number, (start, end) in enumerate(pairwise(edges))
-            if end > start
-        ]
+        """Its drives, in the order in which they were driven."""
+        return [Block(self, number, start, end) for number, (start, end) in enumerate(self.cuts.blocks)]
 
 
 @dataclass(frozen=True)
@@ -111,8 +106,8 @@ class Block:
     @property
     def drive(self) -> Drive:
         """Name, size and length of it."""
-        frames = self.end - self.start
-        return Drive(self.tub.region, f"{self.tub.car}-{self.number:02d}", 1, frames / RATE_HZ)
+        seconds = (self.end - self.start) / self.tub.cuts.rate_hz
+        return Drive(self.tub.region, f"{self.tub.car}-{self.number:02d}", 1, seconds)
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -122,7 +117,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Shots:
-    """The readable frames of a block: images uint8[frames, 3, rows, columns], angles float64[frames].
+    """The readable frames of a block: images uint8[frames, 3, rows, columns], angles float64[frames], at `rate_hz`.
 
     `numbers` int64[frames] are those of their records; `labelled` bool[frames] can teach; `problems` counts by reason
     what cannot, unreadable frames included.
@@ -133,6 +128,7 @@ class Shots:
     angles: NDArray[np.float64]
     labelled: NDArray[np.bool_]
     problems: Counter[str]
+    rate_hz: float
 
 
 def open_tubs(folder: Path) -> Mapping[str, Block]:
@@ -156,12 +152,14 @@ def shots(block: Block, *, rows: int, columns: int) -> Shots:
     images = np.stack([image for _, image in read]) if read else np.empty((0, 3, rows, columns), np.uint8)
     numbers = np.array([record.index for record, _ in read], dtype=np.int64)
     angles = np.array([record.angle for record, _ in read], dtype=np.float64)
+    autopilot = np.array([record.is_autopilot for record, _ in read], dtype=np.bool_)
     repeated = np.zeros(len(images), dtype=np.bool_)
     repeated[1:] = [bool((a == b).all()) for a, b in pairwise(images)]
-    verdict = judge_frames(angles, repeated)
+    verdict = judge_frames(angles, repeated, autopilot)
     if block.number == 0:
-        problems += block.tub.found[1]  # what is no record is in no block: told once
-    return Shots(numbers, images, angles, verdict.labelled, problems + verdict.problems)
+        problems += block.tub.problems  # what is in no block is told once
+    problems += verdict.problems
+    return Shots(numbers, images, angles, verdict.labelled, problems, block.tub.cuts.rate_hz)
 
 
 def _images(
@@ -173,8 +171,8 @@ def _images(
             try:
                 data = take(record.image)
                 image = None if data is None else decode(data, rows=rows, columns=columns)
-            except ScenarioError:
-                problems[BROKEN_IMAGE] += 1
+            except ScenarioError as error:
+                problems[TOO_LARGE if error.reason == TOO_LARGE else BROKEN_IMAGE] += 1
                 continue
             if image is None:
                 problems[NO_IMAGE] += 1

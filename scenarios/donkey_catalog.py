@@ -1,13 +1,15 @@
 """Manifest and catalogs of a Donkey tub: which frames there are, and how each was steered.
 
 The manifest is five lines of JSON (fields, types, metadata, about, state); the last names the catalogs and the records
-that the driver deleted. A catalog has one record a line. A record that is none is counted and left out.
+that the driver deleted. A catalog has one record a line. A line that is not a record is counted and left out. Catalogs
+that lie in the tub are read whether or not the manifest names them: it is older than they are after a power loss.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any, Final, TypeGuard
 from fedfleet.scenarios.donkey_files import MANIFEST, Files, Take
 from fedfleet.scenarios.records import ScenarioError
 
-__all__ = ["BAD_RECORD", "MANIFEST", "MAX_RECORDS", "Record", "read_records"]
+__all__ = ["BAD_RECORD", "CUT_MANIFEST", "MANIFEST", "MAX_RECORDS", "Record", "read_records"]
 
 MAX_RECORDS: Final = 1_000_000
 MAX_CATALOGS: Final = 10_000
@@ -24,27 +26,37 @@ MAX_LINE: Final = 64 * 1024
 NO_CATALOG: Final = "no-catalog"
 BAD_RECORD: Final = "malformed-record"
 DELETED: Final = "deleted"
+CUT_MANIFEST: Final = "damaged-manifest"
+"""A manifest that is cut or empty beside whole catalogs: they are read; which frames were deleted is not known."""
+DRIVER: Final = "user"
+"""`user/mode` while a person steers; in the others (`local_angle`, `local`) `user/angle` is the untouched stick."""
+_CATALOG: Final = re.compile(r"catalog_(\d+)\.catalog\Z")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One frame: its number, when it was taken, where its image is, and the driver's angle, NaN where there is none."""
+    """One frame: its number, when it was taken, where its image is, and the driver's angle, NaN where there is none.
+
+    With ``is_autopilot`` the car steered itself, and the angle says nothing about what it did.
+    """
 
     index: int
     time_ms: int
     image: str
     angle: float
+    is_autopilot: bool = False
 
 
 def read_records(files: Files) -> tuple[tuple[Record, ...], Counter[str]]:
     """The records of a tub in the order of their numbers, and what was left out, by reason.
 
-    Raises ScenarioError for a manifest that is none, an unreadable file, and a tub beyond the limits.
+    Raises ScenarioError for a damaged manifest without a catalog beside it, an unreadable file, and a tub beyond the
+    limits.
     """
     problems: Counter[str] = Counter()
     records: dict[int, Record] = {}
     with files.opened() as take:
-        catalogs, deleted = _manifest(take, files.name)
+        catalogs, deleted = _catalogs(take, files, problems)
         for name in catalogs:
             data = take(name)
             if data is None:
@@ -63,19 +75,27 @@ def read_records(files: Files) -> tuple[tuple[Record, ...], Counter[str]]:
     return tuple(record for _, record in sorted(records.items())), problems
 
 
-def _manifest(take: Take, name: str) -> tuple[list[str], frozenset[int]]:
-    """Return the names of the catalogs and the deleted records."""
-    lines = (take(MANIFEST) or b"").splitlines()
+def _catalogs(take: Take, files: Files, problems: Counter[str]) -> tuple[list[str], frozenset[int]]:
+    """Return the names of the catalogs, those of the manifest first, and the numbers of the deleted records."""
+    present = sorted(filter(_CATALOG.match, files.names()), key=lambda name: (len(name), name))
+    lines = [line for line in (take(MANIFEST) or b"").splitlines() if line.strip(b" \t\0")]
     state = _json(lines[-1]) if lines else None
-    catalogs = state.get("paths") if isinstance(state, dict) else None
+    named = state.get("paths") if isinstance(state, dict) else None
     deleted = state.get("deleted_indexes", []) if isinstance(state, dict) else None
-    if not (isinstance(catalogs, list) and isinstance(deleted, list) and len(catalogs) <= MAX_CATALOGS):
-        got = bytes(lines[-1][:60]).decode(errors="replace") if lines else "nothing"
-        raise ScenarioError(
-            "malformed-manifest",
-            f"{name}: {MANIFEST}: expected catalogs in `paths` of its last line, got {got!r}",
-        )
-    return [each for each in catalogs if _is_file(each)], frozenset(d for d in deleted if isinstance(d, int))
+    if not (isinstance(named, list) and isinstance(deleted, list)):
+        if not present:
+            got = bytes(lines[-1][:60]).decode(errors="replace") if lines else "nothing"
+            expected = (
+                f"{MANIFEST}: expected catalogs in `paths` of its last line, or catalog_*.catalog beside it"
+            )
+            raise ScenarioError("malformed-manifest", f"{files.name}: {expected}, got {got!r}")
+        problems[CUT_MANIFEST] += 1
+        named, deleted = [], []
+    catalogs = list(dict.fromkeys([each for each in named if _is_file(each)] + present))
+    if len(catalogs) > MAX_CATALOGS:
+        text = f"{files.name}: {len(catalogs)} catalogs, limit {MAX_CATALOGS}"
+        raise ScenarioError("malformed-manifest", text)
+    return catalogs, frozenset(number for number in deleted if isinstance(number, int))
 
 
 def _record(line: bytes) -> Record | None:
@@ -85,7 +105,9 @@ def _record(line: bytes) -> Record | None:
     index, time_ms, image = (found.get(key) for key in ("_index", "_timestamp_ms", "cam/image_array"))
     if not (_is_count(index) and _is_count(time_ms) and _is_file(image)):
         return None
-    return Record(index, time_ms, image, _angle(found.get("user/angle")))
+    mode = found.get("user/mode")
+    is_autopilot = mode is not None and mode != DRIVER
+    return Record(index, time_ms, image, _angle(found.get("user/angle")), is_autopilot)
 
 
 def _angle(value: object) -> float:

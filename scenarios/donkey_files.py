@@ -45,6 +45,18 @@ class Files:
 
             yield take
 
+    def names(self) -> list[str]:
+        """The files directly in the tub, sorted; ScenarioError for a zip that cannot be opened."""
+        if self.path.is_dir():
+            return sorted(path.name for path in self.path.iterdir() if path.is_file())
+        with _zip(self.path) as archive:
+            inside = [
+                entry.filename.removeprefix(self.inside)
+                for entry in archive.infolist()
+                if entry.filename.startswith(self.inside)
+            ]
+        return sorted(name for name in inside if name and "/" not in name)
+
     def _from_folder(self, name: str) -> bytes | None:
         path = self.path / name
         try:

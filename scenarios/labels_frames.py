@@ -12,8 +12,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ANGLE_SPIKE", "BAD_ANGLE", "FROZEN", "SPIKE", "STEADY", "FrameVerdict", "judge_frames"]
+__all__ = [
+    "ANGLE_SPIKE",
+    "AUTOPILOT",
+    "BAD_ANGLE",
+    "FROZEN",
+    "SPIKE",
+    "STEADY",
+    "FrameVerdict",
+    "judge_frames",
+]
 
+AUTOPILOT: Final = "autopilot"
 BAD_ANGLE: Final = "bad-angle"
 FROZEN: Final = "frozen-camera"
 ANGLE_SPIKE: Final = "angle-outlier"
@@ -31,23 +41,27 @@ class FrameVerdict:
     problems: Counter[str]
 
 
-def judge_frames(angles: NDArray[np.float64], repeated: NDArray[np.bool_]) -> FrameVerdict:
-    """Judge consecutive frames by the driver's angles float64[frames], -1 … 1 (NaN = none), and `repeated` images.
+def judge_frames(
+    angles: NDArray[np.float64], repeated: NDArray[np.bool_], autopilot: NDArray[np.bool_]
+) -> FrameVerdict:
+    """Judge consecutive frames by the driver's angles float64[frames], -1 … 1 (NaN = none).
 
-    `repeated` bool[frames] says that a frame shows the very image of the frame before it. The first of these reasons
-    counts: `bad-angle` (none, not finite, or outside -1 … 1), `frozen-camera` (a repeated image: what the driver
-    answered to is not on it), `angle-outlier` (a single frame that leaps by more than SPIKE and back).
+    `repeated` bool[frames] says that a frame shows the very image of the frame before it, `autopilot` bool[frames]
+    that the car steered itself. The first of these reasons counts: `autopilot` (the angle is the untouched stick),
+    `bad-angle` (none, not finite, or outside -1 … 1), `frozen-camera` (a repeated image: what the driver answered to
+    is not on it), `angle-outlier` (a single frame that leaps by more than SPIKE and back).
     """
     with np.errstate(invalid="ignore"):
-        bad = ~(np.abs(angles) <= 1.0)
-        frozen = repeated & ~bad
+        bad = ~(np.abs(angles) <= 1.0) & ~autopilot
+        frozen = repeated & ~bad & ~autopilot
         spike = np.zeros(len(angles), dtype=np.bool_)
         if len(angles) > 2:
             before, here, after = angles[:-2], angles[1:-1], angles[2:]
             leap = np.minimum(np.abs(here - before), np.abs(here - after)) > SPIKE
             spike[1:-1] = leap & (np.abs(after - before) <= STEADY)
-    spike &= ~bad & ~frozen
-    counts = {BAD_ANGLE: bad, FROZEN: frozen, ANGLE_SPIKE: spike}
+    spike &= ~bad & ~frozen & ~autopilot
+    counts = {AUTOPILOT: autopilot, BAD_ANGLE: bad, FROZEN: frozen, ANGLE_SPIKE: spike}
     return FrameVerdict(
-        ~(bad | frozen | spike), +Counter({reason: int(found.sum()) for reason, found in counts.items()})
+        ~(autopilot | bad | frozen | spike),
+        +Counter({reason: int(found.sum()) for reason, found in counts.items()}),
     )

@@ -92,6 +92,7 @@ def test_what_cannot_be_read_is_counted_and_left_out(tmp_path: Path, sound: dict
     read = only(tmp_path)
     assert read[0].problems == {
         "bad-angle": 2,
+        "between-blocks": 40,
         "broken-image": 2,
         "deleted": 1,
         "frozen-camera": 1,
@@ -138,12 +139,6 @@ def test_flipped_bytes_of_a_catalog_never_raise(sound: dict[str, bytes], tmp_pat
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (
-            {"manifest.json": b""},
-            "malformed-manifest: hall-red: manifest.json: expected catalogs .* got 'nothing'",
-        ),
-        ({"manifest.json": b'{"paths": 3}'}, "malformed-manifest"),
-        ({"manifest.json": b"\xff\xfe"}, "malformed-manifest"),
         ({"catalog_0.catalog": b""}, "1 recordings without a record"),
     ],
 )
@@ -194,7 +189,7 @@ def test_an_encrypted_or_oversized_member_is_counted(tmp_path: Path, sound: dict
     entry = raw.rindex(name) - 46  # the central directory's entry: its flags stand at 8
     raw[entry + 8] |= 1
     path.write_bytes(raw)
-    assert only(tmp_path)[0].problems == {"broken-image": 2}
+    assert only(tmp_path)[0].problems == {"between-blocks": 40, "broken-image": 2}
 
 
 def test_a_changed_tub_is_read_again(tmp_path: Path, sound: dict[str, bytes]) -> None:
@@ -215,7 +210,7 @@ def test_the_recorded_cars(data_dir: Path) -> None:
         assert 200 < block.end - block.start <= 600
     assert frames == {
         "garage/car3": 2500,
-        "lab/car4-imu": 1600,
+        "lab/car4-imu": 1556,  # the last 2 s follow a pause
         "office/car1": 2500,
         "office/car2": 2500,
         "patio/car5": 800,

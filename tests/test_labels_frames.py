@@ -6,10 +6,14 @@ import pytest
 from fedfleet.scenarios.labels_frames import judge_frames
 
 
-def judged(angles: list[float], repeated: list[int] | None = None) -> tuple[list[int], dict[str, int]]:
+def judged(
+    angles: list[float], repeated: list[int] | None = None, autopilot: list[int] | None = None
+) -> tuple[list[int], dict[str, int]]:
     flags = np.zeros(len(angles), dtype=np.bool_)
     flags[repeated or []] = True
-    verdict = judge_frames(np.array(angles, dtype=np.float64), flags)
+    itself = np.zeros(len(angles), dtype=np.bool_)
+    itself[autopilot or []] = True
+    verdict = judge_frames(np.array(angles, dtype=np.float64), flags, itself)
     return [int(i) for i in np.flatnonzero(~verdict.labelled)], dict(verdict.problems)
 
 
@@ -52,3 +56,9 @@ def test_the_first_reason_counts_once() -> None:
 
 def test_no_frames_are_no_problem() -> None:
     assert judged([]) == ([], {})
+
+
+def test_where_the_car_steered_itself_the_angle_is_not_even_looked_at() -> None:
+    nan = float("nan")
+    expected = [1, 2, 3], {"autopilot": 3}
+    assert judged([0.1, 0.0, nan, 7.0, 0.2], repeated=[2], autopilot=[1, 2, 3]) == expected

@@ -12,7 +12,7 @@ import pytest
 import tubs
 
 from fedfleet.models import prepared
-from fedfleet.models.camera_steering import STRIDE, TASK
+from fedfleet.models.camera_steering import TASK
 from fedfleet.models.task import Case, Metric, Samples, added, load
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.prepare import Job, prepare
@@ -46,7 +46,7 @@ def test_every_second_frame_is_a_sample_and_every_frame_is_seen(recordings: Path
     assert samples.judged.all()
     assert np.abs(samples.targets).max() <= 1
     known = frames.sample >= 0
-    assert known.sum() == len(samples) == 70 // STRIDE
+    assert known.sum() == len(samples) == 70 // 2
     assert np.array_equal(frames.inputs[known], samples.inputs[frames.sample[known]])
 
 
@@ -63,8 +63,8 @@ def test_prepared_images_stay_a_byte_a_pixel_and_what_is_left_out_is_written_dow
     tubs.write_zip(tmp_path / "tubs" / "hall-red.zip", made)
     job = Job(out=tmp_path / "out", drives=("hall/red-00",), parts=("train", "frames"))
     (meta,) = prepare(TASK, tmp_path / "tubs", [job])
-    assert meta.problems == {"bad-angle": 1}
-    assert prepared.open_meta(tmp_path / "out").problems == {"bad-angle": 1}
+    assert meta.problems == {"bad-angle": 1, "between-blocks": 40}
+    assert prepared.open_meta(tmp_path / "out").problems == {"bad-angle": 1, "between-blocks": 40}
     train, frames = prepared.open(tmp_path / "out", "train"), prepared.open_frames(tmp_path / "out")
     assert train.inputs.dtype == frames.inputs.dtype == np.uint8
     assert (len(train), len(frames)) == (15, 30)
@@ -281,7 +281,7 @@ def test_a_picture_shows_both_angles_of_the_right_frame(recordings: Path, tmp_pa
     (view,) = views([case], recordings)
     assert (view.driven, view.predicted) == (pytest.approx(float(samples.targets[4, 0])), 0.25)
     assert np.array_equal(view.image.transpose(2, 0, 1), samples.inputs[4])
-    assert view.number == 180 + 4 * STRIDE
+    assert view.number == 180 + 4 * 2
     assert draw([], scenarios=recordings, out=tmp_path) == []
     with pytest.raises(UsageError, match="has 45 samples, none of number 45"):
         views([Case("yard/green-02", 45, case.output)], recordings)
@@ -297,4 +297,4 @@ def test_the_recorded_cars_have_angles_to_learn(data_dir: Path) -> None:
         metric.value(TASK.score(TASK.baseline(samples.inputs), samples)) for metric in TASK.metrics
     )
     assert 0.2 < mae < rmse < 0.8
-    assert samples.problems == {"frozen-camera": 5}
+    assert samples.problems == {"between-blocks": 40, "frozen-camera": 5}
