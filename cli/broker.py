@@ -6,10 +6,10 @@ from threading import Event
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedfleet.cli.config import load
 from fedfleet.cli.options import ConfigFile
+from fedfleet.cli.terminal import Terminal
 from fedfleet.link import embedded
 from fedfleet.protocol.errors import UsageError
 
@@ -32,15 +32,15 @@ def broker(
         raise UsageError("broker.embedded is 'none': this configuration uses a broker that runs elsewhere")
     folder = data or settings.work_dir / "broker"
     chosen = settings.broker.port if port is None else port
-    console = Console()
+    console = Terminal()
     ended = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     with embedded.start(folder, kind=settings.broker.embedded, port=chosen) as running:
-        console.print(
+        console.say(
             f"{running.kind} listens on {running.host}:{running.port}, process {running.pid}, data in {folder}"
         )
         while not ended.wait(0.5):
             if not running.running():
                 raise UsageError(f"{running.kind} ended by itself: see {running.log_file}")
-    console.print("broker stopped")
+    console.say("broker stopped")

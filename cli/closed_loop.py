@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fedfleet.cli import closed_loop_report as report
 from fedfleet.cli.config import Settings, load
@@ -16,6 +15,7 @@ from fedfleet.cli.launch import server_dir
 from fedfleet.cli.options import ConfigFile, Json
 from fedfleet.cli.progress import steps
 from fedfleet.cli.replay_run import Model, load_model
+from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server import views
 from fedfleet.fleet_server.files import write_file
 from fedfleet.models import task as tasks
@@ -103,10 +103,10 @@ def closed_loop(  # noqa: PLR0913 - the options of the command
     if as_json:
         typer.echo(text, nl=False)
         return
-    console = Console()
+    console = Terminal()
     report.show(console, result)
     for path in (out / "result.json", *pictures):
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.say(str(path))
 
 
 def drive_all(plans: Sequence[Plan], arms: Mapping[str, forecasts.Forecast]) -> list[Run]:

@@ -7,11 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from rich.console import Console
-
 from fedfleet.cli.page import COLOURS, png
 from fedfleet.cli.tables import Column
 from fedfleet.cli.tables import show as show_table
+from fedfleet.cli.terminal import Terminal
 from fedfleet.cli.versions import versions
 from fedfleet.scenarios.closed_loop_figures import MEASURES, difference, percentiles
 from fedfleet.scenarios.closed_loop_measure import TTC_CAP_S
@@ -42,7 +41,7 @@ def result(
     }
 
 
-def show(console: Console, found: Mapping[str, Any]) -> None:
+def show(console: Terminal, found: Mapping[str, Any]) -> None:
     """Print a table for each situation and comparison."""
     for name, part in found["situations"].items():
         for other, measures in part["against"].items():
@@ -56,10 +55,10 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
                 Column("p", is_number=True),
             ]
             if not console.is_terminal:
-                console.print(title, highlight=False, soft_wrap=True)
+                console.say(title)
             show_table(console, title, columns, [_row(key, values) for key, values in measures.items()])
         if part["void"]:
-            console.print(f"{len(part['void'])} episodes left out: no room for the ego", highlight=False)
+            console.say(f"{len(part['void'])} episodes left out: no room for the ego")
 
 
 def draw(folder: Path, runs: "Sequence[Run]", arms: Sequence[str]) -> list[Path]:

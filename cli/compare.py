@@ -13,7 +13,6 @@ from typing import Annotated, Any, Final
 
 import structlog
 import typer
-from rich.console import Console
 
 from fedfleet.cli import compare_federation, compare_processes, compare_report, compare_result, suits
 from fedfleet.cli.compare_arms import Point, baseline, centralised, judge, on_site
@@ -28,6 +27,7 @@ from fedfleet.cli.data import scenarios_dir
 from fedfleet.cli.launch import server_dir
 from fedfleet.cli.options import ConfigFile, ScenariosDir
 from fedfleet.cli.progress import steps
+from fedfleet.cli.terminal import Terminal
 from fedfleet.cli.versions import versions
 from fedfleet.fleet_server import initial
 from fedfleet.fleet_server.initial import Export
@@ -101,14 +101,14 @@ def compare(  # noqa: PLR0913 - the options of the command
     command = shlex.join(["fedfleet", *sys.argv[1:]])
     files = compare_report.write(out, result, command=command, scenarios=(folder, test))
     compare_result.write_json(target, result)
-    console = Console()
+    console = Terminal()
     console.print(compare_result.table(result))
     if result.sliced is not None and result.sliced.worst is not None:
-        console.print(f"worst slice of federated: {result.sliced.worst}", highlight=False, markup=False)
+        console.say(f"worst slice of federated: {result.sliced.worst}")
     for note in result.told["notes"]:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+        console.say(f"note: {note}")
     sent = f"{result.bytes_up / 1e6:.2f} MB up, {result.bytes_down / 1e6:.2f} MB down"
-    console.print(f"{result.rounds} rounds, {sent}, {result.seconds:.0f} s", highlight=False)
+    console.say(f"{result.rounds} rounds, {sent}, {result.seconds:.0f} s")
     console.print(f"results: {', '.join(map(str, (*files, target)))}", highlight=False, soft_wrap=True)
 
 

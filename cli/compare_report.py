@@ -1,6 +1,5 @@
 """The report of a comparison: pictures as PNG, and one self-contained HTML page."""
 
-import html
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from fedfleet.cli import evidence
 from fedfleet.cli.compare_arms import mean
 from fedfleet.cli.compare_result import ARMS, Result, gap_percent
 from fedfleet.cli.evidence import Series
-from fedfleet.cli.page import COLOURS, GREY, Draw, document, grid, png, svg, tiles
+from fedfleet.cli.page import COLOURS, GREY, Draw, document, escape, grid, png, svg, tiles
 
 __all__ = ["CASES", "write"]
 
@@ -53,10 +52,10 @@ def write(
 
 def _page(result: Result, plots: str, more: str) -> str:
     told = result.told
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in told["notes"])
+    notes = "".join(f"<p>{escape(note)}</p>" for note in told["notes"])
     vehicles = told["data"]["vehicles"]
     body = (
-        f"<h1>fedfleet compare: {html.escape(result.task)}</h1>"
+        f"<h1>fedfleet compare: {escape(result.task)}</h1>"
         f"<p>{len(vehicles)} vehicles in {len(set(vehicles.values()))} regions. Every arm learns from at most "
         f"{result.arms.epochs} times as many samples as there are training samples; whole drives are "
         f"split into training, validation and test.</p>{notes}{tiles(_tiles(result))}"
@@ -73,10 +72,10 @@ def _slices(result: Result) -> str:
     order = ["federated", *(arm for arm in ARMS if arm != "federated")]
     series = [Series(result.arm(arm), _ARM_COLOURS[arm], found[arm]) for arm in order]
     charts = "".join(svg(draw) for draw in evidence.slice_charts(series, metric))
-    worst = html.escape(result.sliced.worst or "none")
+    worst = escape(result.sliced.worst or "none")
     lead = (
         f"<h2>Slices</h2><p>The worst slice of the federated arm is <b>{worst}</b>. Bars with 95 % intervals, "
-        f"drawn over whole drives; numbers are {html.escape(result.noun)}.</p>"
+        f"drawn over whole drives; numbers are {escape(result.noun)}.</p>"
     )
     table = evidence.slice_table(series, result.metrics, worst=result.sliced.worst, noun=result.noun)
     parts = [lead, f'<div class="plots">{charts}</div>', table]
@@ -85,7 +84,7 @@ def _slices(result: Result) -> str:
             draw = partial(evidence.draw_differences, found=differences, metric=metric)
             names = (result.arm(arm), result.arm("federated"))
             parts.append(
-                f"<h2>Federated against {html.escape(result.arm(arm))}</h2><p>Paired bootstrap over drives, p values "
+                f"<h2>Federated against {escape(result.arm(arm))}</h2><p>Paired bootstrap over drives, p values "
                 f'corrected for the number of slices (Holm), 5 %.</p><div class="plots">{svg(draw)}</div>'
                 f"{evidence.difference_table(differences, metric, names=names)}"
             )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from fedfleet.cli import demo_result, live, suits
@@ -19,6 +18,7 @@ from fedfleet.cli.demo_fleet import DemoFleet, clean
 from fedfleet.cli.demo_scenes import Intrusion, KilledServer, KilledVehicle
 from fedfleet.cli.options import ConfigFile, ScenariosDir, TaskName, pack_dir
 from fedfleet.cli.report import write_html
+from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server.status import snapshot
 from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
@@ -49,7 +49,7 @@ def demo(
 ) -> None:
     """Run broker, server and vehicles of all regions on this machine; show them learn, fail and recover."""
     begun = time.monotonic()
-    console = Console()
+    console = Terminal()
     told = load(config, task=task)
     rounds = suits.demo_rounds(tasks.load(told.task)) if rounds is None else rounds
     settings = _settings(told, out, rounds=rounds)
@@ -84,7 +84,7 @@ def demo(
 class Show:
     """What the person sees: the table on a terminal, plain lines elsewhere, and what happens, told once."""
 
-    def __init__(self, console: Console, fleet: DemoFleet) -> None:
+    def __init__(self, console: Terminal, fleet: DemoFleet) -> None:
         self.console = console
         self._note = ""
         self._said = ""
@@ -109,7 +109,7 @@ class Show:
     def tell(self, text: str) -> None:
         """Say what happens."""
         self._note = text
-        self.console.print(f"[bold]demo[/] {text}", highlight=False, soft_wrap=True)
+        self.console.say(text, mark="demo")
 
     @contextmanager
     def live(self) -> Iterator["Show"]:
@@ -130,7 +130,7 @@ class Show:
         text = live.line(now)
         if text != self._said:
             self._said = text
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.say(text)
 
 
 def _settings(settings: Settings, out: Path, *, rounds: int) -> Settings:
@@ -209,13 +209,12 @@ def _snapshot(fleet: DemoFleet) -> Mapping[str, Any] | None:
         return None
 
 
-def _print_claims(console: Console, outcome: Outcome, claims: tuple[Claim, ...], out: Path) -> None:
+def _print_claims(console: Terminal, outcome: Outcome, claims: tuple[Claim, ...], out: Path) -> None:
     pace = f"first round after {outcome.first_round_s:.1f} s, all after {outcome.seconds:.0f} s"
     memory = f"an agent process takes {outcome.agent_rss_bytes / 2**20:.0f} MiB"
-    console.print(f"\n{pace}; {memory}\n", highlight=False)
+    console.say_all(["", f"{pace}; {memory}", ""])
     for claim in claims:
-        sign = "[green]true    [/]" if claim.is_true else "[red]NOT TRUE[/]"
-        console.print(f"{sign} {claim.text}: {claim.evidence}", highlight=False, soft_wrap=True)
-    console.print(
-        f"\nresults: {out / 'report.html'}, {out / 'report.json'}, {out / 'model.onnx'}", soft_wrap=True
-    )
+        mark, style = ("true    ", "green") if claim.is_true else ("NOT TRUE", "red")
+        console.say(f"{claim.text}: {claim.evidence}", mark=mark, style=style)
+    files = [str(out / name) for name in ("report.html", "report.json", "model.onnx")]
+    console.say_all(["", f"results: {', '.join(files)}"])

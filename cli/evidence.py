@@ -4,7 +4,6 @@ HTML and drawings for `cli/page.py`; equal figures give equal text. matplotlib i
 """
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfleet.cli.page import COLOURS, GREY, Draw, grid
+from fedfleet.cli.page import COLOURS, GREY, Draw, escape, grid
 from fedfleet.models import task as tasks
 from fedfleet.models.bootstrap import Difference, Estimate
 from fedfleet.models.slices import ALL
@@ -157,16 +156,13 @@ def draw_map(axes: Any, rows: NDArray[np.float64], *, region: str, metric: Metri
 def picture(path: Path, caption: str = "") -> str:
     """Return a PNG as part of the page."""
     data = base64.b64encode(path.read_bytes()).decode()
-    text = html.escape(caption)
+    text = escape(caption)
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
 def provenance(rows: Mapping[str, str]) -> str:
     """Return where the report comes from, one line each: commands, hashes, versions."""
-    lines = (
-        f"<dt>{html.escape(name)}</dt><dd><code>{html.escape(value)}</code></dd>"
-        for name, value in rows.items()
-    )
+    lines = (f"<dt>{escape(name)}</dt><dd><code>{escape(value)}</code></dd>" for name, value in rows.items())
     return f'<h2>What this was made from</h2><dl class="from">{"".join(lines)}</dl>'
 
 

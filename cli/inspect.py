@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fedfleet.cli.options import Json
+from fedfleet.cli.terminal import Terminal
 from fedfleet.codec.container import MAGIC
 from fedfleet.codec.describe import BlockView, PayloadView, describe
 from fedfleet.protocol import envelope, update
@@ -52,7 +52,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(_as_json(found)))
     else:
-        _show(Console(), found)
+        _show(Terminal(), found)
 
 
 def look(data: bytes, *, name: str, parameters: int = MAX_PARAMETERS) -> Inspected:
@@ -99,10 +99,8 @@ def _as_json(found: Inspected) -> dict[str, Any]:
     return told
 
 
-def _show(console: Console, found: Inspected) -> None:
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
+def _show(console: Terminal, found: Inspected) -> None:
+    say = console.say
     if found.kind is not None:
         say(f"sealed {found.kind} from {found.sender}, {found.size_bytes:,} bytes (signature not checked)")
     if found.manifest is not None:
@@ -111,7 +109,7 @@ def _show(console: Console, found: Inspected) -> None:
             f"update {told.id}: task {told.task}, region {told.region}, round {told.round}, base {told.base_version}"
         )
     if found.payload is None:
-        say(json.dumps(found.message, indent=2))
+        console.say_all(json.dumps(found.message, indent=2).splitlines())
         return
     payload = found.payload
     say(
@@ -120,10 +118,10 @@ def _show(console: Console, found: Inspected) -> None:
         f"{payload.container_bytes} bytes around the blocks"
     )
     for one in payload.blocks:
-        say(_line(one))
+        console.say_all(_lines(one))
 
 
-def _line(one: BlockView) -> str:
+def _lines(one: BlockView) -> list[str]:
     sent = f"{one.nonzeros:,} of {one.parameters:,} values sent, the largest {one.largest:.4g}"
     parts = [
         f"{one.section}, segment {one.segment}: {one.index} + {one.value}, {sent}",
@@ -137,4 +135,4 @@ def _line(one: BlockView) -> str:
         parts.append(
             f"  index {one.index_bits:.3f} bits per value; bound {bound}: {one.bound_bits:.3f}{over}"
         )
-    return "\n".join(parts)
+    return parts

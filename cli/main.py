@@ -4,9 +4,9 @@ import signal
 import sys
 
 import typer
-from rich.console import Console
 
 from fedfleet.cli import agent, broker, closed_loop, compare, demo, inspect, replay, scenarios, server, status
+from fedfleet.cli.terminal import Terminal, survive_encodings
 from fedfleet.protocol.errors import PeerError, UsageError
 
 __all__ = ["app", "main"]
@@ -38,13 +38,14 @@ def main() -> None:
     SIGTERM ends it as Ctrl-C does, so that it stops what it has started; exit code 143.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    survive_encodings()
     try:
         app()
     except (UsageError, PeerError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"fedfleet: {error}", markup=False)
+        Terminal(stderr=True).say(f"fedfleet: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("fedfleet: stopped")
+        Terminal(stderr=True).say("fedfleet: stopped")
         sys.exit(130)
 
 

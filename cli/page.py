@@ -3,10 +3,13 @@
 import html
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["COLOURS", "GREY", "Draw", "document", "grid", "png", "svg", "tiles"]
+from fedfleet.protocol.printable import printable
+
+__all__ = ["COLOURS", "GREY", "Draw", "document", "escape", "grid", "png", "svg", "tiles"]
 
 COLOURS: Final = ("#2563a8", "#c2571a", "#2f8a57", "#8b4fa3", "#8a6d1f", "#41707a", "#a83255", "#555f6b")
 GREY: Final = "#b8c2cc"
@@ -31,28 +34,33 @@ _LOOK: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "fedfleet",
+    "text.parse_math": False,  # a region may be called $\\frac
 }
+
+
+def escape(text: str) -> str:
+    """Return text as HTML that shows all of it, also what a browser would obey without showing it."""
+    return html.escape(printable(text))
 
 
 def document(title: str, body: str) -> str:
     """Return a whole page; ``body`` is HTML."""
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
     return f"{head}<style>{_STYLE}</style>{body}</html>"
 
 
 def tiles(values: Sequence[tuple[str, str]]) -> str:
     """Return tiles of (what it is, its value)."""
     each = (
-        f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>'
-        for name, value in values
+        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in values
     )
     return f'<div class="tiles">{"".join(each)}</div>'
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; every cell is text."""
-    heading = "".join(f"<th>{html.escape(cell)}" for cell in head)
-    lines = ("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) + "</tr>" for row in rows)
+    heading = "".join(f"<th>{escape(cell)}" for cell in head)
+    lines = ("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{heading}</tr>{''.join(lines)}</table>"
 
 
@@ -78,5 +86,24 @@ def _save(draw: Draw, where: Path | io.StringIO, kind: str, **how: Any) -> None:
     with plt.rc_context(_LOOK):
         figure, axes = plt.subplots(figsize=(5.6, 3.4), layout="constrained")
         draw(axes)
+        _make_printable(figure)
         figure.savefig(where, format=kind, **how)
         plt.close(figure)
+
+
+def _make_printable(figure: Any) -> None:  # noqa: ANN401 - matplotlib's
+    """Let titles, labels and ticks show all of their text."""
+    from matplotlib.category import StrCategoryFormatter
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter, FuncFormatter
+
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text(), keep="\n"))
+    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+        made = axis.get_major_formatter()
+        if isinstance(made, FixedFormatter | FuncFormatter | StrCategoryFormatter):
+            axis.set_major_formatter(FuncFormatter(partial(_tick, made)))
+
+
+def _tick(made: Callable[[float, int | None], str], value: float, place: int | None) -> str:
+    return printable(made(value, place), keep="\n")

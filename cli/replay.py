@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from fedfleet.cli import replay_report as report
 from fedfleet.cli import replay_result as result
@@ -25,6 +24,7 @@ from fedfleet.cli.replay_frames import FramesFile
 from fedfleet.cli.replay_run import Model, Way, load_model, replay_drives
 from fedfleet.cli.replay_show import Replayed, announce, no_frames, show
 from fedfleet.cli.replay_slices import Gathered
+from fedfleet.cli.terminal import Terminal
 from fedfleet.cli.versions import versions
 from fedfleet.fleet_server.files import write_file
 from fedfleet.models import task as tasks
@@ -98,7 +98,7 @@ def replay(  # noqa: PLR0913 - the options of the command
         models.append(load_model(against, chosen, option="--against"))
     folder = scenarios or settings.data.scenarios or pack_dir()
     wanted = drives_of(chosen.index(folder), drives, folder=folder)
-    console = Console()
+    console = Terminal()
     announce(console, wanted, way)
     with ExitStack() as stack:
         has_parquet = find_spec("pyarrow") is not None
@@ -124,7 +124,7 @@ def replay(  # noqa: PLR0913 - the options of the command
         _write_evidence(console, chosen, done, found, about=about, out=out)
     pictures = draw([case for _, case in done.worst], scenarios=folder, out=out) if draw else ()
     if pictures:
-        console.print(f"{len(pictures)} pictures: {pictures[0]} …", highlight=False, soft_wrap=True)
+        console.say(f"{len(pictures)} pictures: {pictures[0]} …")
     if as_json is not None:
         told = {
             "model": str(model),
@@ -241,7 +241,7 @@ def _check_file(path: Path | None) -> None:
 
 
 def _write_evidence(
-    console: Console, task: Task, done: Replayed, found: report.Findings, *, about: report.About, out: Path
+    console: Terminal, task: Task, done: Replayed, found: report.Findings, *, about: report.About, out: Path
 ) -> None:
     total = done.total
     figures = {
@@ -264,7 +264,7 @@ def _write_evidence(
         text += f"; no {report.FRAMES}: it needs `pip install fedfleet[scenarios]`"
     if not is_written:
         text += f"; no {report.PAGE}: it needs `pip install fedfleet[viz]`"
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.say(text)
 
 
 def _write(path: Path, task: Task, done: Replayed, about: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """What a replay leaves behind: `summary.json` and the evidence report, the same when the same is replayed again."""
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 
 from fedfleet.cli import evidence
 from fedfleet.cli.evidence import Series
-from fedfleet.cli.page import COLOURS, GREY, Draw, document, svg, tiles
+from fedfleet.cli.page import COLOURS, GREY, Draw, document, escape, svg, tiles
 from fedfleet.cli.replay_slices import Gathered
 from fedfleet.fleet_server.files import write_file
 from fedfleet.models import bootstrap
@@ -134,7 +133,7 @@ def write_page(
     metric, series = task.metrics[0], _series(task, found)
     charts = "".join(svg(draw) for draw in evidence.slice_charts(series, metric))
     body = (
-        f"<h1>fedfleet replay: {html.escape(task.name)}</h1>{_lead(task, found)}{tiles(_tiles(task, found))}"
+        f"<h1>fedfleet replay: {escape(task.name)}</h1>{_lead(task, found)}{tiles(_tiles(task, found))}"
         f"<h2>Slices</h2><p>Bars with 95 % intervals, drawn over whole drives; numbers are {tasks.noun(task)}.</p>"
         f'<div class="plots">{charts}</div>'
         f"{evidence.slice_table(series, task.metrics, worst=found.worst, noun=tasks.noun(task))}"
@@ -154,12 +153,12 @@ def _series(task: Task, found: Findings) -> list[Series]:
 def _lead(task: Task, found: Findings) -> str:
     metric = task.metrics[0]
     if found.worst is None:
-        return f"<p>No {html.escape(tasks.noun(task))} are judged.</p>"
+        return f"<p>No {escape(tasks.noun(task))} are judged.</p>"
     worst = next(one for one in found.model[found.worst] if one.metric == metric.name)
     value = f"{worst.value:.3f} {metric.unit}".strip()
     return (
-        f"<p>The worst slice is <b>{html.escape(found.worst)}</b>: {html.escape(metric.name)} {html.escape(value)} "
-        f"over {worst.samples:,} {html.escape(tasks.noun(task))} of {worst.drives} drives.</p>"
+        f"<p>The worst slice is <b>{escape(found.worst)}</b>: {escape(metric.name)} {escape(value)} "
+        f"over {worst.samples:,} {escape(tasks.noun(task))} of {worst.drives} drives.</p>"
     )
 
 
@@ -183,7 +182,7 @@ def _differences(task: Task, found: Findings, about: About) -> str:
     names = (Path(about.model).name, Path(about.against or "").name)
     sure = sum(one.verdict != "no-difference-shown" for one in found.differences.values())
     return (
-        f"<h2>{html.escape(names[1])} against {html.escape(names[0])}</h2>"
+        f"<h2>{escape(names[1])} against {escape(names[0])}</h2>"
         f"<p>{sure} of {len(found.differences)} slices differ for sure: paired bootstrap over drives, p values "
         "corrected for the number of slices (Holm), 5 %. What is not for sure may be chance.</p>"
         f'<div class="plots">{svg(draw)}</div>'

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from fedfleet.cli import replay_result as result
 from fedfleet.cli.replay_report import Findings
 from fedfleet.cli.replay_run import Way
 from fedfleet.cli.replay_slices import Gathered
+from fedfleet.cli.terminal import Terminal
 from fedfleet.models import task as tasks
 from fedfleet.models.task import Case, Drive, Task
 
@@ -31,7 +31,7 @@ class Replayed:
     gathered: Gathered
 
 
-def announce(console: Console, drives: Sequence[Drive], way: Way) -> None:
+def announce(console: Terminal, drives: Sequence[Drive], way: Way) -> None:
     """Say what is about to be replayed."""
     seconds = sum(drive.seconds for drive in drives)
     regions = len({drive.region for drive in drives})
@@ -41,10 +41,10 @@ def announce(console: Console, drives: Sequence[Drive], way: Way) -> None:
         else f"at speed {way.speed:g}: at most {seconds / way.speed:.0f} s"
     )
     text = f"{len(drives)} drives in {regions} regions, {seconds:.0f} s of recordings, {pace}"
-    console.print(f"[bold]replay[/] {text}", highlight=False, soft_wrap=True)
+    console.say(text, mark="replay")
 
 
-def show(console: Console, task: Task, done: Replayed, found: Findings) -> None:
+def show(console: Terminal, task: Task, done: Replayed, found: Findings) -> None:
     """Print the tables."""
     rows = dict(done.regions)
     if len(rows) > 1:
@@ -54,13 +54,13 @@ def show(console: Console, task: Task, done: Replayed, found: Findings) -> None:
     console.print(_slice_table(task, found))
     console.print(result.pace_table(task, rows))
     if found.worst is not None:
-        console.print(f"worst slice: {found.worst}", highlight=False, markup=False)
+        console.say(f"worst slice: {found.worst}")
     if done.total.unanswered:
         text = f"{done.total.unanswered} {tasks.noun(task)} are not in the errors: their frame was skipped for lateness"
-        console.print(text, highlight=False, soft_wrap=True)
+        console.say(text)
     if done.empty:
         some = ", ".join(done.empty[:5])
-        console.print(f"{len(done.empty)} drives without a frame: {some}", highlight=False, soft_wrap=True)
+        console.say(f"{len(done.empty)} drives without a frame: {some}")
 
 
 def no_frames(task: Task, folder: Path, problems: Mapping[str, int]) -> str:

@@ -1,13 +1,12 @@
 """The demo's report: one self-contained HTML page with its plots inside, no network needed to read it."""
 
-import html
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fedfleet.cli.claims import Claim, Outcome
-from fedfleet.cli.page import COLOURS, GREY, document, svg, tiles
+from fedfleet.cli.page import COLOURS, GREY, document, escape, svg, tiles
 
 __all__ = ["write_html"]
 
@@ -22,14 +21,14 @@ def write_html(path: Path, outcome: Outcome, claims: Sequence[Claim]) -> None:
     )
     versions = ", ".join(f"{name} {version}" for name, version in sorted(outcome.versions.items()))
     body = (
-        f"<h1>fedfleet demo: {html.escape(outcome.task)}</h1>"
+        f"<h1>fedfleet demo: {escape(outcome.task)}</h1>"
         f"<p>{outcome.vehicles} vehicles in {len(outcome.scores)} regions learned together over MQTT. "
         "No recording left its vehicle.</p>"
         f'{tiles(_figures(outcome))}<div class="plots">{plots}</div>'
         f"<h2>What was claimed, and the evidence</h2>{_claims_table(claims)}"
         f"<h2>Regions, on test drives that no one trained on</h2>{_regions_table(outcome)}"
         f"<h2>Rounds</h2>{_rounds_table(outcome)}"
-        f"<footer>{html.escape(versions)}</footer>"
+        f"<footer>{escape(versions)}</footer>"
     )
     path.write_text(document("fedfleet demo", body), encoding="utf-8")
 
@@ -49,17 +48,17 @@ def _figures(outcome: Outcome) -> list[tuple[str, str]]:
 def _claims_table(claims: Sequence[Claim]) -> str:
     rows = "".join(
         f'<tr><td class="{"yes" if claim.is_true else "no"}">{"true" if claim.is_true else "not true"}</td>'
-        f"<td>{html.escape(claim.text)}</td><td>{html.escape(claim.evidence)}</td></tr>"
+        f"<td>{escape(claim.text)}</td><td>{escape(claim.evidence)}</td></tr>"
         for claim in claims
     )
     return f"<table>{rows}</table>"
 
 
 def _regions_table(outcome: Outcome) -> str:
-    head = f"<tr><th>region<th>{html.escape(outcome.metric)}, federated<th>trivial baseline<th>better by</tr>"
-    sign, unit = (1 if outcome.lower_is_better else -1), html.escape(outcome.unit)
+    head = f"<tr><th>region<th>{escape(outcome.metric)}, federated<th>trivial baseline<th>better by</tr>"
+    sign, unit = (1 if outcome.lower_is_better else -1), escape(outcome.unit)
     rows = "".join(
-        f"<tr><td>{html.escape(region)}<td>{score:.3f} {unit}<td>{base:.3f} {unit}"
+        f"<tr><td>{escape(region)}<td>{score:.3f} {unit}<td>{base:.3f} {unit}"
         f"<td>{sign * (base - score) / base * 100 if base else 0:.1f} %</tr>"
         for region, score in sorted(outcome.scores.items())
         for base in (outcome.baseline[region],)
@@ -70,8 +69,8 @@ def _regions_table(outcome: Outcome) -> str:
 def _rounds_table(outcome: Outcome) -> str:
     head = "<tr><th>round<th>region<th>state<th>closed by<th>updates<th>open for</tr>"
     rows = "".join(
-        f"<tr><td>{row['round']}<td>{html.escape(row['region'])}<td>{html.escape(row['state'])}"
-        f"<td>{html.escape(row['reason'])}"
+        f"<tr><td>{row['round']}<td>{escape(row['region'])}<td>{escape(row['state'])}"
+        f"<td>{escape(row['reason'])}"
         f"<td>{len(row['contributors'])}<td>{row['seconds']:.1f} s</tr>"
         for row in outcome.rounds
     )

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fedfleet.cli import scenarios_partition, scenarios_plot, scenarios_stats
 from fedfleet.cli.config import load
 from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, TaskName, pack_dir
 from fedfleet.cli.progress import steps
+from fedfleet.cli.terminal import Terminal
 from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.reading import open_recordings
@@ -60,11 +60,11 @@ def list_(
     table = Table("region", "drives", "recordings", "seconds", title=str(folder))
     for region, row in rows.items():
         table.add_row(region, *(str(value) for value in row.values()))
-    console = Console()
+    console = Terminal()
     console.print(table)
     _print_formats(console, formats)
     if counted is None:
-        console.print("not read yet: `fedfleet scenarios check` reads all and counts what is left out")
+        console.say("not read yet: `fedfleet scenarios check` reads all and counts what is left out")
     else:
         _print_problems(console, counted)
 
@@ -80,7 +80,7 @@ def check(
     index = learned.index(folder)
     samples: dict[str, int] = {}
     counted: Counter[str] = Counter()
-    shown = steps("reading") if Console(stderr=True).is_terminal else nullcontext(lambda *_: None)
+    shown = steps("reading") if Terminal(stderr=True).is_terminal else nullcontext(lambda *_: None)
     with shown as progress:
         for done, drive in enumerate(index.drives):
             progress(done, len(index.drives), drive.key)
@@ -100,11 +100,11 @@ def check(
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
-        console = Console()
-        console.print(f"{folder}: {len(samples)} drives, {result['samples']} samples for task {learned.name}")
+        console = Terminal()
+        console.say(f"{folder}: {len(samples)} drives, {result['samples']} samples for task {learned.name}")
         _print_formats(console, result["formats"])
         if empty:
-            console.print(f"{len(empty)} drives without a usable sample: {', '.join(empty[:5])}")
+            console.say(f"{len(empty)} drives without a usable sample: {', '.join(empty[:5])}")
         _print_problems(console, problems)
     if not result["samples"]:
         raise UsageError(f"{folder}: no sample is usable for task {learned.name}")
@@ -124,10 +124,10 @@ def convert(
     if as_json:
         typer.echo((out / converter.RECORD_FILE).read_text(encoding="utf-8").rstrip())
         return
-    console = Console()
+    console = Terminal()
     for region, row in made.regions.items():
         text = f"{out / region}.parquet: {row['scenarios']} scenarios, {row['tracks']} tracks"
-        console.print(text, soft_wrap=True)
+        console.say(text)
     _print_problems(console, made.problems)
 
 
@@ -141,7 +141,7 @@ def generate(
 
     with steps("generating scenarios") as progress:
         record = generator.generate(out, seed=seed, progress=progress)
-    Console().print(f"{out}: table hash {record['table_sha256']}", soft_wrap=True)
+    Terminal().say(f"{out}: table hash {record['table_sha256']}")
 
 
 def _formats(folder: Path) -> list[dict[str, object]]:
@@ -152,7 +152,7 @@ def _formats(folder: Path) -> list[dict[str, object]]:
         return []
 
 
-def _print_formats(console: Console, formats: Sequence[Mapping[str, object]]) -> None:
+def _print_formats(console: Terminal, formats: Sequence[Mapping[str, object]]) -> None:
     for row in formats:
         text = (
             f"{row['format']}: {row['recordings']} recordings in {row['drives']} drives, {row['seconds']} s"
@@ -162,9 +162,9 @@ def _print_formats(console: Console, formats: Sequence[Mapping[str, object]]) ->
             text += f"; {row['tracks']} tracks read, at {rates} Hz"
         problems = cast("Mapping[str, int]", row["problems"])
         left_out = "".join(f", left out {count} × {name}" for name, count in problems.items())
-        console.print(f"{text}{left_out}", soft_wrap=True)
+        console.say(f"{text}{left_out}")
 
 
-def _print_problems(console: Console, problems: Mapping[str, int]) -> None:
+def _print_problems(console: Terminal, problems: Mapping[str, int]) -> None:
     for reason, count in sorted(problems.items()):
-        console.print(f"left out: {count} × {reason}")
+        console.say(f"left out: {count} × {reason}")

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.data import dealt
 from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, TaskName, pack_dir
 from fedfleet.cli.progress import steps
+from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server.files import write_file
 from fedfleet.models import slices
 from fedfleet.models import task as tasks
@@ -89,9 +89,9 @@ def partition(  # noqa: PLR0913 - the options of the command
         content = _told(parts, found, labels, {"folder": str(folder), "task": learned.name, "by": way})
         typer.echo(json.dumps(content, indent=2))
         return
-    _show(Console(), learned, parts, found, way)
+    _show(Terminal(), learned, parts, found, way)
     if out is not None:
-        typer.echo(f"written: {out}")
+        Terminal().say(f"written: {out}")
 
 
 def told_labels(found: Mapping[str, Labels]) -> dict[str, str]:
@@ -211,7 +211,7 @@ def _means(found: Mapping[str, Skew]) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, task: Task, parts: Partition, found: Mapping[str, Skew], way: str) -> None:
+def _show(console: Terminal, task: Task, parts: Partition, found: Mapping[str, Skew], way: str) -> None:
     means = _means(found)
     first = next((name for name in means if name.startswith("label ")), None)
     heads = ([first.removeprefix("label ")] if first else []) + ["target", "feature"]
@@ -228,8 +228,8 @@ def _show(console: Console, task: Task, parts: Partition, found: Mapping[str, Sk
     console.print(table)
     for region, held in parts.validation.items():
         text = f"{region}: {len(held)} drives for validation, {len(parts.test.get(region, ()))} for test"
-        console.print(text, highlight=False)
+        console.say(text)
     for name, each in means.items():
         unit = "bit" if name.startswith("label") else "σ"
         text = f"divergence of {name}: {each['mean']:.3f} {unit}; dealt by chance {each['shuffled']:.3f}"
-        console.print(text, highlight=False)
+        console.say(text)

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from fedfleet.cli.config import load
 from fedfleet.cli.options import ConfigFile, ScenariosDir, pack_dir
 from fedfleet.cli.page import COLOURS, GREY
+from fedfleet.cli.terminal import Terminal
 from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.printable import printable
 from fedfleet.scenarios.reading import stream
 from fedfleet.scenarios.records import Scenario
 
@@ -79,7 +81,7 @@ def plot(  # noqa: PLR0913 - the options of the command
     for one in islice(found, len(wanted) if wanted else most):
         drawn.add(one.scenario_id)
         for path in _files(one, out, gif=gif, ffmpeg=ffmpeg if mp4 else None):
-            typer.echo(str(path))
+            Terminal().say(str(path))
     if missing := sorted(wanted - drawn):
         raise UsageError(f"{folder}: no scenario {missing[0]} in {drives or 'any drive'}")
     if not drawn:
@@ -150,7 +152,7 @@ def _canvas(one: Scenario, *, is_whole: bool) -> _Canvas:
     for spine in axes.spines.values():
         spine.set_color(GREY)
     title = f"{one.region} · {one.drive[-30:]} · scenario {one.scenario_id[-30:]}"
-    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_title(printable(title), parse_math=False, fontsize=9, loc="left")
     axes.set_xlabel("m east", fontsize=8)
     clock = axes.text(0.99, 0.985, "", transform=axes.transAxes, ha="right", va="top", fontsize=9)
     return _Canvas(figure, dots, tails, clock)

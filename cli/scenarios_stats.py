@@ -1,6 +1,5 @@
 """``fedfleet scenarios stats``: what moves in a folder of recordings, and how, as tables and pictures."""
 
-import html
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -10,13 +9,13 @@ from typing import Annotated, Any, Final
 import numpy as np
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
 from fedfleet.cli.config import load
 from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, pack_dir
-from fedfleet.cli.page import COLOURS, Draw, document, grid, png, svg
+from fedfleet.cli.page import COLOURS, Draw, document, escape, grid, png, svg
 from fedfleet.cli.progress import steps
+from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server.files import write_file
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.reading import stream
@@ -64,12 +63,12 @@ def stats(
         regions = {region: _figures(each) for region, each in found.items()}
         typer.echo(json.dumps({"folder": str(folder), "regions": regions}, indent=2))
     else:
-        _show(Console(), folder, found)
+        _show(Terminal(), folder, found)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         names = _write(out, folder, found)
         if not as_json:
-            typer.echo(f"written: {', '.join(str(name) for name in names)}")
+            Terminal().say(f"written: {', '.join(str(name) for name in names)}")
 
 
 def _told(scenarios: Iterable[Scenario]) -> Iterator[Scenario]:
@@ -128,7 +127,7 @@ def _rows(found: Mapping[str, Tally]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _show(console: Console, folder: Path, found: Mapping[str, Tally]) -> None:
+def _show(console: Terminal, folder: Path, found: Mapping[str, Tally]) -> None:
     heads, rows = _rows(found)
     table = Table(title=str(folder), title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for place, head in enumerate(heads):
@@ -136,7 +135,7 @@ def _show(console: Console, folder: Path, found: Mapping[str, Tally]) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    console.print(_note(), highlight=False)
+    console.say(_note())
 
 
 def _note() -> str:
@@ -156,7 +155,7 @@ def _write(out: Path, folder: Path, found: Mapping[str, Tally]) -> list[Path]:
     heads, rows = _rows(found)
     plots = "".join(map(svg, draws.values()))
     body = (
-        f"<h1>Recordings in {html.escape(folder.name)}</h1>{grid(heads, rows)}<p>{html.escape(_note())}.</p>"
+        f"<h1>Recordings in {escape(folder.name)}</h1>{grid(heads, rows)}<p>{escape(_note())}.</p>"
         f'<div class="plots">{plots}</div>'
     )
     write_file(out / PAGE, document("fedfleet scenarios stats", body).encode())

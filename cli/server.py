@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedfleet.cli import server_store, server_views
 from fedfleet.cli.config import load
 from fedfleet.cli.data import held_out_jobs, prepare, scenarios_dir, split
 from fedfleet.cli.launch import SERVER, become, must_answer, server_config, server_place, write_config
 from fedfleet.cli.options import ConfigFile, ScenariosDir, Wait
+from fedfleet.cli.terminal import Terminal
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.signing import KEY_BYTES
 
@@ -66,7 +66,7 @@ def enrol(
 
     settings = load(context.obj)
     registry.enrol(server_place(settings), vehicle, region=region, public_key=_key(key), now_s=time.time())
-    Console().print(f"{vehicle} is enrolled in region {region}")
+    Terminal().say(f"{vehicle} is enrolled in region {region}")
 
 
 @app.command("deny")
@@ -80,7 +80,7 @@ def deny(
 
     settings = load(context.obj)
     registry.deny(server_place(settings), vehicle, denied=not undo)
-    Console().print(f"{vehicle} is {'no longer ' if undo else ''}denied")
+    Terminal().say(f"{vehicle} is {'no longer ' if undo else ''}denied")
 
 
 def _key(text: str) -> bytes:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from sqlalchemy import Connection
 
 from fedfleet.cli.config import load
 from fedfleet.cli.launch import server_dir
 from fedfleet.cli.options import Json
 from fedfleet.cli.tables import Column, moment, show
+from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server import store_quarantine
 from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.store import open_reader
@@ -73,9 +73,9 @@ def list_(
         [str(one.number), moment(one.at_s), one.reason, one.vehicle or "–", str(one.size_bytes), one.detail]
         for one in found
     ]
-    show(Console(), f"Quarantine: {kept} messages, {kept_bytes / 1000:.0f} kB kept", columns, rows)
+    show(Terminal(), f"Quarantine: {kept} messages, {kept_bytes / 1000:.0f} kB kept", columns, rows)
     if reasons:
-        typer.echo(
+        Terminal().say(
             "refused so far: " + ", ".join(f"{name} {count}" for name, count in sorted(reasons.items()))
         )
 
@@ -94,9 +94,10 @@ def show_(
     if as_json:
         typer.echo(json.dumps({**_plain(one), "head_hex": one.head.hex()}))
         return
+    console = Terminal()
     for name, value in _plain(one).items():
-        typer.echo(f"{name:12} {value}")
-    typer.echo(f"{'begins':12} {one.head[:FIRST_BYTES].hex(' ', 8)}")
+        console.say(f"{name:12} {value}")
+    console.say(f"{'begins':12} {one.head[:FIRST_BYTES].hex(' ', 8)}")
 
 
 @quarantine.command("export")
@@ -115,7 +116,7 @@ def export(
     for one in found:
         write_file(folder / f"{one.number}.bin", one.head)
     write_file(folder / "index.json", json.dumps([_plain(one) for one in found], indent=1).encode())
-    typer.echo(f"{len(found)} messages in {folder}")
+    Terminal().say(f"{len(found)} messages in {folder}")
 
 
 def _plain(one: Quarantined) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def check(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({"whole": not found, "problems": found}))
     else:
-        typer.echo("\n".join(found) if found else "the store is whole")
+        Terminal().say_all(found or ["the store is whole"])
     if found:
         raise typer.Exit(1)
 
@@ -162,7 +163,10 @@ def backup(
 
     manifest = store_backup.backup(server_dir(load(context.obj)), folder, now_s=time.time())
     told = f"round {manifest.newest_round}, version {manifest.newest_version}, {manifest.updates} updates"
-    typer.echo(json.dumps(asdict(manifest)) if as_json else f"{folder}: {told}")
+    if as_json:
+        typer.echo(json.dumps(asdict(manifest)))
+    else:
+        Terminal().say(f"{folder}: {told}")
 
 
 def restore(
@@ -189,4 +193,4 @@ def restore(
         address = settings.server.store.address()
         manifest = store_backup.restore(folder, server_dir(settings), ahead=ahead, address=address)
     told = f"round {manifest.newest_round}, version {manifest.newest_version}, {manifest.updates} updates"
-    typer.echo(f"{folder}: {'whole' if verify else 'restored'}: {told}")
+    Terminal().say(f"{folder}: {'whole' if verify else 'restored'}: {told}")

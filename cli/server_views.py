@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from sqlalchemy import Connection
 
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.launch import server_dir
 from fedfleet.cli.options import Json
 from fedfleet.cli.tables import Column, ago, figure, kilobytes, moment, show
+from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server import views
 from fedfleet.fleet_server.store import START
 from fedfleet.models import task as tasks
@@ -54,7 +54,7 @@ def rounds(context: typer.Context, region: Regions = None, last: Last = 20, as_j
         Column("opened (UTC)"),
         Column("closed by"),
     ]
-    show(Console(), "Rounds", columns, [_round(one) for one in found])
+    show(Terminal(), "Rounds", columns, [_round(one) for one in found])
 
 
 def _round(one: Mapping[str, Any]) -> list[str]:
@@ -100,7 +100,7 @@ def vehicles(
         Column("frames", is_number=True),
         Column("p99 ms", is_number=True),
     ]
-    show(Console(), "Vehicles", columns, [_vehicle(name, one, now_s) for name, one in found.items()])
+    show(Terminal(), "Vehicles", columns, [_vehicle(name, one, now_s) for name, one in found.items()])
 
 
 def _vehicle(name: str, one: Mapping[str, Any], now_s: float) -> list[str]:
@@ -147,7 +147,7 @@ def models(context: typer.Context, region: Regions = None, last: Last = 20, as_j
         Column("file (SHA-256)"),
     ]
     title = f"Models: {metric.name} in {metric.unit} on validation drives, {metric.better} is better"
-    show(Console(), title, columns, [_model(one, names, metric.name) for one in found])
+    show(Terminal(), title, columns, [_model(one, names, metric.name) for one in found])
 
 
 def _model(one: Mapping[str, Any], regions: Sequence[str], metric: str) -> list[str]:

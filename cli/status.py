@@ -5,13 +5,13 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from fedfleet.cli import live
 from fedfleet.cli.config import load
 from fedfleet.cli.launch import server_dir
 from fedfleet.cli.options import ConfigFile, Json
+from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server.status import snapshot
 
 __all__ = ["status"]
@@ -30,7 +30,7 @@ def status(
     Without a terminal it prints one plain line per look; with --json one JSON document per look.
     """
     folder = server_dir(load(config))
-    console = Console()
+    console = Terminal()
     is_plain = as_json or not console.is_terminal
 
     def look() -> dict[str, Any]:
@@ -38,7 +38,7 @@ def status(
 
     def show(found: dict[str, Any]) -> None:
         if is_plain:
-            typer.echo(json.dumps(found) if as_json else live.line(found))
+            typer.echo(json.dumps(found)) if as_json else console.say(live.line(found))
         else:
             console.print(live.table(found))
 

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from rich.console import Console
 from rich.table import Table
+
+from fedfleet.cli.terminal import Terminal
+from fedfleet.protocol.printable import printable
 
 __all__ = ["Column", "ago", "figure", "kilobytes", "moment", "show"]
 
@@ -18,25 +20,25 @@ class Column:
     is_number: bool = False
 
 
-def show(console: Console, title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
+def show(console: Terminal, title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> None:
     """Print a table; without a terminal a heading and lines in which nothing is cut off."""
-    found = [list(row) for row in rows]
+    found = [[printable(cell) for cell in row] for row in rows]
     if console.is_terminal:
         view = Table(title=title, expand=False)
         for column in columns:
-            view.add_column(column.heading, justify="right" if column.is_number else "left")
+            view.add_column(printable(column.heading), justify="right" if column.is_number else "left")
         for row in found:
             view.add_row(*row)
         console.print(view)
         return
-    lines = [[column.heading for column in columns], *found]
+    lines = [[printable(column.heading) for column in columns], *found]
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
     for line in lines:
         cells = [
             text.rjust(width) if column.is_number else text.ljust(width)
             for text, width, column in zip(line, widths, columns, strict=True)
         ]
-        console.print("  ".join(cells).rstrip(), soft_wrap=True, markup=False, highlight=False)
+        console.say("  ".join(cells).rstrip())
 
 
 def figure(value: float | None, digits: int = 2) -> str:

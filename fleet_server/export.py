@@ -29,6 +29,7 @@ from fedfleet.models import scoring, training
 from fedfleet.models.layout import Layout, patch, rules
 from fedfleet.models.task import Floats, Task, load
 from fedfleet.protocol.errors import PeerError, UsageError
+from fedfleet.protocol.printable import printable
 
 __all__ = ["ATOL", "OPSET", "RTOL", "Exported", "check_parity", "export", "main", "to_onnx", "write"]
 
@@ -146,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exported = export(load(given.task), seed=given.seed, head=given.head)
         write(exported, given.out)
     except (UsageError, PeerError, OSError) as error:
-        sys.stderr.write(f"export: {error}\n")
+        sys.stderr.write(f"export: {printable(str(error))}\n")
         return 2
     sys.stdout.write(json.dumps(_summary(exported)) + "\n")
     return 0

@@ -12,6 +12,7 @@ from typing import Literal
 from sqlalchemy import Connection, func, select
 
 from fedfleet.fleet_server import schema, store_models, store_rounds, store_updates, views
+from fedfleet.protocol.printable import printable
 
 __all__ = ["KINDS", "OTHER", "REASONS", "STEPS", "TABLE", "Family", "Sample", "read"]
 
@@ -126,9 +127,10 @@ def _updates(connection: Connection) -> Iterator[Sample]:
     yield Sample("fedfleet_updates_duplicate_total", counters.get("duplicates", 0))
     yield Sample("fedfleet_messages_dropped_total", counters.get("dropped:rate", 0))
     yield Sample("fedfleet_gate_refused_total", counters.get("gate:refused", 0))
-    refused = Counter(
-        {name.partition(":")[2]: n for name, n in counters.items() if name.startswith("refused:")}
-    )
+    refused: Counter[str] = Counter()
+    for name, number in counters.items():
+        if name.startswith("refused:"):
+            refused[printable(name.partition(":")[2])] += number
     named = sorted(refused, key=lambda reason: (-refused[reason], reason))[:REASONS]
     for reason in sorted(named):
         yield Sample("fedfleet_messages_refused_total", refused[reason], (reason,))

@@ -1,5 +1,6 @@
 """The form of the server's log: one JSON object per line, or text on a terminal. No secret gets into it."""
 
+import json
 import logging
 from collections.abc import MutableMapping
 from typing import Any, TextIO
@@ -7,6 +8,7 @@ from typing import Any, TextIO
 import structlog
 
 from fedfleet.fleet_server.config_observe import LogsConfig
+from fedfleet.protocol.printable import printable
 
 __all__ = ["HIDDEN", "configure"]
 
@@ -26,7 +28,7 @@ def configure(config: LogsConfig, stream: TextIO) -> None:
             _hide,
             _order,
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(ensure_ascii=False) if is_json else _render_text,
+            _render_json if is_json else _render_text,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.level.upper())),
         logger_factory=structlog.PrintLoggerFactory(stream),
@@ -47,11 +49,21 @@ def _order(_logger: object, _method: str, line: MutableMapping[str, Any]) -> Mut
     return first | {name: value for name, value in line.items() if name not in first}
 
 
+def _render_json(_logger: object, _method: str, line: MutableMapping[str, Any]) -> str:
+    """One JSON object: other scripts stay readable, what a terminal would obey is escaped as JSON escapes it."""
+    text = json.dumps(line, ensure_ascii=False, default=repr)
+    return text if text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else json.dumps(character)[1:-1]
+
+
 def _render_text(_logger: object, _method: str, line: MutableMapping[str, Any]) -> str:
     """``12:31:07 info     round open  round=3 region=north``: control characters are shown, never obeyed."""
     rest = dict(line)
-    head = f"{str(rest.pop('timestamp'))[11:19]} {rest.pop('level'):8} {rest.pop('event')}"
-    trace = rest.pop("exception", "")
+    head = f"{str(rest.pop('timestamp'))[11:19]} {rest.pop('level'):8} {printable(str(rest.pop('event')))}"
+    trace = printable(str(rest.pop("exception", "")), keep="\n")
     told = " ".join(f"{name}={_shown(value)}" for name, value in rest.items())
     return "  ".join(filter(None, (head, told))) + (f"\n{trace}" if trace else "")
 

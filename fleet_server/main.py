@@ -31,6 +31,7 @@ from fedfleet.link.paho import Loop
 from fedfleet.link.port import Delivery, Event
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import SERVER
+from fedfleet.protocol.printable import printable
 
 if TYPE_CHECKING:
     from fedfleet.fleet_server.telemetry import Telemetry
@@ -93,7 +94,9 @@ def run(config: ServerConfig) -> int:
 
 def _failed(error: Exception) -> int:
     log.error("stopped: cannot write", error=str(error))
-    sys.stderr.write(f"fedfleet server: {error}; nothing was acknowledged that is not stored\n")
+    sys.stderr.write(
+        f"fedfleet server: {printable(str(error))}; nothing was acknowledged that is not stored\n"
+    )
     return 1
 
 
@@ -187,5 +190,5 @@ def main(arguments: list[str] | None = None) -> int:
         logs.configure(config.logs, sys.stderr)
         return run(config)
     except UsageError as error:
-        sys.stderr.write(f"fedfleet server: {error}\n")
+        sys.stderr.write(f"fedfleet server: {printable(str(error))}\n")
         return 2

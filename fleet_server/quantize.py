@@ -30,6 +30,7 @@ from fedfleet.models import bundle, onnx_runtime, prepared, scoring
 from fedfleet.models import task as tasks
 from fedfleet.models.task import Floats, Numbers, Task
 from fedfleet.protocol.errors import PeerError, UsageError
+from fedfleet.protocol.printable import printable
 
 __all__ = ["KIND", "main", "quantized", "told_of"]
 
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_file(given.out / "canary.bin", canary)
         write_file(given.out / "told.json", json.dumps(told).encode())
     except (UsageError, PeerError, OSError, ValueError) as error:
-        sys.stderr.write(f"int8: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"int8: {printable(' '.join(str(error).split()))}\n")
         return 2
     return 0
 

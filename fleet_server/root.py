@@ -23,6 +23,7 @@ from fedfleet.models import task as tasks
 from fedfleet.models.settings import TrainSettings
 from fedfleet.models.training import TrainingError, fine_tune
 from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.printable import printable
 
 __all__ = ["main"]
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         np.save(fresh, delta, allow_pickle=False)
         fresh.replace(given.out)
     except (UsageError, TrainingError, ValidationError, OSError, ValueError) as error:
-        sys.stderr.write(f"root set: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"root set: {printable(' '.join(str(error).split()))}\n")
         return 2
     return 0
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fedfleet.models.camera_steering import COLUMNS, ROWS, sampled
 from fedfleet.models.task import Case
 from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.printable import printable
 from fedfleet.scenarios.donkey import open_tubs, shots
 
 __all__ = ["View", "draw", "views"]
@@ -97,7 +98,8 @@ def _draw_one(view: View, path: Path, *, place: int) -> Path:
     _scene(axes, view, size=1.0)
     off = abs(view.predicted - view.driven)
     figure.text(0.02, 0.91, f"{place}. off by {off:.2f}", fontsize=14, fontweight="bold", color=INK)
-    axes.set_title(f"{view.drive} · frame {view.number}", fontsize=9.5, loc="left", color="#46525f")
+    title = printable(f"{view.drive} · frame {view.number}")
+    axes.set_title(title, parse_math=False, fontsize=9.5, loc="left", color="#46525f")
     figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False, fontsize=9)
     return _save(figure, path)
 
@@ -111,7 +113,8 @@ def _draw_sheet(seen: Sequence[View], path: Path) -> Path:
     for place, (axes, view) in enumerate(zip(grid, seen, strict=False), start=1):
         _scene(axes, view, size=0.7)
         axes.set_title(
-            f"{place}. {view.drive} frame {view.number}: {view.driven:+.2f}, model {view.predicted:+.2f}",
+            f"{place}. {printable(view.drive)} frame {view.number}: {view.driven:+.2f}, model {view.predicted:+.2f}",
+            parse_math=False,
             fontsize=8,
             loc="left",
         )

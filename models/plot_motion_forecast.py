@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fedfleet.models.motion_forecast import PAST, RATE_HZ, WINDOW, agent_frame, constant_velocity
 from fedfleet.models.task import Case, Floats
 from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.printable import printable
 from fedfleet.scenarios import labels
 from fedfleet.scenarios.reading import read
 from fedfleet.scenarios.records import Scenario
@@ -153,6 +154,7 @@ def _draw_one(view: View, path: Path, *, place: int) -> Path:
     axes.set_title(
         f"{view.region} · {_short(view.drive)} · scenario {_short(view.scenario)} · track {_short(view.track)}\n"
         f"constant velocity: ADE {straight_ade:.2f} m, FDE {straight_fde:.2f} m",
+        parse_math=False,
         fontsize=9.5,
         loc="left",
         color="#46525f",
@@ -175,6 +177,7 @@ def _draw_sheet(seen: Sequence[View], path: Path) -> Path:
         ade, fde = view.errors_m
         axes.set_title(
             f"{place}. {view.region}, scenario {_short(view.scenario, 18)}\nADE {ade:.1f} m, FDE {fde:.1f} m",
+            parse_math=False,
             fontsize=8,
             loc="left",
         )
@@ -263,7 +266,8 @@ def _round_length(metres: float) -> float:
 
 
 def _short(text: str, most: int = 24) -> str:
-    return text if len(text) <= most else f"…{text[1 - most :]}"
+    shown = printable(text)
+    return shown if len(shown) <= most else f"…{shown[1 - most :]}"
 
 
 def _save(figure: Figure, path: Path) -> Path:

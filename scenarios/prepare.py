@@ -19,6 +19,7 @@ from fedfleet.models import prepared
 from fedfleet.models.prepared import PARTS, Meta, Part
 from fedfleet.models.task import Frames, Index, Samples, Task, load
 from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.printable import printable
 from fedfleet.scenarios.labels_teacher import DISAGREES, Teacher, believed, kept
 
 __all__ = ["Job", "main", "open_teacher", "prepare", "read_jobs"]
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell, teach = _tell if given.progress else None, open_teacher(given.teacher, given.teacher_limit)
         metas = prepare(load(given.task), given.scenarios, jobs, report=tell, teacher=teach)
     except (UsageError, OSError) as error:
-        sys.stderr.write(f"prepare: {error}\n")
+        sys.stderr.write(f"prepare: {printable(str(error))}\n")
         return 2
     folders = {str(job.out): dict(meta.counts) for job, meta in zip(jobs, metas, strict=True)}
     problems = {name: dict(meta.problems) for name, meta in zip(folders, metas, strict=True)}
@@ -164,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _tell(done: int, total: int, text: str) -> None:
-    sys.stderr.write(f"{done}/{total} {text}\n")
+    sys.stderr.write(f"{done}/{total} {printable(text)}\n")
     sys.stderr.flush()
 
 

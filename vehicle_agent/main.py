@@ -20,6 +20,7 @@ from fedfleet.link.port import Link, Sink, Will
 from fedfleet.link.relay import Relay
 from fedfleet.models.interpreter import module_command
 from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.printable import printable
 from fedfleet.vehicle_agent.config import FleetConfig, load
 from fedfleet.vehicle_agent.fleet import Fleet, World
 from fedfleet.vehicle_agent.fleet_report import report, words
@@ -119,7 +120,7 @@ class _Connect:
 
 
 def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the process's words to the person who runs it
+    print(printable(line), file=sys.stderr, flush=True)  # noqa: T201 - the process's words to the person who runs it
 
 
 def _rss_bytes() -> int:
