@@ -23,7 +23,7 @@ class RoundsConfig(Config):
         default=0, ge=0, description="rounds to run, then the server only serves what it has; 0: no end"
     )
     quorum: int = Field(
-        default=2, ge=1, le=100_000, description="fewest updates of a region that are worth a fold"
+        default=2, ge=1, le=100_000, description="fewest vehicles of a region whose updates are worth a fold"
     )
     deadline_s: Positive = Field(
         default=300.0, description="seconds from the opening to the close at the latest"
@@ -50,7 +50,10 @@ class RoundsConfig(Config):
         "updates makes a version at once, and vehicles train on (FedBuff)",
     )
     buffer: int = Field(
-        default=10, ge=1, le=100_000, description="updates of a region that make a version (buffered)"
+        default=10,
+        ge=1,
+        le=100_000,
+        description="vehicles of a region whose updates make a version (buffered)",
     )
     max_staleness: int = Field(
         default=10,

@@ -1,6 +1,6 @@
 """How a region's round ends: frozen and folded, or without a version; every update of it gets its fate."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,7 +17,13 @@ from fedfleet.fleet_server.fold import Aggregate, fold_key
 from fedfleet.fleet_server.pages import settlement_topics
 from fedfleet.fleet_server.region_fold import Member, Members, fold_members
 from fedfleet.fleet_server.rounds import State, advance
-from fedfleet.fleet_server.settlement import Outcome, fates, membership, too_stale
+from fedfleet.fleet_server.settlement import (
+    Outcome,
+    fates,
+    membership,
+    superseded,
+    too_stale,
+)
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.protocol.ids import UpdateId
@@ -29,16 +35,25 @@ __all__ = ["End", "abandon", "carry", "close", "fold_region", "settle"]
 def close(
     connection: Connection, one: Round, *, model: Model, config: ServerConfig, because: str, now_s: float
 ) -> int:
-    """Freeze the members of a region's round, those that were carried into it too; return how many there are."""
+    """Freeze the members of a region's round, those that were carried into it too; return how many there are.
+
+    A vehicle has one member at most: its newest update, and none where it counts in another region's fold already.
+    """
     number, region = one.plan.round, one.plan.region
+    elsewhere = store_waiting.counted_elsewhere(connection, region=region)
     found = membership(
-        store_updates.pending(connection, round_=number, region=region), contributors=one.contributors
+        store_updates.pending(connection, round_=number, region=region),
+        contributors=one.contributors,
+        elsewhere=elsewhere,
     )
     store_updates.set_fates(connection, {id_: ("returned", why) for id_, why in found.returned.items()})
     store_updates.set_fates(connection, {id_: ("dropped", why) for id_, why in found.dropped.items()})
     waiting = store_waiting.waiting(connection, region=region)
+    waiting = [each for each in waiting if each.id.vehicle not in elsewhere]
     stale = too_stale(waiting, version=model.version, max_staleness=config.rounds.max_staleness)
-    members = sorted({*found.members, *(w.id for w in waiting if w.id not in stale)}, key=fold_key)
+    waiting = [each for each in waiting if each.id not in stale]
+    older = superseded(waiting, {id_.vehicle: number for id_ in found.members})
+    members = sorted((*found.members, *(w.id for w in waiting if w.id not in older)), key=fold_key)
     state = advance(one.state, "close")
     store_rounds.close(connection, one, state=state, members=members, now_s=now_s, reason=because)
     return len(members)
@@ -93,14 +108,12 @@ class End:
 def settle(
     connection: Connection, one: Round, end: End, *, members: Iterable[UpdateId], config: ServerConfig
 ) -> None:
-    """Give the members their fate, return what has become too old to fold, and write the region's settlement."""
-    number, region, rounds = one.plan.round, one.plan.region, config.rounds
-    waiting = store_waiting.waiting(connection, region=region)
-    stale = too_stale(waiting, version=end.version, max_staleness=rounds.max_staleness)
-    if not rounds.goes_on(number):
-        stale = {each.id: stale.get(each.id, "no-more-rounds") for each in waiting}
+    """Give the members their fate, return what no fold will take any more, and write the region's settlement."""
+    number, region = one.plan.round, one.plan.region
+    members = tuple(members)
+    gone = _gone(connection, one, end, members=members, config=config)
     refused, spared = store_waiting.left_out(connection, number=number, region=region)
-    decided = fates(members, (), outcome=end.outcome, refused=refused, returned={**stale, **spared})
+    decided = fates(members, (), outcome=end.outcome, refused=refused, returned={**gone, **spared})
     everyone = {**store_updates.settled(connection, round_=number, region=region), **decided}
     message = Settlement(
         task=one.plan.task,
@@ -115,10 +128,28 @@ def settle(
     )
     store_rounds.settle(connection, message, decided)
     store_rounds.set_state(connection, number, region, end.state)
-    before = number - rounds.keep_settlements + 1
+    before = number - config.rounds.keep_settlements + 1
     store_rounds.retire_settlements(
         connection, lambda told: settlement_topics(told, fleet=config.fleet), region=region, before=before
     )
+
+
+def _gone(
+    connection: Connection, one: Round, end: End, *, members: Collection[UpdateId], config: ServerConfig
+) -> dict[UpdateId, str]:
+    """Return the region's waiting updates that are too old, or that a newer one of their vehicle replaces."""
+    number, region, rounds = one.plan.round, one.plan.region, config.rounds
+    waiting = store_waiting.waiting(connection, region=region)
+    counted: dict[str, int] = {}
+    if end.outcome == "published":
+        counted = store_waiting.votes(connection, number=number, region=region)
+    elif end.outcome == "carried":
+        counted = {id_.vehicle: number for id_ in members}
+    gone = superseded(waiting, counted)
+    gone |= too_stale(waiting, version=end.version, max_staleness=rounds.max_staleness)
+    if not rounds.goes_on(number):
+        gone = {each.id: gone.get(each.id, "no-more-rounds") for each in waiting}
+    return gone
 
 
 def abandon(

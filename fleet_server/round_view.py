@@ -46,7 +46,7 @@ def look(
         leases={p.vehicle: p.lease_until_s for p in mine if p.lease_round == plan.round},
         contributors=one.contributors,
         buffer=rounds.buffer if rounds.mode == "buffered" else None,
-        waiting=len(waiting) - len(stale),
+        waiting=frozenset(each.id.vehicle for each in waiting if each.id not in stale),
         carries=rounds.carries_region,
         holds_up=holds_up,
     )

@@ -114,9 +114,9 @@ class RoundView:
     updates the round wants, whoever sends them. `contributors`, when given, is the exact list instead, `buffer` the
     number of updates of a buffered round. `announced_at_s` is when the current revision of the plan was published.
     `online` are the region's enrolled vehicles with status ONLINE now. `leases` are the ends of the training leases
-    for this round, by vehicle. `stored` are the vehicles with a committed update for this round, `waiting` counts
-    the updates of earlier rounds that this one folds too. `carries` is the policy below the quorum: carry, else
-    abandon. `holds_up` tells that other regions wait for nothing but this round.
+    for this round, by vehicle. `stored` are the vehicles with a committed update for this round, `waiting` those with
+    one of an earlier round that this one folds too; a vehicle counts once. `carries` is the policy
+    below the quorum: carry, else abandon. `holds_up` tells that other regions wait for nothing but this round.
     """
 
     region: str
@@ -133,7 +133,7 @@ class RoundView:
     leases: Mapping[str, float]
     contributors: frozenset[str] | None = None
     buffer: int | None = None
-    waiting: int = 0
+    waiting: frozenset[str] = frozenset()
     carries: bool = False
     holds_up: bool = False
 
@@ -143,14 +143,14 @@ class RoundView:
         return max(len(self.target), self.quorum) if self.buffer is None else self.buffer
 
     @property
-    def counted(self) -> int:
-        """How many updates count towards what is wanted; in a buffered round those that wait count too."""
-        return len(self.stored) + (0 if self.buffer is None else self.waiting)
+    def counted(self) -> frozenset[str]:
+        """Whose updates count towards what is wanted; in a buffered round those that wait count too."""
+        return self.stored if self.buffer is None else self.foldable
 
     @property
-    def foldable(self) -> int:
-        """How many updates the round would fold now."""
-        return len(self.stored) + self.waiting
+    def foldable(self) -> frozenset[str]:
+        """Whose updates the round would fold now: one of each vehicle."""
+        return self.stored | self.waiting
 
 
 def decide(view: RoundView, now_s: float) -> Close | Abandon | Carry | Republish | None:
@@ -165,12 +165,12 @@ def decide(view: RoundView, now_s: float) -> Close | Abandon | Carry | Republish
     """
     if view.contributors is not None:
         return Close("contributors") if view.contributors <= view.stored else None
-    if view.counted >= view.wanted:
+    if len(view.counted) >= view.wanted:
         return Close("target")
     if now_s >= view.deadline_s:
-        if view.foldable >= view.quorum:
+        if len(view.foldable) >= view.quorum:
             return Close("deadline")
-        return _end(view, f"{view.foldable} updates at the deadline, quorum {view.quorum}")
+        return _end(view, f"{len(view.foldable)} updates at the deadline, quorum {view.quorum}")
     asked = view.target | selected(view.online, seed=view.seed, round_=view.round, share=view.share)
     awaited = asked - view.stored
     awaited -= lapsed(
@@ -179,9 +179,10 @@ def decide(view: RoundView, now_s: float) -> Close | Abandon | Carry | Republish
     # Those asked in vain stay below any larger share, so only the others can help.
     others = view.online - asked - view.stored
     patient = now_s < view.announced_at_s + view.lease_s
-    if view.holds_up and not patient and view.foldable + len(awaited) + len(others) < view.quorum:
-        return _end(view, f"{view.foldable} updates and no one else to wait for, quorum {view.quorum}")
-    missing = view.wanted - view.counted - len(awaited)
+    if view.holds_up and not patient and len(view.foldable | awaited | others) < view.quorum:
+        return _end(view, f"{len(view.foldable)} updates and no one else to wait for, quorum {view.quorum}")
+    missing = view.wanted - len(view.counted | awaited)
+    others -= view.counted
     share = widened(view.share, others, missing=missing, seed=view.seed, round_=view.round)
     return Republish(share) if share > view.share else None
 

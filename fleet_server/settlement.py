@@ -9,7 +9,17 @@ from fedfleet.fleet_server.fold import fold_key
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate
 
-__all__ = ["Fates", "Membership", "Outcome", "Waiting", "fates", "late_fate", "membership", "too_stale"]
+__all__ = [
+    "Fates",
+    "Membership",
+    "Outcome",
+    "Waiting",
+    "fates",
+    "late_fate",
+    "membership",
+    "superseded",
+    "too_stale",
+]
 
 Outcome = Literal["published", "below-quorum", "refused-by-gate", "carried"]
 """How a region's round ended: its aggregate was published, there was none, the gate refused, a later round folds it."""
@@ -25,6 +35,7 @@ _OF_MEMBERS: Mapping[Outcome, tuple[Fate, str]] = {
     "carried": ("carried", ""),
 }
 _LATE: tuple[Fate, str] = ("returned", "late")
+SUPERSEDED = "superseded"
 
 
 @dataclass(frozen=True)
@@ -41,11 +52,34 @@ def too_stale(waiting: Iterable[Waiting], *, version: int, max_staleness: int) -
     return {one.id: "too-stale" for one in waiting if version - one.base_version > max_staleness}
 
 
-def late_fate(*, carries: bool, staleness: int, max_staleness: int, has_other: bool) -> tuple[Fate, str]:
+def superseded(
+    waiting: Iterable[Waiting], counted: Mapping[str, int] = MappingProxyType({})
+) -> dict[UpdateId, str]:
+    """Return the waiting updates that a newer one of the same vehicle replaces, with the reason: they are returned.
+
+    One vehicle has one vote in a fold, however many of its updates were carried: that of the newest round, of
+    several for one round the smallest id. `counted` has the round of each vehicle's member of the fold at hand.
+    """
+    newest = dict(counted)
+    kept: dict[str, UpdateId] = {}
+    found: dict[UpdateId, str] = {}
+    for one in sorted(waiting, key=lambda each: (-each.round, each.id)):
+        vehicle = one.id.vehicle
+        if one.round > newest.get(vehicle, -1):
+            newest[vehicle], kept[vehicle] = one.round, one.id
+        elif kept.get(vehicle) != one.id:
+            found[one.id] = SUPERSEDED
+    return found
+
+
+def late_fate(
+    *, carries: bool, staleness: int, max_staleness: int, has_other: bool, has_newer: bool = False
+) -> tuple[Fate, str]:
     """Return fate and reason of an update that comes after its round closed.
 
     `carries` tells that a later round of the region will fold it. Then an update is dropped when its vehicle
-    `has_other` for the same round, so that none counts twice, and returned when it is too many versions behind.
+    `has_other` for the same round, so that none counts twice, and returned when it is too many versions behind or
+    its vehicle `has_newer`: an update of a later round that waits for the same fold.
     """
     if not carries:
         return _LATE
@@ -53,7 +87,7 @@ def late_fate(*, carries: bool, staleness: int, max_staleness: int, has_other: b
         return "dropped", "second-update"
     if staleness > max_staleness:
         return "returned", "too-stale"
-    return "carried", "late"
+    return ("returned", SUPERSEDED) if has_newer else ("carried", "late")
 
 
 @dataclass(frozen=True)
@@ -68,12 +102,18 @@ class Membership:
     dropped: Mapping[UpdateId, str]
 
 
-def membership(stored: Iterable[UpdateId], *, contributors: Collection[str] | None = None) -> Membership:
+def membership(
+    stored: Iterable[UpdateId],
+    *,
+    contributors: Collection[str] | None = None,
+    elsewhere: Collection[str] = (),
+) -> Membership:
     """Return who of the stored updates is in: one per vehicle, of the contributors where there is a list.
 
     Of several updates of one vehicle (a journal that was replaced in mid-round, or a cheat) the one with the
     smallest id counts, whatever came first; the others are dropped as second-update. Those of vehicles that are
-    not contributors are returned as not-a-contributor. A repeated id counts once.
+    not contributors are returned as not-a-contributor, those of vehicles `elsewhere`, which another region's fold
+    counts for the same version, as counted-elsewhere. A repeated id counts once.
     """
     members: dict[str, UpdateId] = {}
     returned: dict[UpdateId, str] = {}
@@ -81,6 +121,8 @@ def membership(stored: Iterable[UpdateId], *, contributors: Collection[str] | No
     for id_ in sorted(set(stored), key=fold_key):
         if contributors is not None and id_.vehicle not in contributors:
             returned[id_] = "not-a-contributor"
+        elif id_.vehicle in elsewhere:
+            returned[id_] = "counted-elsewhere"
         elif id_.vehicle in members:
             dropped[id_] = "second-update"
         else:

@@ -1,17 +1,17 @@
 """Rows of updates that outlive their round: carried ones, and the members that a closing round took from them."""
 
-from sqlalchemy import Connection, bindparam, select, text
+from sqlalchemy import Connection, bindparam, or_, select, text
 
 from fedfleet.fleet_server import store_models, store_rounds
 from fedfleet.fleet_server.config_rounds import RoundsConfig
 from fedfleet.fleet_server.rounds import RUNNING
-from fedfleet.fleet_server.schema import CARRIED, member, round_, update
+from fedfleet.fleet_server.schema import CARRIED, PENDING, member, round_, update, vehicle
 from fedfleet.fleet_server.settlement import Waiting, late_fate
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate
 from fedfleet.protocol.update import Manifest
 
-__all__ = ["Late", "bases", "claimed", "left_out", "waiting"]
+__all__ = ["Late", "bases", "claimed", "counted_elsewhere", "left_out", "votes", "waiting"]
 
 _FOLD_ORDER = (update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence)
 _CLAIMED = (
@@ -43,6 +43,27 @@ def bases(connection: Connection, *, number: int, region: str) -> dict[UpdateId,
     query = select(update.c.id, update.c.base_version).join(member, member.c.update_id == update.c.id)
     rows = connection.execute(query.where(mine).order_by(*_FOLD_ORDER))
     return {UpdateId.parse(row.id): row.base_version for row in rows}
+
+
+def votes(connection: Connection, *, number: int, region: str) -> dict[str, int]:
+    """Return the vehicles of a closed round's frozen members, each with the round that its member answers."""
+    mine = (member.c.round == number) & (member.c.region == region)
+    query = select(update.c.vehicle, update.c.round).join(member, member.c.update_id == update.c.id)
+    return {row.vehicle: row.round for row in connection.execute(query.where(mine))}
+
+
+def counted_elsewhere(connection: Connection, *, region: str) -> frozenset[str]:
+    """Return the vehicles that count in another region's fold, of which no version is made yet: they have moved."""
+    running = (member.c.round == round_.c.round) & (member.c.region == round_.c.region)
+    query = (
+        select(vehicle.c.id)
+        .join(update, update.c.vehicle == vehicle.c.id)
+        .join(member, member.c.update_id == update.c.id)
+        .join(round_, running)
+    )
+    is_other = (round_.c.region != region) & round_.c.state.in_(RUNNING)
+    rows = connection.execute(query.where(vehicle.c.region_before.is_not(None), is_other).distinct())
+    return frozenset(rows.scalars())
 
 
 def left_out(
@@ -78,6 +99,7 @@ class Late:
             staleness=version - manifest.base_version,
             max_staleness=self._rounds.max_staleness,
             has_other=self._has_other(manifest),
+            has_newer=self._has_newer(manifest),
         )
         self._seen.add((manifest.id.vehicle, manifest.round))
         return found
@@ -89,4 +111,11 @@ class Late:
         counts = update.c.fate.is_(None) | update.c.fate.in_(("folded", "carried"))
         mine = (update.c.round == manifest.round) & (update.c.vehicle == manifest.id.vehicle)
         query = select(update.c.id).where(mine, counts).limit(1)
+        return self._connection.execute(query).one_or_none() is not None
+
+    def _has_newer(self, manifest: Manifest) -> bool:
+        """Tell whether the vehicle has an update for a later round of the region that waits for a fold."""
+        mine = (update.c.region == manifest.region) & (update.c.vehicle == manifest.id.vehicle)
+        counts = or_(text(PENDING), text(CARRIED))
+        query = select(update.c.id).where(mine, update.c.round > manifest.round, counts).limit(1)
         return self._connection.execute(query).one_or_none() is not None

@@ -190,6 +190,9 @@ def _check_fates(updates: Any, members: Any) -> None:
     demand(claimed <= {row["id"] for row in updates}, "a member is not stored")
     double = [key for key, times in by_vehicle.items() if times > 1]
     demand(not double, f"counted twice: {double}")
+    votes = Counter((number, region, id_.partition(":")[0]) for id_, number, region, _ in members)
+    many = [key for key, times in votes.items() if times > 1]
+    demand(not many, f"several votes in one fold: {many}")
 
 
 def _check_words(machine: Machine, fates: dict[str, str]) -> None:

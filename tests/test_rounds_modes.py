@@ -104,23 +104,25 @@ def test_what_is_too_many_versions_behind_is_returned(tmp_path: Path) -> None:
 
 
 def test_a_region_below_its_quorum_is_carried_and_folds_with_the_next_round(tmp_path: Path) -> None:
-    # given one vehicle in the south, quorum two, and the policy to carry
+    # given two vehicles in the south, of which one answers, quorum two, and the policy to carry
     world = World(free_rounds(tmp_path, below_quorum="carry"))
-    world.drive("n-0", "n-1", "n-2", "s-0")
-    world.turn(3)
-    world.turn(5, after_s=6.0)
+    world.drive(*ALL)
+    world.vehicles["s-1"].is_mute = True
+    world.turn(5)
     world.turn(3, after_s=61.0)
     world.turn(2)
     # then its update waits
     settled = world.vehicles["s-0"].settlements[1]
     assert (settled.outcome, settled.fates) == ("abandoned", {id_of("s-0", 1): "carried"})
-    # and makes up the quorum with the next one
+    # and makes up the quorum with that of the other vehicle, which answers the next round
+    world.vehicles["s-0"].is_mute = True
+    world.vehicles["s-0"].outbox.clear()
+    world.vehicles["s-1"].reply(world.vehicles["s-1"].plans[2])
     world.turn(3, after_s=61.0)
-    assert rows(world, 2)["south"] == ("published", ["s-0", "s-0"])
-    assert world.vehicles["s-0"].settlements[2].fates == {
-        id_of("s-0", 1): "folded",
-        id_of("s-0", 2): "folded",
-    }
+    assert rows(world, 2)["south"][0] == "published"
+    told = world.vehicles["s-0"].settlements[2].fates
+    assert told[id_of("s-0", 1)] in {"folded", "returned"}
+    assert told[id_of("s-1", 2)] == "folded"
     world.parts.close()
 
 
@@ -149,13 +151,17 @@ def test_a_full_buffer_makes_a_version_at_once_and_the_others_wait_in_theirs(tmp
     world = World(buffered(tmp_path))
     world.drive("n-0", "n-1", "s-0", "s-1")
     world.vehicles["s-1"].is_mute = True
-    world.turn(5)
+    world.turn(4)
+    for vehicle in world.vehicles.values():
+        vehicle.is_mute = True
+    world.turn(1)
     # then the north's buffer was flushed, and the south's update waits
     assert rows(world, 1) == {"north": ("published", ["n-0", "n-1"]), "south": ("carried", [])}
     assert world.vehicles["s-0"].settlements[1].fates == {id_of("s-0", 1): "carried"}
     assert world.vehicles["s-0"].plans[2].base_version == 1
     # and it is folded with the next one of its region, though older
-    world.turn(2)
+    world.vehicles["s-1"].reply(world.vehicles["s-1"].plans[2])
+    world.turn(3)
     assert world.vehicles["s-0"].settlements[2].fates[id_of("s-0", 1)] == "folded"
     world.parts.close()
 
