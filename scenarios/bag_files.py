@@ -7,12 +7,15 @@ SQLite by the tables of rosbag2_storage_sqlite3. What a message says is the busi
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO, Final
 from urllib.parse import quote
 
@@ -25,6 +28,8 @@ __all__ = ["Packed", "Place", "Topic", "opened", "packed"]
 
 MAX_RECORD_BYTES: Final = 64 * 2**20
 MAX_CHUNK_BYTES: Final = 128 * 2**20
+MAX_COPY_BYTES: Final = 8 * 2**30
+_LOGS: Final = ("-wal", "-journal")
 _MAGIC_BYTES: Final = 8
 
 Place = tuple[int, int]
@@ -204,7 +209,7 @@ def _sqlite(path: Path, where: str, wanted: Callable[[Topic], bool]) -> Iterator
         for number, topic in topics.items():
             rows = store.execute(
                 "SELECT timestamp, length(data), CASE WHEN length(data) <= ? THEN data END, id FROM messages "
-                "WHERE topic_id = ? ORDER BY timestamp, id",
+                "WHERE topic_id = ? ORDER BY id",  # as they came: a clock that is set steps back
                 (MAX_RECORD_BYTES, number),
             )
             for timestamp, size, data, row in rows:
@@ -217,13 +222,47 @@ def _sqlite(path: Path, where: str, wanted: Callable[[Topic], bool]) -> Iterator
 @contextmanager
 def _store(path: Path, where: str) -> Iterator[sqlite3.Connection]:
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)) as store:
+        with closing(_connect(path, where)) as store:
             store.execute("PRAGMA trusted_schema = OFF")
             yield store
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise ScenarioError(
             "damaged-bag", f"{where}: expected a ROS 2 bag in SQLite: {_line(error)}"
         ) from error
+
+
+def _connect(path: Path, where: str) -> sqlite3.Connection:
+    """Open a bag without changing anything beside it.
+
+    A recorder that was killed leaves what it wrote last in a log beside the file: then a copy of both is opened.
+    """
+    left = [path.with_name(path.name + end) for end in _LOGS]
+    logs = [log for log in left if log.is_file() and log.stat().st_size]
+    if not logs:
+        return sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
+    size = sum(each.stat().st_size for each in (path, *logs))
+    if size > MAX_COPY_BYTES:
+        text = f"{where}: {logs[0].name} beside it holds messages that are not in it yet, and {size} bytes are too many"
+        do = f"to copy; close the bag with: sqlite3 {path.name} 'PRAGMA journal_mode=delete'"
+        raise ScenarioError("unfinished-bag", f"{text} {do}")
+    stamp = tuple((str(each), each.stat().st_mtime_ns, each.stat().st_size) for each in (path, *logs))
+    return sqlite3.connect(_copy(stamp).path)
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A bag and its log in a folder of their own, which goes with this object."""
+
+    folder: TemporaryDirectory[str]
+    path: Path
+
+
+@lru_cache(maxsize=1)
+def _copy(stamp: tuple[tuple[str, int, int], ...]) -> _Copy:
+    folder = TemporaryDirectory(prefix="fedfleet-bag-")
+    for source, _, _ in stamp:
+        shutil.copyfile(source, Path(folder.name, Path(source).name))
+    return _Copy(folder, Path(folder.name, Path(stamp[0][0]).name))
 
 
 def _row(store: sqlite3.Connection, place: Place, where: str) -> bytes:

@@ -1,12 +1,13 @@
 """Reads object lists from MCAP files and ROS 2 bags; which messages, see `object_lists`. Images: `camera_bags`.
 
-A file is a drive; a folder with `metadata.yaml` is one bag whatever files it is split into. A recording tells no place:
-the region is the folder one level below in which bags lie (`FOLDER/karlsruhe/monday.mcap`), else `local`.
+A file is a bag; a folder with `metadata.yaml` is one bag whatever files it is split into, and so are files whose names
+differ in numbers only and whose times follow each other. A bag is a drive, or several where its clock was set. A
+recording tells no place: the region is the folder one level below in which bags lie (`FOLDER/karlsruhe/monday.mcap`),
+else `local`.
 """
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedfleet.models.task import Drive
 from fedfleet.scenarios.bag_files import Topic, packed
@@ -24,7 +26,8 @@ from fedfleet.scenarios.drives import Drives
 from fedfleet.scenarios.object_lists import Listed, Reader, reader
 from fedfleet.scenarios.places import place_id
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.windows import Observations, clock, cut, window_frames
+from fedfleet.scenarios.stamps import Part, follow, natural, stretches, times, trip_name
+from fedfleet.scenarios.windows import Observations, clock, cut, recordings
 
 __all__ = ["CAMERA_ONLY", "REGION", "UNTRACKED", "detect", "scan"]
 
@@ -59,6 +62,7 @@ class _Seen:
     """Everything that was observed, as it comes."""
 
     stamps: array[float] = field(default_factory=lambda: array("d"))
+    written: array[float] = field(default_factory=lambda: array("d"))
     message: array[int] = field(default_factory=lambda: array("q"))
     track: array[int] = field(default_factory=lambda: array("q"))
     xy: array[float] = field(default_factory=lambda: array("d"))
@@ -76,7 +80,8 @@ class _Seen:
             text = f"{where}: expected {expected}, got {listed.frame_id!r:.60}"
             raise ScenarioError("moving-frame", text)
         self.frame_id = frame if listed.things else self.frame_id
-        self.stamps.append(listed.stamp_s if math.isfinite(listed.stamp_s) and listed.stamp_s else written_s)
+        self.stamps.append(listed.stamp_s)
+        self.written.append(written_s)
         for thing in listed.things:
             if not thing.id:
                 self.untracked += 1
@@ -104,13 +109,13 @@ def scan(folder: Path, sources: Sequence[Path]) -> Drives:
     A bag that has camera images instead is counted and left out where there are others; see `camera_bags`.
     """
     bags: dict[tuple[str, str], list[tuple[Path, str]]] = defaultdict(list)
-    for path in sources:
+    for path in sorted(sources, key=lambda each: natural(each.as_posix())):
         home = path.parent if (path.parent / _METADATA).is_file() else path
         bag = home.resolve().name if home is path.parent else path.stem
         above = () if home == folder else home.relative_to(folder).parts[:-1]
         key = place_id(above[0]) if above else REGION, place_id(bag)
         bags[key].append((path, path.relative_to(folder).as_posix()))
-    found = []
+    read: list[tuple[_Bag, list[Observations]]] = []
     cameras: list[_CameraOnlyError] = []
     for (region, name), files in bags.items():
         if len(files) > 1 and len({path.parent for path, _ in files}) > 1:
@@ -118,49 +123,91 @@ def scan(folder: Path, sources: Sequence[Path]) -> Drives:
             raise ScenarioError("duplicate-drive", text)
         each = _Bag(region, name, tuple(files))
         try:
-            seen = _observations(each, Counter())
+            read.append((each, _observations(each, Counter())))
         except _CameraOnlyError as error:
             cameras.append(error)
-            continue
-        frames = int(seen.frame.max()) + 1
-        pieces = -(-frames // window_frames(seen.rate_hz))
-        drive = Drive(region, name, pieces, frames / seen.rate_hz)
-        found.append((drive, partial(_read, each), each.where))
-    if cameras and not found:
+    if cameras and not read:
         raise cameras[0]
+    found = []
+    for bag, parts in _joined(read):
+        for number, seen in enumerate(parts):
+            drive = Drive(bag.region, seen.drive, *recordings(seen.frame, seen.rate_hz))
+            found.append((drive, partial(_read, bag, number), bag.where))
     drives = Drives.of(found)
     drives.counted.update({CAMERA_ONLY: Counter({CAMERA_ONLY: len(cameras)})} if cameras else {})
     return drives
 
 
-def _read(bag: _Bag, problems: Counter[str]) -> Iterator[Scenario]:
-    yield from cut(_observations(bag, problems), problems=problems)
+def _joined(read: Sequence[tuple[_Bag, list[Observations]]]) -> list[tuple[_Bag, list[Observations]]]:
+    """Bags with what they show, the parts of one trip put together: neighbouring seconds are in one drive."""
+    alone = [
+        one for one in read if len(one[0].files) > 1 or (one[0].files[0][0].parent / _METADATA).is_file()
+    ]
+    by_place: dict[Path, list[tuple[_Bag, list[Observations]]]] = defaultdict(list)
+    for one in read:
+        if one not in alone:
+            by_place[one[0].files[0][0].parent].append(one)
+    whole = list(alone)
+    for found in by_place.values():
+        names = [bag.files[0][0].stem for bag, _ in found]
+        parts = [
+            Part(name, seen[0].t0_s, max(each.t0_s + each.frame.max() / each.rate_hz for each in seen))
+            for name, (_, seen) in zip(names, found, strict=True)
+        ]
+        for trip in follow(parts):
+            if len(trip) == 1:
+                whole.append(found[trip[0]])
+                continue
+            name = place_id(trip_name([names[at] for at in trip]))
+            bag = _Bag(found[trip[0]][0].region, name, tuple(found[at][0].files[0] for at in trip))
+            whole.append((bag, _observations(bag, Counter())))
+    return whole
 
 
-def _observations(bag: _Bag, problems: Counter[str]) -> Observations:
+def _read(bag: _Bag, number: int, problems: Counter[str]) -> Iterator[Scenario]:
+    yield from cut(_observations(bag, problems)[number], problems=problems)
+
+
+def _observations(bag: _Bag, problems: Counter[str]) -> list[Observations]:
+    """What a bag shows, a drive for each stretch within which the clock was not set; at least one."""
     seen = _seen(bag)
     if not seen.names:
         raise ScenarioError(
             "no-object-list", f"{bag.where}: expected tracked objects, got messages without one"
         )
     problems.update({UNTRACKED: seen.untracked} if seen.untracked else {})
-    stamps = np.frombuffer(seen.stamps, dtype=np.float64)
-    order = np.argsort(stamps, kind="stable")
-    rate, frame = clock(stamps[order], bag.where)
+    stamps = times(*(np.frombuffer(each, dtype=np.float64) for each in (seen.stamps, seen.written)))
+    message = np.frombuffer(seen.message, dtype=np.int64)
+    ranges = [each for each in stretches(stamps) if ((message >= each[0]) & (message < each[1])).any()]
+    return [
+        _stretch(bag, seen, stamps, each, place_id(f"{bag.name}-{number}") if number > 1 else bag.name)
+        for number, each in enumerate(ranges, 1)
+    ]
+
+
+def _stretch(
+    bag: _Bag, seen: _Seen, stamps: NDArray[np.float64], messages: tuple[int, int], drive: str
+) -> Observations:
+    """What the messages of a half-open range show; `stamps` float64[messages] are those of the whole bag."""
+    start, end = messages
+    order = np.argsort(stamps[start:end], kind="stable")
+    rate, frame = clock(stamps[start:end][order], bag.where)
     frame_of = np.empty(len(order), dtype=np.int64)
     frame_of[order] = frame
+    message = np.frombuffer(seen.message, dtype=np.int64)
+    rows = np.flatnonzero((message >= start) & (message < end))
     egos = [track for name, track in seen.names.items() if name.lower() in _EGO]
     return Observations(
         where=bag.where,
         region=bag.region,
-        drive=bag.name,
+        drive=drive,
         rate_hz=rate,
-        t0_s=float(stamps[order[0]]),
+        t0_s=float(stamps[start:end].min()),
         names=list(seen.names),
         types=[seen.types[track].most_common(1)[0][0] for track in seen.names.values()],
-        track=np.frombuffer(seen.track, dtype=np.int64),
-        frame=frame_of[np.frombuffer(seen.message, dtype=np.int64)],
-        xy=np.frombuffer(seen.xy, dtype=np.float64).reshape(-1, 2),
+        track=np.frombuffer(seen.track, dtype=np.int64)[rows],
+        frame=frame_of[message[rows] - start],
+        xy=np.frombuffer(seen.xy, dtype=np.float64).reshape(-1, 2)[rows],
         av=egos[0] if len(egos) == 1 else None,
     )
 

@@ -1,7 +1,8 @@
 """Camera recordings in MCAP files and ROS 2 bags: images, each with the angle at which the car was steered just then.
 
-A file is a recording; a folder with `metadata.yaml` is one, whatever files it is split into. Images stay where they
-are: a record tells the place of one, and it is read when it is asked for. Which messages, see `camera_messages`.
+A file is a recording; a folder with `metadata.yaml` is one, whatever files it is split into, and so are files whose
+names differ in numbers only and whose times follow each other. Images stay where they are: a record tells the place of
+one, and it is read when it is asked for. Which messages, see `camera_messages`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fedfleet.scenarios.camera_messages import ACKERMANN, IMAGE, TWISTS, definit
 from fedfleet.scenarios.donkey_catalog import BAD_RECORD, MAX_RECORDS, Record
 from fedfleet.scenarios.records import ScenarioError
 from fedfleet.scenarios.ros_messages import Definition
+from fedfleet.scenarios.stamps import Part, follow, natural, stretches, times, trip_name
 
 __all__ = ["MAX_AGE_S", "CameraBag", "open_bags"]
 
@@ -95,6 +97,16 @@ class _Series:
         if len(self.written_s) > limit:
             raise ScenarioError("too-many-records", f"{where}: more than {limit} messages of {self.kind}")
 
+    def is_stamped(self) -> bool:
+        """Tell whether every message has a header, and not all of them are empty."""
+        stamped = np.asarray(self.stamped_s)
+        return bool(np.isfinite(stamped).all() and stamped.any())
+
+    def times(self, *, by_header: bool) -> NDArray[np.float64]:
+        """When each message was made (`by_header`) or written, float64[messages] in s."""
+        written = np.asarray(self.written_s, dtype=np.float64)
+        return times(np.asarray(self.stamped_s, dtype=np.float64), written) if by_header else written
+
 
 def open_bags(folder: Path) -> list[CameraBag]:
     """The recordings with camera images in a folder, here or one level below, or which it is, sorted by name.
@@ -103,12 +115,33 @@ def open_bags(folder: Path) -> list[CameraBag]:
     topics that leave open which to take.
     """
     homes: dict[Path, list[tuple[Path, str]]] = defaultdict(list)
-    for path in sorted(path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()):
+    found = [path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()]
+    for path in sorted(found, key=lambda each: natural(each.as_posix())):
         home = path.parent if (path.parent / _METADATA).is_file() else path
         homes[home].append((path, path.relative_to(folder).as_posix()))
     named = [(home.stem if home.is_file() else home.resolve().name, files) for home, files in homes.items()]
-    bags = [_bag(name, tuple(files)) for name, files in sorted(named)]
-    return [bag for bag in bags if bag is not None]
+    bags = [bag for name, files in sorted(named) if (bag := _bag(name, tuple(files))) is not None]
+    return sorted(_joined(bags), key=lambda bag: bag.name)
+
+
+def _joined(bags: list[CameraBag]) -> list[CameraBag]:
+    """The bags, parts of one trip put together: neighbouring frames are in one recording."""
+    whole: list[CameraBag] = []
+    by_place: dict[Path, list[CameraBag]] = defaultdict(list)
+    for bag in bags:
+        is_alone = len(bag.files) > 1 or (bag.files[0][0].parent / _METADATA).is_file() or not bag.found[0]
+        (whole if is_alone else by_place[bag.files[0][0].parent]).append(bag)
+    for alike in by_place.values():
+        spans = [[record.time_ms * 1e-3 for record in bag.found[0]] for bag in alike]
+        parts = [Part(bag.name, min(span), max(span)) for bag, span in zip(alike, spans, strict=True)]
+        for trip in follow(parts):
+            if len(trip) == 1:
+                whole.append(alike[trip[0]])
+                continue
+            files = tuple(file for at in trip for file in alike[at].files)
+            joined = _bag(trip_name([alike[at].name for at in trip]), files)
+            whole += [joined] if joined is not None else []
+    return whole
 
 
 def _bag(name: str, files: _Files) -> CameraBag | None:
@@ -165,26 +198,31 @@ def _chosen(topics: Mapping[str, _Series], word: str, where: str) -> str:
 
 
 def _records(images: _Series, steering: _Series, where: str) -> tuple[Record, ...]:
-    """Images by time, each with the last steering before it; by the headers' clock where all messages have one."""
-    by_header = not (np.isnan(images.stamped_s).any() or np.isnan(steering.stamped_s).any())
-    taken, steered = (_times(one, by_header=by_header) for one in (images, steering))
-    order, turns = np.argsort(taken, kind="stable"), np.argsort(steered, kind="stable")
-    taken, steered = taken[order], steered[turns]
-    last = np.searchsorted(steered, taken, side="right") - 1
-    told = np.zeros(len(taken), dtype=np.bool_)
-    told[last >= 0] = (taken[last >= 0] - steered[last[last >= 0]]) <= MAX_AGE_S + _SLACK_S
-    if len(taken) and not told.any():
+    """Images by time, each with the last steering before it; by the headers' clock where all messages have one.
+
+    Where the clock was set back, images take the steering of their own side of it.
+    """
+    by_header = images.is_stamped() and steering.is_stamped()
+    taken, steered = images.times(by_header=by_header), steering.times(by_header=by_header)
+    angles = np.full(len(taken), np.nan)
+    order = np.empty(0, dtype=np.int64)
+    sides = [stretches(each, pause_s=np.inf) for each in (taken, steered)]
+    if len(taken) and len(steered) and len(sides[0]) != len(sides[1]):
+        text = f"the images' clock goes back {len(sides[0]) - 1} times, that of {steering.kind} {len(sides[1]) - 1}"
+        raise ScenarioError("clock-set", f"{where}: {text}: which steering is an image's cannot be told")
+    for (first, last), (start, end) in zip(*sides, strict=False):
+        turns = start + np.argsort(steered[start:end], kind="stable")
+        before = np.searchsorted(steered[turns], taken[first:last], side="right") - 1
+        age = taken[first:last] - steered[turns][before]
+        told = np.flatnonzero((before >= 0) & (age <= MAX_AGE_S + _SLACK_S))
+        angles[first + told] = np.asarray(steering.angles)[turns][before[told]]
+        order = np.concatenate([order, first + np.argsort(taken[first:last], kind="stable")])
+    if len(taken) and np.isnan(angles).all():
         text = f"{where}: no {steering.kind} in the {MAX_AGE_S} s before any of {len(taken)} images"
         raise ScenarioError("no-steering", text)
-    angles = np.full(len(taken), np.nan)
-    angles[told] = np.asarray(steering.angles)[turns][last[told]]
-    places = np.asarray(images.places).reshape(-1, 3)[order]
-    each = zip(taken.tolist(), places.tolist(), angles.tolist(), strict=True)
+    places = np.asarray(images.places).reshape(-1, 3)
+    each = zip(taken[order].tolist(), places[order].tolist(), angles[order].tolist(), strict=True)
     return tuple(
         Record(index, round(time_s * 1e3), ":".join(map(str, place)), angle)
         for index, (time_s, place, angle) in enumerate(each)
     )
-
-
-def _times(series: _Series, *, by_header: bool) -> NDArray[np.float64]:
-    return np.asarray(series.stamped_s if by_header else series.written_s, dtype=np.float64)

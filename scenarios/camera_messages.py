@@ -47,16 +47,15 @@ def definition_of(topic: Topic, where: str) -> tuple[str, Definition] | None:
 
 
 def read(data: bytes, name: str, definition: Definition, where: str) -> tuple[float, float]:
-    """Time of the header in s, NaN where there is none, and angle −1 … 1 (beyond it as it is), of an image NaN.
+    """Time of the header in s, NaN without a header, and angle −1 … 1 (beyond it as it is), of an image NaN.
 
     ScenarioError for a message that is not as its definition says.
     """
     message = decode(data, definition, where)
     try:
         stamp = message["header"]["stamp"] if "header" in message else None
-        time_s = stamp["sec"] + stamp["nanosec"] * 1e-9 if stamp else 0.0
-        is_told = math.isfinite(time_s) and time_s > 0
-        return time_s if is_told else math.nan, _VALUES[name](message)
+        time_s = stamp["sec"] + stamp["nanosec"] * 1e-9 if stamp else math.nan
+        return time_s, _VALUES[name](message)
     except (KeyError, TypeError, ValueError) as error:
         raise ScenarioError("malformed-schema", f"{where}: {name} without {error}"[:300]) from error
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.scenarios.records import MAX_FRAMES, Scenario, ScenarioError
+from fedfleet.scenarios.stamps import PAUSE_S
 
 __all__ = [
     "EMPTY_WINDOW",
@@ -189,7 +190,8 @@ def clock(stamps_s: Doubles, where: str, *, rate_hz: float | None = None) -> tup
     """The rate and the frame number of each of rising time stamps float64[T], frame 0 first.
 
     The period is the median step, or that of `rate_hz`; a step is as many frames as periods fit, within 30 % of one.
-    Raises ScenarioError (`two-rates`) when a step does not fit, or when more than a tenth of them are longer than one.
+    Raises ScenarioError (`two-rates`) when a step does not fit, or when more than a tenth of them are longer than one;
+    `clock-set` for a step of more than PAUSE_S, which is not a number of missing frames: cut there before.
     """
     if len(stamps_s) == 0:
         raise ScenarioError("missing-frames", f"{where}: expected at least 1 frame, got none")
@@ -200,6 +202,10 @@ def clock(stamps_s: Doubles, where: str, *, rate_hz: float | None = None) -> tup
         raise ScenarioError(
             "shuffled-frames", f"{where}: expected rising time stamps, got a step back or a NaN"
         )
+    if steps.max() > PAUSE_S:
+        at = int(steps.argmax())
+        text = f"{where}: expected one recording, got a step of {steps[at]:.6g} s after frame {at}"
+        raise ScenarioError("clock-set", f"{text}: was the clock set, or the recording stopped?")
     period = 1.0 / rate_hz if rate_hz else float(np.median(steps))
     passed = np.rint(steps / period)
     off = np.asarray((np.abs(steps - passed * period) > _TOLERANCE * period) | (passed < 1))
