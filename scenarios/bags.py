@@ -129,10 +129,10 @@ def scan(folder: Path, sources: Sequence[Path]) -> Drives:
     if cameras and not read:
         raise cameras[0]
     found = []
-    for bag, parts in _joined(read):
+    for each, parts in _joined(read):
         for number, seen in enumerate(parts):
-            drive = Drive(bag.region, seen.drive, *recordings(seen.frame, seen.rate_hz))
-            found.append((drive, partial(_read, bag, number), bag.where))
+            drive = Drive(each.region, seen.drive, *recordings(seen.frame, seen.rate_hz))
+            found.append((drive, partial(_read, each, number), each.where))
     drives = Drives.of(found)
     drives.counted.update({CAMERA_ONLY: Counter({CAMERA_ONLY: len(cameras)})} if cameras else {})
     return drives
