@@ -18,12 +18,25 @@ from fedfleet.protocol.messages import Fate, Plan
 from fedfleet.protocol.signing import Keyring
 from fedfleet.protocol.topics import Topic
 
-__all__ = ["Accepted", "Candidate", "Duplicate", "Limits", "View", "expect", "judge", "open_update"]
+__all__ = [
+    "Accepted",
+    "Candidate",
+    "Duplicate",
+    "Limits",
+    "View",
+    "expect",
+    "expect_round",
+    "judge",
+    "open_update",
+]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds an update: sealed bytes, parameters of the model, examples that count; and the quarantine.
+    """What bounds an update: sealed bytes, parameters of the model, examples that count; and what is kept of others.
+
+    ``incomplete_bytes`` bounds what all vehicles' incomplete updates take on the disk, ``incomplete_age_s`` the
+    seconds that they wait for their next piece.
 
     ``parts`` are how the model's layout divides an update; None: one sparse part. With ``control`` an update must
     carry a step of the vehicle's control variate (SCAFFOLD).
@@ -34,6 +47,8 @@ class Limits:
     example_cap: int
     quarantine_keep: int = 1000
     quarantine_bytes: int = 16_000_000
+    incomplete_bytes: int = 500_000_000
+    incomplete_age_s: float = 900.0
     parts: Parts | None = None
     control: bool = False
 
@@ -43,7 +58,8 @@ class View:
     """What `judge` may know: the keys, each vehicle's region, and what the store says of rounds and updates.
 
     ``moved`` has the region where a vehicle was, and the last round of which its update still counts there;
-    ``coordinates`` are those that a plan names by its rule, None when it names none.
+    ``carries`` tells whether an update for a closed round with this plan may still be folded; ``coordinates`` are
+    those that a plan names by its rule, None when it names none.
     """
 
     fleet: str
@@ -54,6 +70,7 @@ class View:
     find_round: Callable[[int, str], Round | None]
     newest_round: int
     late: Callable[[update.Manifest], tuple[Fate, str]] = lambda _: ("returned", "late")
+    carries: Callable[[Plan], bool] = lambda _: False
     coordinates: Callable[[Plan], npt.NDArray[np.int64] | None] = lambda _: None
     moved: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
@@ -123,12 +140,32 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
     return Accepted(stored) if found.state == "open" else Accepted(stored, *view.late(manifest))
 
 
-def expect(opened: envelope.Opened, kind: Kind, topic: Topic) -> None:
+def expect(opened: envelope.Opened | envelope.Header, kind: Kind, topic: Topic) -> None:
     """Raise PeerError wrong-kind or wrong-sender unless the message belongs to its topic."""
     if opened.kind is not kind:
         raise PeerError("wrong-kind", f"{opened.sender} sent {opened.kind.name} to a topic for {kind.name}")
     if opened.sender != topic.vehicle:
         raise PeerError("wrong-sender", f"{opened.sender} sent to a topic of {topic.vehicle}")
+
+
+def expect_round(topic: Topic, view: View) -> None:
+    """Raise PeerError unless an update of this topic could still count: before anything is kept of it.
+
+    Reasons: wrong-topic, from-the-future, round-unknown, late.
+    """
+    vehicle, number = topic.vehicle, topic.round
+    if topic.task != view.task:
+        raise PeerError("wrong-topic", f"update of {vehicle} for {topic.task}, this server runs {view.task}")
+    if number > view.newest_round:
+        told = f"round {number}: an update of {vehicle} came before it, newest is {view.newest_round}"
+        raise PeerError("from-the-future", told)
+    before, until_round = view.moved.get(vehicle, ("", -1))
+    regions = [view.regions[vehicle], *([before] if before and number <= until_round else [])]
+    known = [found for region in regions if (found := view.find_round(number, region)) is not None]
+    if not known:
+        raise PeerError("round-unknown", f"round {number} of {regions[0]} is not known")
+    if not any(found.state == "open" or view.carries(found.plan) for found in known):
+        raise PeerError("late", f"round {number}: an update of {vehicle} began after it was closed")
 
 
 def _check_place(manifest: update.Manifest, topic: Topic, view: View) -> None:

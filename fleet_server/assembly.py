@@ -95,6 +95,8 @@ def prepare(
         config.example_cap,
         config.quarantine_keep,
         config.retention.quarantine_bytes,
+        config.retention.incomplete_bytes,
+        config.retention.incomplete_age_s,
         graph.layout.parts,
         control=config.strategy.name == "scaffold",
     )

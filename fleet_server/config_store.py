@@ -62,6 +62,20 @@ class RetentionConfig(Config):
         description="bytes that are kept of refused messages, newest first, at most 64,000 of each",
     )
 
+    incomplete_bytes: int = Field(
+        default=500_000_000,
+        ge=0,
+        le=10**13,
+        description="bytes that incomplete updates of all vehicles may take on the disk, at least three updates; when "
+        "there is no room, a vehicle sends again later",
+    )
+    incomplete_age_s: float = Field(
+        default=900.0,
+        gt=0,
+        le=1e7,
+        description="seconds that an incomplete update waits for its next piece",
+    )
+
 
 class RateConfig(Config):
     """What one vehicle may send; what comes above is dropped before it is looked at, and counted."""

@@ -15,6 +15,7 @@ from fedfleet.fleet_server.admission import Limits, View
 from fedfleet.fleet_server.config_rounds import RoundsConfig
 from fedfleet.fleet_server.coordinates import Coordinates
 from fedfleet.fleet_server.ingest_batch import Batch
+from fedfleet.fleet_server.pieces import Pieces, Room
 from fedfleet.fleet_server.rate import Limiter, Rate
 from fedfleet.fleet_server.requests import Outgoing, Party
 from fedfleet.fleet_server.store import Store
@@ -28,6 +29,9 @@ from fedfleet.protocol.topics import Topic
 __all__ = ["Ingest"]
 
 DEFAULT_RATE = Rate(per_s=100.0, burst=1000)
+PIECES_FOLDER = "incomplete"
+UPDATES_KEPT = 3
+"""Incomplete updates of the largest size that one vehicle has room for; in small pieces they take more."""
 
 
 @dataclass
@@ -48,8 +52,12 @@ class Ingest:
     _dropped: int = 0
 
     def __post_init__(self) -> None:
-        """Name coordinates as the model is divided."""
-        self._coordinates = Coordinates(self.limits.parts or Parts.whole(self.limits.parameters))
+        """Name coordinates as the model is divided, and take over what an earlier process has of incomplete updates."""
+        limits = self.limits
+        self._coordinates = Coordinates(limits.parts or Parts.whole(limits.parameters))
+        most = UPDATES_KEPT * limits.update_bytes
+        room = Room(most, max(most, limits.incomplete_bytes), limits.incomplete_age_s)
+        self._pieces = Pieces(self.store.folder / PIECES_FOLDER, room)
 
     def receive(self, deliveries: Iterable[Delivery], now_s: float) -> list[Outgoing]:
         """Take a batch in one transaction; return what to publish after the broker was told to forget it.
@@ -67,7 +75,12 @@ class Ingest:
         with self.store.write() as connection:
             self._refresh(connection)
             batch = Batch(
-                connection, self.view(connection), party=self.party, waiting=self._waiting, now_s=now_s
+                connection,
+                self.view(connection),
+                party=self.party,
+                pieces=self._pieces,
+                waiting=self._waiting,
+                now_s=now_s,
             )
             if dropped:
                 batch.counts["dropped:rate"] = dropped
@@ -76,6 +89,9 @@ class Ingest:
         self.stored += batch.stored
         for vehicle in batch.enrolled:
             self._waiting.pop(vehicle, None)
+        for vehicle, digest in batch.joined:
+            self._pieces.drop(vehicle, digest)
+        self._pieces.expire(now_s)
         for say in batch.lines:
             say()
         return outgoing
@@ -90,9 +106,12 @@ class Ingest:
             self._regions = store_vehicles.regions(connection)
             self._moved = store_vehicles.moved(connection)
             self._stamp = stamp
+            keys, denied = self._keyring.keys, self._keyring.denied
+            self._pieces.keep(lambda vehicle: vehicle in keys and vehicle not in denied)
 
     def view(self, connection: Connection) -> View:
         """Return what `judge` may know, inside one transaction."""
+        late = Late(connection, self.rounds)
         return View(
             fleet=self.party.fleet,
             task=self.party.task,
@@ -104,7 +123,8 @@ class Ingest:
                 lambda number, region: store_rounds.find(connection, number=number, region=region)
             ),
             newest_round=store_rounds.newest(connection),
-            late=Late(connection, self.rounds).fate,
+            late=late.fate,
+            carries=late.may_carry,
             coordinates=partial(self._coordinates.of, connection),
         )
 

@@ -12,6 +12,8 @@ from sqlalchemy import Connection
 
 from fedfleet.fleet_server import requests, store_quarantine, store_updates, store_vehicles
 from fedfleet.fleet_server.admission import Accepted, Candidate, View, expect, judge, open_update
+from fedfleet.fleet_server.ingest_pieces import collect, named_digest
+from fedfleet.fleet_server.pieces import Pieces
 from fedfleet.fleet_server.requests import Outgoing, Party
 from fedfleet.fleet_server.store_quarantine import Quarantined
 from fedfleet.fleet_server.store_updates import Known
@@ -28,14 +30,16 @@ log = structlog.get_logger()
 
 MESSAGE_LIMIT_BYTES = 64_000
 """Largest sealed message of a vehicle that is no update, in bytes."""
+RUN_BYTES = 16_000_000
+"""Opened updates that wait to be stored together, in bytes; one more may be above."""
 
 
 class Batch:
     """One transaction of `Ingest`: what the messages in it see of each other.
 
     Updates that follow each other are opened first, looked up with one query and written with one statement. ``lines``
-    are for the log once it is committed; ``waiting`` are the statuses of vehicles that are about to enrol, at most as
-    many as there are open codes.
+    are for the log once it is committed; then ``pieces`` may drop what was ``joined``. ``waiting`` are the statuses of
+    vehicles that are about to enrol, at most as many as there are open codes.
     """
 
     def __init__(
@@ -44,17 +48,20 @@ class Batch:
         view: View,
         *,
         party: Party,
+        pieces: Pieces,
         waiting: MutableMapping[str, Delivery],
         now_s: float,
     ) -> None:
         self.connection, self.view, self.party, self.now_s = connection, view, party, now_s
-        self.waiting = waiting
+        self.pieces, self.waiting = pieces, waiting
         self.stored = 0
         self.counts: Counter[str] = Counter()
         self.enrolled: list[str] = []
+        self.joined: set[tuple[str, str]] = set()
         self.lines: list[Callable[[], object]] = []
         self._outgoing: list[Outgoing] = []
         self._run: list[tuple[Delivery, Topic, Candidate | PeerError]] = []
+        self._run_bytes = 0
         self._refused: list[Quarantined] = []
 
     def take_all(self, received: Sequence[tuple[Delivery, Topic | PeerError]]) -> list[Outgoing]:
@@ -105,7 +112,8 @@ class Batch:
         about = self._about(topic) | {"reason": error.reason, "detail": error.detail}
         self._say(log.warning, "message refused", **about, topic=delivery.topic[:100])
         if topic is not None and topic.kind == "update":
-            told = Receipt(vehicle=vehicle, sealed_sha256=digest, outcome="refused", reason=error.reason)
+            named = named_digest(sealed, topic, self.view)
+            told = Receipt(vehicle=vehicle, sealed_sha256=named, outcome="refused", reason=error.reason)
             self._outgoing.append(party.receipt(told))
         if topic is not None and topic.kind == "request":
             self._outgoing.append(party.refusal(vehicle, error.reason))
@@ -123,32 +131,26 @@ class Batch:
 
     def _update(self, delivery: Delivery, topic: Topic) -> None:
         if chunks.is_chunk(delivery.payload):
-            sealed = self._join(delivery.payload, topic)
-            if sealed is None:
+            found = collect(
+                delivery.payload, topic, self.view, self.pieces, joined=self.joined, now_s=self.now_s
+            )
+            if isinstance(found, str):
+                if found != "kept":
+                    self.counts[f"ignored:{found}"] += 1
                 return
-            delivery = replace(delivery, payload=sealed)
+            delivery = replace(delivery, payload=found)
         try:
             one: Candidate | PeerError = open_update(delivery.payload, topic, self.view)
         except PeerError as error:
             one = error
         self._run.append((delivery, topic, one))
-
-    def _join(self, frame: bytes, topic: Topic) -> bytes | None:
-        """Keep a piece of an update; return the whole sealed message when it was the last one missing."""
-        connection, vehicle = self.connection, topic.vehicle
-        if vehicle not in self.view.keyring.keys:
-            raise PeerError("unknown-sender", f"{vehicle} is not enrolled in fleet {self.view.fleet}")
-        piece = chunks.read_chunk(frame, number=topic.number, limit_bytes=self.view.limits.update_bytes)
-        store_updates.add_chunk(connection, piece, vehicle=vehicle, round_=topic.round, now_s=self.now_s)
-        if store_updates.count_chunks(connection, vehicle=vehicle, digest=piece.digest) < piece.count:
-            return None
-        pieces = store_updates.chunks(connection, vehicle=vehicle, digest=piece.digest)
-        store_updates.drop_chunks(connection, vehicle=vehicle, digest=piece.digest)
-        return chunks.join(pieces)
+        self._run_bytes += len(delivery.payload)
+        if self._run_bytes > RUN_BYTES:
+            self._finish_run()
 
     def _finish_run(self) -> None:
         """Judge the opened updates in order of arrival, store the good ones, answer all."""
-        run, self._run = self._run, []
+        run, self._run, self._run_bytes = self._run, [], 0
         if not run:
             return
         opened = [one.manifest.id for _, _, one in run if isinstance(one, Candidate)]

@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateColumn
 
 from fedfleet.fleet_server import schema
 
-__all__ = ["STEPS", "VERSION", "Step", "add_column", "add_index", "add_table", "migrate"]
+__all__ = ["STEPS", "VERSION", "Step", "add_column", "add_index", "add_table", "drop_table", "migrate"]
 
 Step = Callable[[Connection], None]
 
@@ -51,6 +51,15 @@ def add_index(index: Index) -> Step:
     return step
 
 
+def drop_table(name: str) -> Step:
+    """Return the step that drops a table which `schema` has no more, with what is in it."""
+
+    def step(connection: Connection) -> None:
+        connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
+
+    return step
+
+
 STEPS: tuple[Step, ...] = (
     add_table(schema.pack),
     add_table(schema.regional),
@@ -62,6 +71,7 @@ STEPS: tuple[Step, ...] = (
     add_index(schema.carried_updates),
     add_index(schema.payload_updates),
     add_index(schema.rounds_by_state),
+    drop_table("chunk"),  # pieces of updates are files since; their vehicles send them again
 )
 """Step i leads from version i + 1 to i + 2. Append only."""
 

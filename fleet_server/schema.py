@@ -24,7 +24,6 @@ __all__ = [
     "audit",
     "blob",
     "carried_updates",
-    "chunk",
     "clearing",
     "code",
     "counter",
@@ -125,20 +124,6 @@ pending_updates = _some(  # with the fate in it, so that SQLite does not look fo
 )
 carried_updates = _some("update_carried", update.c.region, where=CARRIED)
 payload_updates = _some("update_payload", update.c.round, where=WITH_PAYLOAD)
-
-chunk = Table(
-    "chunk",
-    metadata,
-    Column("vehicle", String, primary_key=True),
-    Column("round", BigInteger, nullable=False),
-    Column("digest", String, primary_key=True),
-    Column("number", BigInteger, primary_key=True),
-    Column("count", BigInteger, nullable=False),
-    Column("total_bytes", BigInteger, nullable=False),
-    Column("data", LargeBinary, nullable=False),
-    Column("stored_at_s", Float, nullable=False),
-)
-"""Pieces of updates that are not complete yet."""
 
 round_ = Table(
     "round",

@@ -7,7 +7,6 @@ from fedfleet.fleet_server.rounds import FINAL
 from fedfleet.fleet_server.schema import (
     CARRIED,
     WITH_PAYLOAD,
-    chunk,
     member,
     model,
     regional,
@@ -46,7 +45,6 @@ def retire(
 def _payloads(connection: Connection, *, before: int) -> None:
     old = (update.c.round < before) & text(WITH_PAYLOAD) & update.c.fate.in_(SETTLED)
     connection.execute(update.update().where(old).values(payload=None))
-    connection.execute(chunk.delete().where(chunk.c.round < before))
 
 
 def _records(connection: Connection, *, before: int) -> None:

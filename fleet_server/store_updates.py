@@ -1,15 +1,14 @@
-"""Rows of updates: what was stored, its fate, the pieces of what is not complete, and counters."""
+"""Rows of updates: what was stored, its fate, and counters."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, func, select, text
+from sqlalchemy import Connection, Select, bindparam, select, text
 
-from fedfleet.fleet_server.schema import PENDING, audit, chunk, counter, member, update
+from fedfleet.fleet_server.schema import PENDING, audit, counter, member, update
 from fedfleet.fleet_server.upsert import insert, insert_many
-from fedfleet.protocol.chunks import Chunk
 from fedfleet.protocol.ids import UpdateId, shard
 from fedfleet.protocol.messages import Fate
 from fedfleet.protocol.update import Manifest
@@ -17,17 +16,13 @@ from fedfleet.protocol.update import Manifest
 __all__ = [
     "Known",
     "StoredUpdate",
-    "add_chunk",
     "add_update",
     "add_updates",
     "audit_head",
     "audit_leaf",
-    "chunks",
     "count",
     "count_all",
-    "count_chunks",
     "counters",
-    "drop_chunks",
     "has_members",
     "known",
     "known_of",
@@ -38,7 +33,6 @@ __all__ = [
     "settled",
 ]
 
-MAX_INCOMPLETE = 3
 _KNOWN = select(update.c.id, update.c.sealed_sha256, update.c.fate, update.c.reason).where(
     update.c.id.in_(bindparam("ids", expanding=True))
 )
@@ -194,40 +188,6 @@ def set_fates(connection: Connection, fates: Mapping[UpdateId, tuple[Fate, str]]
     for update_id, (fate, reason) in fates.items():
         values = {"fate": fate, "reason": reason}
         connection.execute(update.update().where(update.c.id == str(update_id)).values(**values))
-
-
-def add_chunk(connection: Connection, piece: Chunk, *, vehicle: str, round_: int, now_s: float) -> None:
-    """Keep a piece of an update that is not complete; one that is there already changes nothing.
-
-    What a vehicle leaves incomplete is bounded: only its newest messages, at most three, keep their pieces.
-    """
-    values = vars(piece) | {"vehicle": vehicle, "round": round_, "stored_at_s": now_s}
-    connection.execute(insert(connection, chunk).values(**values).on_conflict_do_nothing())
-    newest = func.max(chunk.c.stored_at_s).desc()
-    query = select(chunk.c.digest).where(chunk.c.vehicle == vehicle, chunk.c.digest != piece.digest)
-    others = (
-        connection.execute(query.group_by(chunk.c.digest).order_by(newest, chunk.c.digest)).scalars().all()
-    )
-    for digest in others[MAX_INCOMPLETE - 1 :]:
-        drop_chunks(connection, vehicle=vehicle, digest=digest)
-
-
-def chunks(connection: Connection, *, vehicle: str, digest: str) -> list[Chunk]:
-    """Return the pieces of a vehicle's incomplete message, by number."""
-    mine = (chunk.c.vehicle == vehicle) & (chunk.c.digest == digest)
-    rows = connection.execute(select(chunk).where(mine).order_by(chunk.c.number)).mappings()
-    return [Chunk(**{name: row[name] for name in Chunk.__annotations__}) for row in rows]
-
-
-def count_chunks(connection: Connection, *, vehicle: str, digest: str) -> int:
-    """Return how many pieces of a vehicle's incomplete message are there."""
-    mine = (chunk.c.vehicle == vehicle) & (chunk.c.digest == digest)
-    return connection.execute(select(func.count()).select_from(chunk).where(mine)).scalar_one()
-
-
-def drop_chunks(connection: Connection, *, vehicle: str, digest: str) -> None:
-    """Forget the pieces of one message."""
-    connection.execute(chunk.delete().where(chunk.c.vehicle == vehicle, chunk.c.digest == digest))
 
 
 def count(connection: Connection, name: str, by: int = 1) -> None:

@@ -8,7 +8,7 @@ from fedfleet.fleet_server.rounds import RUNNING
 from fedfleet.fleet_server.schema import CARRIED, PENDING, member, round_, update, vehicle
 from fedfleet.fleet_server.settlement import Waiting, late_fate
 from fedfleet.protocol.ids import UpdateId
-from fedfleet.protocol.messages import Fate
+from fedfleet.protocol.messages import Fate, Plan
 from fedfleet.protocol.update import Manifest
 
 __all__ = ["Late", "bases", "claimed", "counted_elsewhere", "left_out", "votes", "waiting"]
@@ -91,18 +91,28 @@ class Late:
 
     def fate(self, manifest: Manifest) -> tuple[Fate, str]:
         """Return fate and reason of a late update."""
-        newest = store_rounds.current(self._connection).get(manifest.region)
-        follows = newest is not None and (newest.state == "open" or self._rounds.goes_on(newest.plan.round))
-        version = store_models.newest_version(self._connection) or 0
         found = late_fate(
-            carries=self._rounds.carries_late and follows,
-            staleness=version - manifest.base_version,
+            carries=self._rounds.carries_late and self._follows(manifest.region),
+            staleness=self._staleness(manifest.base_version),
             max_staleness=self._rounds.max_staleness,
             has_other=self._has_other(manifest),
             has_newer=self._has_newer(manifest),
         )
         self._seen.add((manifest.id.vehicle, manifest.round))
         return found
+
+    def may_carry(self, plan: Plan) -> bool:
+        """Tell whether an update for the closed round of this plan could still be folded by a later one."""
+        if not self._rounds.carries_late or not self._follows(plan.region):
+            return False
+        return self._staleness(plan.base_version) <= self._rounds.max_staleness
+
+    def _follows(self, region: str) -> bool:
+        newest = store_rounds.current(self._connection).get(region)
+        return newest is not None and (newest.state == "open" or self._rounds.goes_on(newest.plan.round))
+
+    def _staleness(self, base_version: int) -> int:
+        return (store_models.newest_version(self._connection) or 0) - base_version
 
     def _has_other(self, manifest: Manifest) -> bool:
         """Tell whether the vehicle has an update for the same round that counts, or still may."""

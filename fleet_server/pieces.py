@@ -1,0 +1,214 @@
+"""Where the pieces of large updates wait until all are here: files in a folder beside the store.
+
+Nothing is kept for anyone before it is bounded and attributed: the first piece must prove by the envelope's signature
+who announces which message, then there is room for all of it or for none. Nothing here is synced. What is lost with
+the power, or was given up, has had no receipt, so its vehicle sends it again.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from fedfleet.fleet_server.store import StoreFailed
+from fedfleet.protocol.chunks import Chunk, Split
+from fedfleet.protocol.errors import PeerError
+
+__all__ = ["Pieces", "Room"]
+
+BLOCK_BYTES = 4096
+"""What the smallest file takes on a disk."""
+MOST_PIECES = 65_535
+_NAME = re.compile(r"([0-9a-f]{64})-(\d{1,10})-(\d{1,10})-(\d{1,6})")
+
+
+@dataclass(frozen=True)
+class Room:
+    """What incomplete updates may take: bytes on the disk for one vehicle and for all, seconds since the last piece."""
+
+    vehicle_bytes: int
+    total_bytes: int
+    age_s: float
+
+
+@dataclass
+class _Incomplete:
+    """An announced message: the round in its topic, how it is cut, which pieces are here, when the last one came."""
+
+    round: int
+    split: Split
+    last_s: float
+    present: set[int] = field(default_factory=set)
+
+    @property
+    def cost_bytes(self) -> int:
+        return _cost(self.split)
+
+    @property
+    def name(self) -> str:
+        cut = self.split
+        return f"{cut.digest}-{self.round}-{cut.total_bytes}-{cut.chunk_bytes}"
+
+
+def _cost(split: Split) -> int:
+    """Return what all pieces of a message take on a disk."""
+    return split.count * -(-split.chunk_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+class Pieces:
+    """The pieces in ``folder``. What an earlier process left there counts; its time is that of the file system.
+
+    Methods that write raise StoreFailed when the disk is full or fails.
+    """
+
+    def __init__(self, folder: Path, room: Room) -> None:
+        self._folder, self._room = folder, room
+        self._messages: dict[
+            str, dict[str, _Incomplete]
+        ] = {}  # vehicle -> digest -> message, in order of arrival
+        self._bytes = 0
+        with _disk():
+            for vehicle, found in _left(folder):
+                self._add(vehicle, found)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What all announced messages take on the disk once they are complete."""
+        return self._bytes
+
+    def announce(self, vehicle: str, round_: int, split: Split, *, now_s: float) -> bool:
+        """Make room for a message whose sender is proven; False when there is none now, and it must come again.
+
+        It stays as it is when it was announced before. Its vehicle's older ones give way to it. Raises PeerError
+        ``too-many-chunks`` for a message that one vehicle never has room for.
+        """
+        if self.knows(vehicle, round_, split):
+            return True
+        cost = _cost(split)
+        if cost > self._room.vehicle_bytes:
+            told = f"{split.total_bytes} bytes in {split.count} chunks take {cost}"
+            raise PeerError("too-many-chunks", f"{vehicle}: {told}, limit {self._room.vehicle_bytes}")
+        self.drop(vehicle, split.digest)  # the same message, cut otherwise or for another round
+        mine = self._messages.get(vehicle, {})
+        while sum(each.cost_bytes for each in mine.values()) + cost > self._room.vehicle_bytes:
+            self.drop(vehicle, next(iter(mine)))
+        if self._bytes + cost > self._room.total_bytes:
+            self.expire(now_s)
+        if self._bytes + cost > self._room.total_bytes:
+            return False
+        self._add(vehicle, _Incomplete(round_, split, now_s))
+        return True
+
+    def knows(self, vehicle: str, round_: int, split: Split) -> bool:
+        """Tell whether this vehicle has announced this message, cut in this way."""
+        found = self._messages.get(vehicle, {}).get(split.digest)
+        return found is not None and (found.round, found.split) == (round_, split)
+
+    def put(self, vehicle: str, piece: Chunk, *, now_s: float) -> bool:
+        """Keep a piece of an announced message; tell whether all are here now. The first to come stays."""
+        message = self._messages[vehicle][piece.digest]
+        message.last_s = now_s
+        if piece.number not in message.present:
+            path = self._folder / vehicle / message.name
+            with _disk():
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _write(path / str(piece.number), piece.data)
+            message.present.add(piece.number)
+        return len(message.present) == message.split.count
+
+    def join(self, vehicle: str, digest: str) -> bytes:
+        """Return a complete message, hashed as it is read; it stays until it is dropped.
+
+        PeerError ``digest-mismatch`` when the pieces are not those of the announced message: they are dropped.
+        """
+        message = self._messages[vehicle][digest]
+        path, whole, found = self._folder / vehicle / message.name, bytearray(), sha256()
+        try:
+            for number in range(message.split.count):
+                data = (path / str(number)).read_bytes()
+                found.update(data)
+                whole += data
+        except FileNotFoundError:
+            self.drop(vehicle, digest)
+            raise PeerError("digest-mismatch", f"pieces of {digest[:12]}… of {vehicle} are gone") from None
+        except OSError as error:
+            raise _failed(error) from error
+        if found.hexdigest() != digest:
+            self.drop(vehicle, digest)
+            raise PeerError("digest-mismatch", f"joined chunks are not the message {digest[:12]}…")
+        return bytes(whole)
+
+    def drop(self, vehicle: str, digest: str) -> None:
+        """Forget a message and its pieces, if there are any."""
+        mine = self._messages.get(vehicle, {})
+        message = mine.pop(digest, None)
+        if message is None:
+            return
+        self._bytes -= message.cost_bytes
+        shutil.rmtree(self._folder / vehicle / message.name, ignore_errors=True)
+        if not mine:
+            del self._messages[vehicle]
+            shutil.rmtree(self._folder / vehicle, ignore_errors=True)
+
+    def keep(self, is_wanted: Callable[[str], bool]) -> None:
+        """Forget what comes from vehicles that are not wanted any more."""
+        for vehicle in [name for name in self._messages if not is_wanted(name)]:
+            for digest in list(self._messages[vehicle]):
+                self.drop(vehicle, digest)
+
+    def expire(self, now_s: float) -> None:
+        """Forget what has had no piece for too long; a time that is still to come counts as now."""
+        for vehicle, mine in list(self._messages.items()):
+            for digest, message in list(mine.items()):
+                message.last_s = min(message.last_s, now_s)
+                if now_s - message.last_s > self._room.age_s:
+                    self.drop(vehicle, digest)
+
+    def _add(self, vehicle: str, message: _Incomplete) -> None:
+        self._messages.setdefault(vehicle, {})[message.split.digest] = message
+        self._bytes += message.cost_bytes
+
+
+def _left(folder: Path) -> Iterator[tuple[str, _Incomplete]]:
+    """Yield what an earlier process left; remove what is none of it, and pieces that were not written to their end."""
+    found = []
+    for path in sorted(folder.glob("*/*")) if folder.is_dir() else ():
+        name = _NAME.fullmatch(path.name)
+        split = Split(name[1], int(name[3]), int(name[4])) if name and int(name[4]) else None
+        if name is None or split is None or split.count > MOST_PIECES:
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        message = _Incomplete(int(name[2]), split, path.stat().st_mtime)
+        sizes = {str(number): split.size_of(number) for number in range(split.count)}
+        for piece in path.iterdir():
+            if sizes.get(piece.name) == piece.stat().st_size:
+                message.present.add(int(piece.name))
+            else:
+                piece.unlink()
+        found.append((path.parent.name, message))
+    yield from sorted(found, key=lambda each: each[1].last_s)
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+
+
+@contextmanager
+def _disk() -> Iterator[None]:
+    """Turn an OSError into a StoreFailed."""
+    try:
+        yield
+    except OSError as error:
+        raise _failed(error) from error
+
+
+def _failed(error: OSError) -> StoreFailed:
+    return StoreFailed(f"pieces of updates: {error.filename or 'disk'}: {error.strerror}")
