@@ -23,11 +23,13 @@ from fedfleet.scenarios.reading import open_recordings, stream
 from fedfleet.scenarios.records import Scenario
 from fedfleet.scenarios.resample import at_rate
 
-__all__ = ["TASK", "MotionForecast", "agent_frame", "constant_velocity"]
+__all__ = ["TASK", "MotionForecast", "agent_frame", "constant_velocity", "windows"]
 
 PAST: Final = 20
 FUTURE: Final = 30
 WINDOW: Final = PAST + FUTURE
+SLIDE: Final = WINDOW // 2
+"""Windows of a longer scenario overlap by half: 10 s give three samples of a track, not one."""
 RATE_HZ: Final = 10.0
 BACK: Final = 5
 """Velocity and heading look at the last BACK steps, 0.5 s: one step of 0.1 s is mostly noise."""
@@ -70,30 +72,32 @@ class MotionForecast:
         if recordings.is_lazy:
             return Index(drives, {}, is_counted=False)
         problems: Counter[str] = sum(
-            (_verdict(scenario).problems for scenario in _scenarios(folder)), Counter()
+            (verdict.problems for scenario in _scenarios(folder) for _, verdict in windows(scenario)),
+            Counter(),
         )
         return Index(drives, dict(sorted(problems.items())))
 
     def samples(self, folder: Path, drives: Sequence[str]) -> Samples:
-        """One sample per track that was seen in the first 50 frames of a scenario; judged = kind AGENT.
+        """One sample per track and window of 50 frames in which it was seen throughout; judged = kind AGENT.
 
-        Traits: drive, scenario, track, type, x_m and y_m (last known place), neighbours (other tracks within NEAR_M).
+        Windows of a longer scenario begin every SLIDE frames. Traits: drive, scenario, track, type, x_m and y_m (last
+        known place), neighbours (other tracks within NEAR_M).
         """
         inputs, targets, judged = [_none(PAST)], [_none(FUTURE)], [np.empty(0, dtype=np.bool_)]
         traits = [_no_traits()]
         problems: Counter[str] = Counter()
-        for scenario in _scenarios(folder, drives):
-            verdict = _verdict(scenario)
+        each = ((one, *window) for one in _scenarios(folder, drives) for window in windows(one))
+        for scenario, start, verdict in each:
             problems += verdict.problems
             chosen = verdict.labelled
             if not chosen.any():
                 continue
-            window = scenario.xy[chosen, :WINDOW]
+            window = scenario.xy[chosen, start : start + WINDOW]
             local = agent_frame(window[:, :PAST], window)
             inputs.append(local[:, :PAST])
             targets.append(local[:, PAST:])
             judged.append(np.array(scenario.kinds)[chosen] == "AGENT")
-            traits.append(_traits(scenario, chosen))
+            traits.append(_traits(scenario, chosen, start))
         left_out = dict(sorted(problems.items()))
         known = {name: np.concatenate([each[name] for each in traits]) for name in traits[0]}
         return Samples(
@@ -105,14 +109,15 @@ class MotionForecast:
         inputs, counts, sample = [_none(PAST)], [], [np.empty(0, dtype=np.int64)]
         rows = 0
         for scenario in _scenarios(folder, drives):
-            verdict = _verdict(scenario)
             if scenario.frames < PAST:
                 continue
             past = np.lib.stride_tricks.sliding_window_view(scenario.xy, PAST, axis=1).transpose(1, 0, 3, 2)
-            visible = ~np.isnan(past).any(axis=(2, 3)) & verdict.sound  # [frames, tracks]
+            judged = [*windows(scenario)]
+            visible = ~np.isnan(past).any(axis=(2, 3)) & judged[0][1].sound  # [frames, tracks]
             truth = np.full(visible.shape, -1, dtype=np.int64)
-            truth[0, verdict.labelled] = np.arange(rows, rows + int(verdict.labelled.sum()))
-            rows += int(verdict.labelled.sum())
+            for start, verdict in judged:
+                truth[start, verdict.labelled] = np.arange(rows, rows + int(verdict.labelled.sum()))
+                rows += int(verdict.labelled.sum())
             inputs.append(agent_frame(past[visible], past[visible]))
             counts.append(visible.sum(axis=1))
             sample.append(truth[visible])
@@ -172,8 +177,10 @@ def _scenarios(folder: Path, drives: Sequence[str] | None = None) -> Iterator[Sc
     return at_rate(stream(folder, drives), RATE_HZ)
 
 
-def _verdict(scenario: Scenario) -> labels.Verdict:
-    return labels.judge(scenario, frames=WINDOW, rate_hz=RATE_HZ)
+def windows(scenario: Scenario) -> Iterator[tuple[int, labels.Verdict]]:
+    """The windows of a scenario: the first frame of each, and which tracks can teach there. One at least."""
+    for start in range(0, max(1, scenario.frames - WINDOW + 1), SLIDE):
+        yield start, labels.judge(scenario, frames=WINDOW, rate_hz=RATE_HZ, start=start)
 
 
 def _no_traits() -> dict[str, NDArray[Any]]:
@@ -189,10 +196,10 @@ def _no_traits() -> dict[str, NDArray[Any]]:
     }
 
 
-def _traits(scenario: Scenario, chosen: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-    """What is known of the chosen tracks at the last frame of their past."""
+def _traits(scenario: Scenario, chosen: NDArray[np.bool_], start: int) -> dict[str, NDArray[Any]]:
+    """What is known of the chosen tracks at the last frame of their past, in the window from frame `start` on."""
     count = int(chosen.sum())
-    now = scenario.xy[:, PAST - 1]
+    now = scenario.xy[:, start + PAST - 1]
     own = now[chosen]
     away = np.hypot(*np.moveaxis(own[:, None] - now[None], -1, 0))  # [chosen, tracks]; NaN: not seen now
     return {

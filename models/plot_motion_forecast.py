@@ -20,11 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
-from fedfleet.models.motion_forecast import PAST, RATE_HZ, WINDOW, agent_frame, constant_velocity
+from fedfleet.models.motion_forecast import PAST, RATE_HZ, WINDOW, agent_frame, constant_velocity, windows
 from fedfleet.models.task import Case, Floats
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.printable import printable
-from fedfleet.scenarios import labels
 from fedfleet.scenarios.reading import read
 from fedfleet.scenarios.records import Scenario
 from fedfleet.scenarios.resample import at_rate
@@ -103,21 +102,22 @@ def views(cases: Sequence[Case], scenarios: Path) -> list[View]:
                 raise UsageError(
                     f"drive {drive} has {len(tracks)} tracks with a truth, none of number {case.sample}"
                 )
-            found[place] = _view(*tracks[case.sample], case.output)
+            found[place] = _view(*tracks[case.sample], output=case.output)
     return [found[place] for place in range(len(cases))]
 
 
-def _tracks(folder: Path, drive: str) -> list[tuple[Scenario, int]]:
-    """Return scenario and track of every row of the drive's samples."""
+def _tracks(folder: Path, drive: str) -> list[tuple[Scenario, int, int]]:
+    """Return scenario, first frame of the window and track of every row of the drive's samples."""
     return [
-        (scenario, int(track))
+        (scenario, start, int(track))
         for scenario in at_rate(read(folder, [drive]), RATE_HZ)
-        for track in np.flatnonzero(labels.judge(scenario, frames=WINDOW, rate_hz=RATE_HZ).labelled)
+        for start, verdict in windows(scenario)
+        for track in np.flatnonzero(verdict.labelled)
     ]
 
 
-def _view(scenario: Scenario, track: int, output: Floats) -> View:
-    window = scenario.xy[:, :WINDOW] - scenario.xy[track, PAST - 1]
+def _view(scenario: Scenario, start: int, track: int, *, output: Floats) -> View:
+    window = scenario.xy[:, start : start + WINDOW] - scenario.xy[track, start + PAST - 1]
     own = window[track]
     history = own[None, :PAST]
     east_north = np.array([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])

@@ -66,7 +66,7 @@ def scan(folder: Path, sources: Sequence[Path]) -> Drives:
         if missing:
             text = f"{parts['label'].where}: expected {missing[0]}/{number}.txt beside it, got none"
             raise ScenarioError("missing-file", text)
-        frames = sum(1 for line in parts["oxts"].read().splitlines() if line.strip())
+        frames = len(parts["oxts"].read().rstrip().splitlines())
         name = f"kitti-{number}"
         pieces = -(-frames // window_frames(RATE_HZ))
         drive = Drive(REGION, name, pieces, frames / RATE_HZ)
@@ -76,7 +76,7 @@ def scan(folder: Path, sources: Sequence[Path]) -> Drives:
 
 def _read(parts: Mapping[str, Member], name: str, problems: Counter[str]) -> Iterator[Scenario]:
     label, oxts, calib = (Text(parts[part].where, parts[part].read()) for part in ("label", "oxts", "calib"))
-    yield from cut(observations(label, oxts, calib, drive=name), problems=problems)
+    yield from cut(observations(label, oxts, calib, drive=name, problems=problems), problems=problems)
 
 
 def _members(folder: Path, path: Path) -> list[Member]:

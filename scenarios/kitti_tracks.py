@@ -8,6 +8,7 @@ Robotics: The KITTI Dataset", IJRR 2013, section III, and the devkit's readme.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,11 +19,12 @@ from fedfleet.scenarios.local_plane import Plane, axes, ecef
 from fedfleet.scenarios.records import ScenarioError
 from fedfleet.scenarios.windows import Observations
 
-__all__ = ["EGO", "RATE_HZ", "REGION", "Text", "observations"]
+__all__ = ["EGO", "NO_POSE", "RATE_HZ", "REGION", "Text", "observations"]
 
 RATE_HZ: Final = 10.0
 REGION: Final = "karlsruhe"
 EGO: Final = "ego"
+NO_POSE: Final = "no-pose"
 
 _LABEL_COLUMNS: Final = 17
 _OXTS_COLUMNS: Final = 30
@@ -55,26 +57,37 @@ class Text:
     data: bytes
 
 
-def observations(label: Text, oxts: Text, calib: Text, *, drive: str) -> Observations:
+def observations(
+    label: Text, oxts: Text, calib: Text, *, drive: str, problems: Counter[str] | None = None
+) -> Observations:
     """All labelled objects of a sequence, and the car itself as the track `ego`.
 
-    Raises ScenarioError naming file and line for rows that are none, a number that is none, an unknown type, one track
-    of two types, and a label of a frame that has no pose.
+    Line i of the poses is that of frame i − 1; an empty one is a frame whose pose was lost: the car is not seen there,
+    and labels of it are counted in `problems` (`no-pose`). Raises ScenarioError naming file and line for a row of
+    another length, a text where a number should be, an unknown type, one track of two types, and a label of a frame
+    beyond the poses.
     """
-    poses = _numbers(_rows(oxts, _OXTS_COLUMNS), slice(0, 6), oxts.where)
+    lines = _rows(oxts, _OXTS_COLUMNS)
+    poses = _numbers(lines, slice(0, 6), oxts.where)
     if not len(poses):
         raise ScenarioError("missing-frames", f"{oxts.where}: expected a row for each frame, got none")
+    posed = np.array([line - 1 for line, _ in lines], dtype=np.int64)
+    pose_of = np.full(len(oxts.data.splitlines()), -1, dtype=np.int64)
+    pose_of[posed] = np.arange(len(posed))
     rows = [(line, row) for line, row in _rows(label, _LABEL_COLUMNS) if row[2] != _IGNORED.encode()]
     frame, ids = (_integers(rows, column, label.where) for column in (0, 1))
-    beyond = (frame < 0) | (frame >= len(poses))
+    beyond = (frame < 0) | (frame >= len(pose_of))
     if beyond.any():
         at = int(beyond.argmax())
-        text = f"expected frame 0 to {len(poses) - 1} as in {oxts.where}, got {frame[at]}"
+        text = f"expected frame 0 to {len(pose_of) - 1} as in {oxts.where}, got {frame[at]}"
         raise ScenarioError("missing-frames", f"{label.where} line {rows[at][0]}: {text}")
     found, track = np.unique(ids, return_inverse=True)
     types = _types(rows, track, len(found), label.where)
     in_imu = _from_camera(calib, _numbers(rows, slice(13, 16), label.where))
-    own, others = _in_plane(poses, frame, in_imu)
+    placed = np.flatnonzero(pose_of[frame] >= 0)
+    if problems is not None and len(placed) < len(frame):
+        problems[NO_POSE] += len(frame) - len(placed)
+    own, others = _in_plane(poses, pose_of[frame[placed]], in_imu[placed])
     return Observations(
         where=label.where,
         region=REGION,
@@ -83,20 +96,20 @@ def observations(label: Text, oxts: Text, calib: Text, *, drive: str) -> Observa
         t0_s=0.0,
         names=[EGO, *(str(one) for one in found)],
         types=["vehicle", *types],
-        track=np.concatenate([np.zeros(len(poses), dtype=np.int64), track + 1]),
-        frame=np.concatenate([np.arange(len(poses)), frame]),
+        track=np.concatenate([np.zeros(len(poses), dtype=np.int64), track[placed] + 1]),
+        frame=np.concatenate([posed, frame[placed]]),
         xy=np.concatenate([own, others]),
         av=0,
     )
 
 
-def _in_plane(poses: Doubles, frame: NDArray[np.int64], in_imu: Doubles) -> tuple[Doubles, Doubles]:
-    """The car's positions float64[T, 2] and those of points float64[N, 3] seen from it in frames int64[N]."""
+def _in_plane(poses: Doubles, pose: NDArray[np.int64], in_imu: Doubles) -> tuple[Doubles, Doubles]:
+    """The car's positions float64[T, 2] and those of points float64[N, 3] seen from it at poses int64[N]."""
     latitude, longitude = np.radians(poses[:, 0]), np.radians(poses[:, 1])
     places = ecef(latitude, longitude, poses[:, 2])
     plane = Plane.at(places[0])
     turned = np.swapaxes(axes(latitude, longitude), 1, 2) @ _rotations(poses[:, 3:6])  # car to Earth
-    seen = places[frame] + np.einsum("nij,nj->ni", turned[frame], in_imu)
+    seen = places[pose] + np.einsum("nij,nj->ni", turned[pose], in_imu)
     return plane.local(places)[:, :2], plane.local(seen)[:, :2]
 
 

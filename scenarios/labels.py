@@ -44,7 +44,7 @@ GAP: Final = "gap"
 class Verdict:
     """On the tracks of one scenario, bool[tracks] each.
 
-    `sound` tracks may be looked at, `labelled` ones are also observed in every frame of the first window;
+    `sound` tracks may be looked at, `labelled` ones are also observed in every frame of the window;
     `problems` counts, by reason, the tracks that are not labelled.
     """
 
@@ -53,29 +53,32 @@ class Verdict:
     problems: Counter[str]
 
 
-def judge(scenario: Scenario, *, frames: int, rate_hz: float) -> Verdict:
-    """Judge each track against a window of the first `frames` frames at `rate_hz`.
+def judge(scenario: Scenario, *, frames: int, rate_hz: float, start: int = 0) -> Verdict:
+    """Judge each track against a window of `frames` frames at `rate_hz`, from frame `start` on.
 
-    The first of these reasons counts: `wrong-rate` (of the scenario), `jump` (above MAX_SPEED_MPS), `too-short` (seen
-    without a gap, but not in every frame of the window), `gap` (not seen in some frame in between),
-    `impossible-acceleration` (above MAX_ACCELERATION_MPS2 in the window; such a track may be looked at).
+    The first of these reasons counts, for the tracks that are seen in the window at all: `wrong-rate` (of the
+    scenario), `jump` (above MAX_SPEED_MPS), `too-short` (seen without a gap, but not in every frame of the window),
+    `gap` (not seen in some frame in between), `impossible-acceleration` (above MAX_ACCELERATION_MPS2 in the window;
+    such a track may be looked at).
     """
     count = len(scenario.track_ids)
     if abs(scenario.rate_hz - rate_hz) > 1e-3 * rate_hz:
         nothing = np.zeros(count, dtype=np.bool_)
-        return Verdict(nothing, nothing, Counter({WRONG_RATE: count}))
+        return Verdict(nothing, nothing, Counter({WRONG_RATE: count} if start == 0 else {}))
     seen = ~np.isnan(scenario.xy[..., 0])
     jump = _jumps(scenario.xy, seen, rate_hz)
-    whole = seen[:, :frames].all(axis=1) & (scenario.frames >= frames)
+    within = seen[:, start : start + frames]
+    present = within.any(axis=1)
+    whole = within.all(axis=1) & (scenario.frames >= start + frames)
     # A gap is a frame that was not seen, with frames that were seen before and after it.
     before = np.logical_or.accumulate(seen, axis=1)
     after = np.logical_or.accumulate(seen[:, ::-1], axis=1)[:, ::-1]
-    gap = (before & after & ~seen)[:, :frames].any(axis=1)
-    reasons = Counter({JUMP: int(jump.sum()), GAP: int((gap & ~jump).sum())})
-    reasons[TOO_SHORT] = int((~whole & ~gap & ~jump).sum())
+    gap = present & (before & after & ~seen)[:, start : start + frames].any(axis=1)
+    reasons = Counter({JUMP: int((present & jump).sum()), GAP: int((gap & ~jump).sum())})
+    reasons[TOO_SHORT] = int((present & ~whole & ~gap & ~jump).sum())
     labelled = whole & ~jump
     wild = np.zeros(count, dtype=np.bool_)
-    wild[labelled] = _is_wild(scenario.xy[labelled, :frames], rate_hz)
+    wild[labelled] = _is_wild(scenario.xy[labelled, start : start + frames], rate_hz)
     reasons[JERK] = int(wild.sum())
     return Verdict(~jump, labelled & ~wild, +reasons)
 

@@ -276,3 +276,27 @@ def test_other_folders_are_not_of_this_format(tmp_path: Path) -> None:
 def test_no_pose_at_all_is_refused() -> None:
     with pytest.raises(ScenarioError, match="missing-frames: o: expected a row for each frame, got none"):
         observations(Text("l", b""), Text("o", b""), Text("c", CALIB.encode()), drive="d")
+
+
+def test_a_frame_whose_pose_was_lost_moves_no_other(tmp_path: Path) -> None:
+    # Given a car that goes north by one step each frame, and one that stands 10 m ahead of it in the first
+    def poses(lost: set[int]) -> str:
+        return "".join("\n" if i in lost else pose(49.0 + 1e-5 * i, 8.4, math.pi / 2) for i in range(12))
+
+    step = 1.1122  # metres of 1e-5 degrees of latitude there
+    labels = "".join(label(i, 1, "Car", 0.0, 10.0 - step * i) for i in range(9))  # they end before the poses
+    whole, holed = (sequence(tmp_path / name, labels, poses=12) for name in ("whole", "holed"))
+    for folder, lost in ((whole, set[int]()), (holed, {0, 4, 5, 11})):
+        (folder / "training/oxts/0000.txt").write_text(poses(lost))
+    # When
+    expected, found = all_of(whole), all_of(holed)
+    # Then every place is the same but for the origin, which is the first pose that is there
+    kept = {frame for frame in range(12) if ("kitti-0000", "ego", frame) in found}
+    assert kept == {1, 2, 3, 6, 7, 8, 9, 10}
+    assert {frame for _, track, frame in found if track == "1"} == {1, 2, 3, 6, 7, 8}
+    origin = expected["kitti-0000", "ego", 1]
+    for key, place in found.items():
+        np.testing.assert_allclose(place + origin, expected[key], atol=1e-6)
+    recordings = kitti.scan(holed, kitti.detect(holed))
+    list(recordings.read("karlsruhe/kitti-0000"))
+    assert recordings.problems == {"no-pose": 3}

@@ -177,3 +177,44 @@ def test_a_changed_folder_is_read_again(tmp_path: Path) -> None:
     assert len(read(tmp_path)) == 1
     write_table(tmp_path / "b.parquet", [replace(traffic.scenario("s1"), drive="d01")])
     assert [scenario.drive for scenario in read(tmp_path)] == ["d00", "d01"]
+
+
+# --- windows of longer scenarios ---
+
+
+def test_windows_slide_over_a_longer_scenario(tmp_path: Path) -> None:
+    # Given 10 s in which one car is seen throughout, one from 2.5 s on, one too briefly, one with a gap late
+    xy = np.stack([straight(5.0 + track, frames=100) for track in range(4)])
+    xy[1, :25] = np.nan
+    xy[2, 40:] = np.nan
+    xy[3, 80] = np.nan
+    scenario = one(xy, kinds=("AGENT", "AGENT", "OTHERS", "OTHERS"))
+    write_table(tmp_path / "town.parquet", [scenario])
+    # When
+    samples = TASK.samples(tmp_path, ["town/d"])
+    frames = TASK.frames(tmp_path, ["town/d"])
+    # Then
+    assert samples.traits["track"].tolist() == ["t0", "t3", "t0", "t1", "t3", "t0", "t1"]
+    assert samples.judged.tolist() == [True, False, True, True, False, True, True]
+    # t1 and t2 in the first window, t2 in the second, t3 in the third
+    assert samples.problems == {"too-short": 3, "gap": 1}
+    # and the replay knows the truth of every sample, at the frame in which its window begins
+    where = {int(truth): at for at, truth in enumerate(frames.sample) if truth >= 0}
+    assert sorted(where) == list(range(len(samples)))
+    for truth, at in where.items():
+        np.testing.assert_array_equal(frames.inputs[at], samples.inputs[truth])
+        assert np.searchsorted(frames.offsets, at, side="right") - 1 == (0, 0, 25, 25, 25, 50, 50)[truth]
+
+
+def test_a_view_shows_the_window_of_its_sample(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra viz)")
+    from fedfleet.models.plot_motion_forecast import views
+    from fedfleet.models.task import Case
+
+    xy = np.stack([straight(5.0, frames=100), straight(8.0, frames=100)])
+    write_table(tmp_path / "town.parquet", [one(xy)])
+    samples = TASK.samples(tmp_path, ["town/d"])
+    shown = views([Case("town/d", at, samples.targets[at]) for at in range(len(samples))], tmp_path)
+    for view in shown:
+        np.testing.assert_allclose(view.prediction, view.truth, atol=1e-3)
+    assert [view.track for view in shown] == ["t0", "t1"] * 3
