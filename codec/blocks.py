@@ -34,7 +34,7 @@ BY_PLAN = 5
 VALUE_CODES = {"sign": 0, "int8": 1, "float32": 2, "int2": 3, "int3": 4, "int4": 5, "stochastic4": 6}
 VALUE_NAMES = {code: name for name, code in VALUE_CODES.items()}
 DENSE_FLOAT32_LIMIT = 256
-"""A "dense" part of up to this many coordinates is sent in float32, a larger one in eight bits."""
+"""A "dense" part of up to this many coordinates is sent in float32, a larger one in eight bits unless it is exact."""
 
 _STOCHASTIC = VALUE_CODES["stochastic4"]
 _FLOAT32 = VALUE_CODES["float32"]
@@ -139,7 +139,8 @@ def unpack(
 
 
 def _dense_value(part: Part, settings: Settings) -> str:
-    return "float32" if settings.value == "float32" or part.size <= DENSE_FLOAT32_LIMIT else "int8"
+    is_exact = part.is_exact or part.size <= DENSE_FLOAT32_LIMIT
+    return "float32" if settings.value == "float32" or is_exact else "int8"
 
 
 def _select(values: Floats, part: Part, settings: Settings) -> Indices:

@@ -33,6 +33,7 @@ class Part:
 
     `columns`, where known, is the length of each tensor's rows (a layer's inputs): what rows and columns have in common
     is used to name fewer bits; the receiver need not know.
+    A "dense" part that `is_exact` is always sent in float32; the receiver need not know this either.
     "sparse": coded as the settings say. "dense": every value is sent, in eight bits or float32. "exclude": nothing
     is sent; the receiver's change is zero. Raises UsageError for an unknown name or spans that are not as told.
     """
@@ -41,6 +42,7 @@ class Part:
     spans: tuple[tuple[int, int], ...]
     coding: Coding = "sparse"
     columns: tuple[int, ...] = field(default=(), compare=False)
+    is_exact: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.segment not in SEGMENTS or self.coding not in _CODINGS:

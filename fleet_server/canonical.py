@@ -21,13 +21,20 @@ __all__ = ["canonical", "places"]
 _GRAPH, _INITIALIZER, _NAME, _RAW_DATA = 7, 5, 8, 9
 
 
-def canonical(model: onnx.ModelProto, weights: Mapping[str, NDArray[np.float32]]) -> bytes:
+def canonical(
+    model: onnx.ModelProto,
+    weights: Mapping[str, NDArray[np.float32]],
+    *,
+    same: Mapping[str, str] | None = None,
+) -> bytes:
     """The canonical file of `model` with these values in place of its initializers of the same names.
 
-    Raises UsageError when a weight is no float32 initializer of that shape: then the exporter has changed it.
+    `same` are second names of weights -> the name among `weights`: tied weights are one initializer. Raises UsageError
+    when a weight is no float32 initializer of that shape: then the exporter has changed it.
     """
     out = onnx.ModelProto()
     out.CopyFrom(model)
+    _join(out.graph, same or {})
     out.producer_name, out.producer_version, out.domain, out.doc_string = "fedfleet", "", "", ""
     out.model_version = 0
     del out.metadata_props[:]
@@ -42,7 +49,10 @@ def canonical(model: onnx.ModelProto, weights: Mapping[str, NDArray[np.float32]]
     )
     missing = sorted(set(weights) - {tensor.name for tensor in tensors})
     if missing:
-        raise UsageError(f"the exported graph has no initializer {missing[0]}, which is in the state dict")
+        raise UsageError(
+            f"the exported graph has no initializer {missing[0]}, which is in the state dict: the network's output "
+            "does not depend on it, so leave it out of the network"
+        )
     del out.graph.initializer[:]
     out.graph.initializer.extend(tensors)
     onnx.checker.check_model(out)
@@ -63,6 +73,32 @@ def places(file: bytes, names: Collection[str]) -> dict[str, tuple[int, int]]:
                 if name in names:
                     found[name] = parts[_RAW_DATA]
     return found
+
+
+def _join(graph: onnx.GraphProto, same: Mapping[str, str]) -> None:
+    """Give initializers with several names their first one everywhere, and keep one of each."""
+    if not same:
+        return
+    kept: dict[str, onnx.TensorProto] = {}
+    for tensor in graph.initializer:
+        name = same.get(tensor.name, tensor.name)
+        if name not in kept:
+            kept[name] = onnx.TensorProto()
+            kept[name].CopyFrom(tensor)
+            kept[name].name = name
+    del graph.initializer[:]
+    graph.initializer.extend(kept.values())
+    _rename(graph, same)
+
+
+def _rename(graph: onnx.GraphProto, same: Mapping[str, str]) -> None:
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name in same:
+                node.input[place] = same[name]
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                _rename(inner, same)
 
 
 def _strip(graph: onnx.GraphProto | onnx.FunctionProto) -> None:

@@ -16,18 +16,22 @@ from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from fedfleet.fleet_server.canonical import canonical, places
+from fedfleet.fleet_server.export_trial import statistics_of
 from fedfleet.fleet_server.files import write_file
 from fedfleet.models import scoring, training
-from fedfleet.models.layout import Layout, patch, rules
+from fedfleet.models.layout import Layout, Names, patch, rules
 from fedfleet.models.task import Floats, Task, load
+from fedfleet.models.tensors import check_tensors, learned, second_names, unlearned
 from fedfleet.protocol.errors import PeerError, UsageError
 from fedfleet.protocol.printable import printable
 
@@ -58,27 +62,41 @@ def export(task: Task, *, seed: int, head: Sequence[str] = ()) -> Exported:
     torch.set_num_threads(1)
     model = training.network(task, seed=seed).eval()
     initial = training.vector(model)
+    check_tensors(model, task)
     _check_forward(model, task)
-    graph = to_onnx(model, task)
-    names = [name for name, tensor in model.state_dict().items() if tensor.dtype == torch.float32]
-    shapes = [tuple(model.state_dict()[name].shape) for name in names]
-    zeros = {name: np.zeros(shape, dtype=np.float32) for name, shape in zip(names, shapes, strict=True)}
-    file = canonical(graph, zeros)
-    found = places(file, names)
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    layout = Layout(
-        task=task.name,
-        task_version=task.version,
-        names=tuple(names),
-        shapes=tuple(shapes),
-        offsets=tuple(accumulate(sizes[:-1], initial=0)),
-        byte_offsets=tuple(found[name][0] for name in names),
-        file_bytes=len(file),
-        rules=rules(task, names, head=head),
-    )
+    statistics = statistics_of(task, seed=seed)
+    shapes = {name: tuple(tensor.shape) for name, tensor in learned(model).items()}
+    zeros = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
+    file = canonical(to_onnx(model, task), zeros, same=second_names(model))
+    layout = _layout(task, model, file, statistics=statistics, head=head)
     check_parity(model, task, patch(file, layout, initial), seed=seed)
     _check_moved(model, task, file, layout, seed=seed)
     return Exported(file, layout, initial)
+
+
+def _layout(
+    task: Task, model: nn.Module, file: bytes, *, statistics: Sequence[str], head: Sequence[str]
+) -> Layout:
+    shapes = {name: tuple(tensor.shape) for name, tensor in learned(model).items()}
+    sizes = [prod(shape) for shape in shapes.values()]
+    found = places(file, shapes)
+    told = Names(tuple(shapes), statistics, second_names(model), tuple(unlearned(model)))
+    try:
+        return Layout(
+            task=task.name,
+            task_version=task.version,
+            names=tuple(shapes),
+            shapes=tuple(shapes.values()),
+            offsets=tuple(accumulate(sizes[:-1], initial=0)),
+            byte_offsets=tuple(found[name][0] for name in shapes),
+            file_bytes=len(file),
+            rules=rules(task, told, head=head),
+            statistics=tuple(statistics),
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"][:2]) or "layout"
+        raise UsageError(f"network of {task.name}: {where}: {first['msg']}") from error
 
 
 def to_onnx(model: nn.Module, task: Task) -> onnx.ModelProto:
@@ -89,17 +107,22 @@ def to_onnx(model: nn.Module, task: Task) -> onnx.ModelProto:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model,
-            (example,),
-            input_names=[shape.input_name],
-            output_names=[shape.output_name],
-            opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                model,
+                (example,),
+                input_names=[shape.input_name],
+                output_names=[shape.output_name],
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+            )
+        except Exception as error:
+            raise UsageError(
+                f"network of {task.name}: torch cannot export it to ONNX: {_why(error)}"
+            ) from error
     if program is None:
         raise UsageError(f"network of {task.name}: torch gave no ONNX program")
     return program.model_proto
@@ -162,6 +185,7 @@ def _summary(exported: Exported) -> Mapping[str, str | int]:
         "file_bytes": layout.file_bytes,
         "graph_bytes": layout.file_bytes - 4 * layout.size,
         "onnx_sha256": sha256(first).hexdigest(),
+        "statistics": ", ".join(layout.statistics),
     }
 
 
@@ -177,6 +201,13 @@ def _check_forward(model: nn.Module, task: Task) -> None:
     if found != (2, *shape.output_shape):
         expected = f"output expected {['N', *shape.output_shape]}, got {['N', *found[1:]]}"
         raise UsageError(f"model does not match task {task.name}: {expected}")
+
+
+def _why(error: BaseException) -> str:
+    """The first line of what was wrong at the bottom: the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _check_moved(model: nn.Module, task: Task, file: bytes, layout: Layout, *, seed: int) -> None:

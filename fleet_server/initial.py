@@ -16,6 +16,8 @@ __all__ = ["Export", "export_command", "prepare_export"]
 
 FILES = ("graph.onnx", "layout.json", "initial.npy")
 TIMEOUT_S = 600.0
+OWN = "export: "
+"""How the command's own line of error begins; torch may write more around it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,14 +39,13 @@ def export_command(task: str, *, seed: int, out: Path, head: Sequence[str] = ())
 def prepare_export(folder: Path, command: Sequence[str], *, out: Path) -> Export:
     """Return the export of ``folder``, made by ``command`` (which writes ``out``) when it is not there yet.
 
-    Raises UsageError with the last lines of the command's own words when it fails.
+    Raises UsageError with the command's own words when it fails.
     """
     if not all((folder / name).is_file() for name in FILES):
         shutil.rmtree(out, ignore_errors=True)
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         if done.returncode != 0:
-            words = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
-            raise UsageError(f"the first model could not be exported (exit code {done.returncode}): {words}")
+            raise UsageError(f"the first model could not be exported{_words(done)}")
         if missing := [name for name in FILES if not (out / name).is_file()]:
             raise UsageError(f"the first model could not be exported: the export wrote no {missing[0]}")
         shutil.rmtree(folder, ignore_errors=True)
@@ -54,3 +55,10 @@ def prepare_export(folder: Path, command: Sequence[str], *, out: Path) -> Export
     if vector.dtype != np.float32 or vector.ndim != 1:
         raise UsageError(f"{folder / FILES[2]}: expected float32[M], got {vector.dtype}{list(vector.shape)}")
     return Export(onnx, layout_json, vector)
+
+
+def _words(done: "subprocess.CompletedProcess[str]") -> str:
+    """Its own line of error; of a process that had none, its code and last lines."""
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    own = [line.removeprefix(OWN) for line in lines if line.startswith(OWN)]
+    return f": {own[-1]}" if own else f" (exit code {done.returncode}): {' | '.join(lines[-3:])}"

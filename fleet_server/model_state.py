@@ -102,19 +102,21 @@ def propose(
     merged, _weights = merge(aggregates, cap=config.merge_cap, trim=config.merge_trim)
     if not all(np.isfinite(each).all() for each in (merged, *(one.mean for one in aggregates.values()))):
         return Proposal(Verdict(accepted=False, reason="aggregate: a value is NaN or infinite"))
-    strategy = strategies.scaled(config.strategy.strategy(), config.step_of(past.round))
-    settings, parts = config.downlink.settings(), graph.layout.parts
+    scaled = strategies.scaled(config.strategy.strategy(), config.step_of(past.round))
+    settings, parts, averaged = config.downlink.settings(), graph.layout.parts, graph.layout.is_averaged
+    strategy = strategies.averaging(scaled, averaged)
     control = merge_controls(aggregates, vehicles=past.vehicles)
     optimizer, update = strategy.apply(model.optimizer or strategy.init(merged.size), merged, control)
     norm, limits = float(np.linalg.norm(update)), config.gate
     wrong = gate.judge_step(norm, past.norms, limit=limits.step_norm, factor=limits.step_factor)
     if wrong is not None:
         return Proposal(wrong)
+    of_head = strategies.averaging(scaled, averaged[parts.coordinates("head")])
     try:
         found = step(model.vector, model.error, update, settings, parts=parts)
         heads = {
             region: move(
-                one, aggregates.get(region), update, strategy=strategy, parts=parts, settings=settings
+                one, aggregates.get(region), update, strategy=of_head, parts=parts, settings=settings
             )
             for region, one in model.regions.items()
         }

@@ -18,6 +18,7 @@ __all__ = [
     "State",
     "Strategy",
     "Vector",
+    "averaging",
     "check",
     "fedavg",
     "fednova",
@@ -154,6 +155,24 @@ def scaled(strategy: Strategy, factor: float) -> Strategy:
     ) -> tuple[State, Vector]:
         found, update = strategy.apply(state, pseudo_gradient, control)
         return found, factor * update
+
+    return replace(strategy, apply=apply)
+
+
+def averaging(strategy: Strategy, places: npt.NDArray[np.bool_]) -> Strategy:
+    """Return the same server optimizer, but at some places bool[M] the update is the pseudo-gradient itself.
+
+    Running statistics of a batch norm lie there: their mean is what is wanted; a learning rate, momentum or Adam's
+    scaling makes of a variance one that no data have.
+    """
+    if not places.any():
+        return strategy
+
+    def apply(
+        state: State, pseudo_gradient: Vector, control: Vector | None = None, /
+    ) -> tuple[State, Vector]:
+        found, update = strategy.apply(state, pseudo_gradient, control)
+        return found, np.where(places, pseudo_gradient, update)
 
     return replace(strategy, apply=apply)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedfleet.models.settings import TrainSettings
 from fedfleet.models.task import Floats
+from fedfleet.models.tensors import learned, pieces, places
 from fedfleet.protocol.errors import UsageError
 
 __all__ = ["Control", "Correction", "check_control"]
@@ -66,21 +67,15 @@ class Correction:
 
 
 def _by_parameter(model: nn.Module, weights: Floats) -> list[Tensor]:
-    """Return f32[M] cut into tensors like the model's parameters, in their order."""
-    found, start = {}, 0
-    for name, tensor in model.state_dict().items():
-        if tensor.dtype == torch.float32:
-            piece = weights[start : start + tensor.numel()]
-            found[name] = torch.from_numpy(np.array(piece)).view_as(tensor)
-            start += tensor.numel()
-    return [found[name] for name, _ in model.named_parameters()]
+    """Return f32[M] cut into tensors like the model's parameters, in their order; zero for one that is not in it."""
+    found = dict(zip(learned(model), pieces(model, weights), strict=True))
+    return [found.get(name, torch.zeros(())) for name, _ in model.named_parameters()]
 
 
 def _is_parameter(model: nn.Module) -> NDArray[np.bool_]:
     """Return bool[M]: whether a place of the vector is trained by gradients (buffers are not)."""
     names = {name for name, _ in model.named_parameters()}
-    floats = {name: t for name, t in model.state_dict().items() if t.dtype == torch.float32}
-    return np.concatenate([np.full(tensor.numel(), name in names) for name, tensor in floats.items()])
+    return places(model, names.__contains__)
 
 
 def check_control(settings: TrainSettings, control: Control | None, base: Floats) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedfleet.models.task import Task
+from fedfleet.models.tensors import learned, places
 
 __all__ = ["bytes_of_a_sample", "freeze_body", "head_names"]
 
@@ -20,7 +21,7 @@ PASSES = 3
 
 def head_names(task: Task, model: nn.Module) -> frozenset[str]:
     """The names of the tensors that are the head: those of the task's ``head``, else the last layer's."""
-    names = [name for name, tensor in model.state_dict().items() if tensor.dtype == torch.float32]
+    names = list(learned(model))
     patterns: Sequence[str] = getattr(task, "head", ())
     found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     if found or not names:
@@ -34,8 +35,7 @@ def freeze_body(task: Task, model: nn.Module) -> NDArray[np.bool_]:
     head = head_names(task, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head)
-    floats = ((n, t) for n, t in model.state_dict().items() if t.dtype == torch.float32)
-    return np.concatenate([np.full(tensor.numel(), name in head) for name, tensor in floats])
+    return places(model, head.__contains__)
 
 
 def bytes_of_a_sample(model: nn.Module, sample: Tensor) -> int:

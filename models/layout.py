@@ -7,13 +7,15 @@ numpy and pydantic only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import accumulate, product
 from math import prod
 from typing import Annotated, Final, Literal, Self, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedfleet.codec.entropy_rows import row_length
@@ -21,7 +23,7 @@ from fedfleet.codec.parts import Coding, Part, Parts, SegmentName
 from fedfleet.models.task import Floats, Task
 from fedfleet.protocol.errors import PeerError, UsageError
 
-__all__ = ["Layout", "Rule", "extract", "patch", "read", "rules"]
+__all__ = ["Layout", "Names", "Rule", "extract", "patch", "read", "rules"]
 
 ITEM_BYTES: Final = 4
 MAX_TENSORS: Final = 4096
@@ -52,6 +54,8 @@ class Layout(BaseModel):
     byte_offsets: Annotated[tuple[Place, ...], Field(max_length=MAX_TENSORS)]
     file_bytes: Place
     rules: Annotated[tuple[Rule, ...], Field(max_length=MAX_TENSORS)] = ()
+    statistics: Annotated[tuple[Name, ...], Field(max_length=MAX_TENSORS)] = ()
+    """Tensors that no gradient moves but every batch: running statistics. Dense ones are sent in float32."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -74,7 +78,8 @@ class Layout(BaseModel):
             own = [number for number, rule in enumerate(told) if rule == f"{segment}:{coding}"]
             if own:
                 places, lengths = tuple(spans[n] for n in own), tuple(columns[n] for n in own)
-                found.append(Part(segment, places, coding, lengths))
+                is_exact = coding == "dense" and any(self.names[n] in self.statistics for n in own)
+                found.append(Part(segment, places, coding, lengths, is_exact))
         return Parts(self.size, tuple(found))
 
     @property
@@ -96,9 +101,16 @@ class Layout(BaseModel):
             name for name, rule in zip(self.names, self.rules, strict=False) if rule.startswith("head:")
         )
 
+    @property
+    def is_averaged(self) -> NDArray[np.bool_]:
+        """Where in the vector statistics are, bool[M]: the server takes their mean and makes no step of it."""
+        sizes = zip(self.names, self.sizes, strict=True)
+        return np.concatenate([np.full(size, name in self.statistics) for name, size in sizes])
+
     def to_json(self) -> bytes:
         """The same bytes for the same layout; `read` is the way back."""
-        return self.model_dump_json(exclude=None if self.rules else {"rules"}).encode()
+        absent = {name for name in ("rules", "statistics") if not getattr(self, name)}
+        return self.model_dump_json(exclude=absent).encode()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -107,6 +119,8 @@ class Layout(BaseModel):
             raise ValueError("names, shapes and offsets do not belong together")
         if self.rules and len(self.rules) != len(self.names):
             raise ValueError(f"{len(self.rules)} rules for {len(self.names)} tensors")
+        if unknown := [name for name in self.statistics if name not in self.names]:
+            raise ValueError(f"statistics: no tensor {unknown[0]}")
         if self.rules and all(rule.endswith(":exclude") for rule in self.rules):
             raise ValueError("every tensor is excluded")
         if self.offsets != tuple(accumulate(self.sizes[:-1], initial=0)):
@@ -121,11 +135,25 @@ class Layout(BaseModel):
         return self
 
 
-def rules(task: Task, names: Sequence[str], *, head: Sequence[str] = ()) -> tuple[Rule, ...]:
+@dataclass(frozen=True)
+class Names:
+    """How the tensors of a network are called: those of the vector in order, and which of them are statistics.
+
+    `second` are other names of tensors that layers share -> the one in the vector; `unsent` are not in the vector.
+    """
+
+    vector: Sequence[str]
+    statistics: Sequence[str] = ()
+    second: Mapping[str, str] = field(default_factory=dict)
+    unsent: Sequence[str] = ()
+
+
+def rules(task: Task, names: Names, *, head: Sequence[str] = ()) -> tuple[Rule, ...]:
     """Each tensor's rule, from the task's `tensors` and `head` (first pattern that matches); () for all-sparse bodies.
 
-    Other patterns in `head` come in the place of the task's own. Raises UsageError for a coding that there is not, or
-    a pattern that matches no tensor.
+    Statistics that no pattern of `tensors` speaks of are dense. Other patterns in `head` come in the place of the
+    task's own. Raises UsageError for a coding that there is not, a pattern that matches no tensor, or one that matches
+    a tensor by its second name only.
     """
     codings: dict[str, Coding] = dict(getattr(task, "tensors", {}))
     head = head or getattr(task, "head", ())
@@ -135,16 +163,27 @@ def rules(task: Task, names: Sequence[str], *, head: Sequence[str] = ()) -> tupl
             raise UsageError(
                 f"task {task.name}: tensors {pattern}: expected {', '.join(known)}, got {coding!r}"
             )
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UsageError(
-                f"task {task.name}: no tensor {pattern}, expected one of {', '.join(names)[:300]}"
-            )
+        _check_pattern(task, pattern, names, excludes=coding == "exclude")
     found: list[Rule] = []
-    for name in names:
+    for name in names.vector:
         segment: SegmentName = "head" if any(fnmatchcase(name, pattern) for pattern in head) else "body"
-        coding = next((rule for pattern, rule in codings.items() if fnmatchcase(name, pattern)), known[0])
+        usual: Coding = "dense" if name in names.statistics else "sparse"
+        coding = next((rule for pattern, rule in codings.items() if fnmatchcase(name, pattern)), usual)
         found.append(f"{segment}:{coding}")  # type: ignore[arg-type]  # a product of the two
     return () if set(found) == {"body:sparse"} else tuple(found)
+
+
+def _check_pattern(task: Task, pattern: str, names: Names, *, excludes: bool) -> None:
+    for name, first in names.second.items():
+        if fnmatchcase(name, pattern) and not fnmatchcase(first, pattern):
+            raise UsageError(
+                f"task {task.name}: {pattern} names {name}: {first} and {name} are one tensor, which is called {first}"
+            )
+    known = (*names.vector, *(names.unsent if excludes else ()))
+    if not any(fnmatchcase(name, pattern) for name in known):
+        raise UsageError(
+            f"task {task.name}: no tensor {pattern}, expected one of {', '.join(names.vector)[:300]}"
+        )
 
 
 def read(data: bytes) -> Layout:

@@ -6,7 +6,7 @@ Deterministic: one thread, every random choice drawn from the seed. Runs in the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedfleet.models import batches
 from fedfleet.models.checkpoint import Arrays, optimizer_arrays, restore_optimizer
 from fedfleet.models.correction import Control, Correction, check_control
 from fedfleet.models.frugal import bytes_of_a_sample, freeze_body
 from fedfleet.models.settings import Augment, TrainSettings
 from fedfleet.models.task import Floats, Samples, Task, resolve
+from fedfleet.models.tensors import batch_norms, check_tensors, load_vector, materialise, vector
 from fedfleet.protocol.errors import UsageError
 
 __all__ = [
@@ -83,8 +85,9 @@ class FineTuning:
     the mean of the g; settings.correction must be "scaffold", the optimizer sgd without momentum.
     `snapshot` and `restore` let another one go on where this is; it ends with the same bytes.
 
-    Raises UsageError when base or samples do not fit the task or it offers no augmentation and one is asked for,
-    TrainingError for no samples and for a loss or a weight that is not finite; then there is no result.
+    Raises UsageError when base or samples do not fit the task, it offers no augmentation and one is asked for, or
+    batches are too small for a batch norm; TrainingError for no samples, one where a batch norm needs two, and a loss
+    or a weight that is not finite; then there is no result.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class FineTuning:
         check_control(settings, control, base)
         self._base, self._size = base, len(samples)
         self._model = network(task, seed=seed)
+        check_tensors(self._model, task)
         load_vector(self._model, base)
         self._learns = freeze_body(task, self._model) if settings.trainable == "head" else None
         self._loss = cast("Callable[[Tensor, Tensor], Tensor]", resolve(task.loss))
@@ -113,7 +117,8 @@ class FineTuning:
         self._optimizer = _optimizer(self._model, settings)
         self._chance = torch.Generator().manual_seed(seed)
         self._vary, self._varied = _augmentation(task, settings.augment, seed=seed)
-        self._per_epoch = math.ceil(len(samples) / settings.batch_size)
+        self._per_epoch = batches.count(self._size, settings.batch_size)
+        _check_batches(task, self._model, self._inputs, size=self._size, most=settings.batch_size)
         self.steps = settings.epochs * self._per_epoch
         if settings.max_steps:
             self.steps = min(self.steps, settings.max_steps)
@@ -131,7 +136,8 @@ class FineTuning:
         at = self._done % self._per_epoch
         if at == 0:
             self._order = torch.randperm(self._size, generator=self._chance)
-        batch = self._order[at * self._settings.batch_size : (at + 1) * self._settings.batch_size]
+        start, end = batches.bounds(at, self._size, self._settings.batch_size)
+        batch = self._order[start:end]
         self._optimizer.zero_grad()
         inputs, targets = self._vary(self._inputs[batch].float(), self._targets[batch])
         loss = self._loss(self._model(inputs), targets)
@@ -157,7 +163,7 @@ class FineTuning:
         delta = vector(self._model) - self._base
         if not np.isfinite(delta).all():
             raise TrainingError(f"weights are not finite after {self._done} steps")
-        examples = min(self._size, self._done * self._settings.batch_size)
+        examples = batches.seen(self._done, self._size, self._settings.batch_size)
         control = self._correction.control_step(delta)
         if self._learns is not None:
             delta[~self._learns] = 0  # statistics of the body move without a gradient
@@ -175,14 +181,14 @@ class FineTuning:
             "chance": self._chance.get_state().numpy().copy(),
             "varied": self._varied.get_state().numpy().copy(),
             "global": torch.get_rng_state().numpy().copy(),
-            **{f"model.{name}": t.numpy().copy() for name, t in self._model.state_dict().items()},
+            **{f"model.{name}": tensor.numpy().copy() for name, tensor in self._kept().items()},
             **optimizer_arrays(self._optimizer),
         }
 
     def restore(self, arrays: Arrays) -> None:
         """Go on from a snapshot of a fine-tuning with the same arguments; ValueError or KeyError for any other."""
         state = {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}
-        held = self._model.state_dict()
+        held = self._kept()
         if any(state[f"model.{name}"].shape != tensor.shape for name, tensor in held.items()):
             raise ValueError("checkpoint: tensors of another model")
         done = int(arrays["done"])
@@ -198,12 +204,24 @@ class FineTuning:
         self._varied.set_state(state["varied"])
         torch.set_rng_state(state["global"])
 
+    def _kept(self) -> dict[str, Tensor]:
+        """What a snapshot holds of the network: the state dict, but for types that numpy has none for."""
+        state = self._model.state_dict()
+        return {
+            name: tensor
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor) and tensor.dtype != torch.bfloat16
+        }
+
     def _fitting(self, settings: TrainSettings) -> TrainSettings:
         """Return the settings with batches no larger than their memory allows."""
         if not settings.batch_bytes:
             return settings
         most = settings.batch_bytes // max(1, bytes_of_a_sample(self._model, self._inputs[:1]))
-        return settings.model_copy(update={"batch_size": max(1, min(settings.batch_size, most))})
+        most = max(1, min(settings.batch_size, most))
+        if most < settings.batch_size:
+            most = batches.fitting(self._size, most)
+        return settings.model_copy(update={"batch_size": most})
 
     def _measure(self) -> float:
         most = min(LOSS_SAMPLES, max(LOSS_FEW, self.steps * self._settings.batch_size))
@@ -249,31 +267,8 @@ def network(task: Task, *, seed: int) -> nn.Module:
         raise UsageError(
             f"network of {task.name}: {task.network} gave {type(model).__name__}, expected nn.Module"
         )
+    materialise(model, task)
     return model
-
-
-def vector(model: nn.Module) -> Floats:
-    """The float32 tensors of the state dict, in its order, as one f32[M]."""
-    parts = [tensor.detach().reshape(-1).numpy() for tensor in _floats(model)]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
-
-
-def load_vector(model: nn.Module, weights: Floats) -> None:
-    """Write f32[M] into the model's float32 tensors; UsageError when the length differs."""
-    tensors = _floats(model)
-    size = sum(tensor.numel() for tensor in tensors)
-    if weights.shape != (size,) or weights.dtype != np.float32:
-        raise UsageError(f"base vector: expected float32[{size}], got {weights.dtype}{list(weights.shape)}")
-    flat = torch.from_numpy(np.array(weights))
-    with torch.no_grad():
-        start = 0
-        for tensor in tensors:
-            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
-            start += tensor.numel()
-
-
-def _floats(model: nn.Module) -> Sequence[Tensor]:
-    return [tensor for tensor in model.state_dict().values() if tensor.dtype == torch.float32]
 
 
 def _optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -302,6 +297,24 @@ def _check(task: Task, samples: Samples) -> None:
         raise UsageError(f"samples do not match task {task.name}: {text}, got {got}")
     if len(samples) == 0:
         raise TrainingError("no samples to train on")
+
+
+def _check_batches(task: Task, model: nn.Module, inputs: Tensor, *, size: int, most: int) -> None:
+    """Refuse a batch of one sample where a layer takes its statistics: TrainingError for the data, UsageError else."""
+    if batches.smallest(size, most) > 1 or not (norms := batch_norms(model)):
+        return
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        trial = network(task, seed=0).train()
+        try:
+            trial(inputs[:1].float())
+        except ValueError:
+            name, layer = norms[0]
+        else:
+            return  # each sample has several values of a channel, as images do
+    needs = f"expected at least 2 in a batch for {name or 'the network'} ({type(layer).__name__})"
+    if size == 1:
+        raise TrainingError(f"1 sample to train on, {needs}")
+    raise UsageError(f"batch_size {most}: {needs}")
 
 
 def _finite(value: float, what: str) -> float:

@@ -31,9 +31,7 @@ def test_the_export_process_is_run_once(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_failed_export_says_why_in_one_line(tmp_path: Path) -> None:
     folder, out = tmp_path / "export", tmp_path / ".export.new"
     command = export_command("no_such_task", seed=3, out=out)
-    with pytest.raises(
-        UsageError, match=r"could not be exported \(exit code 2\): .*unknown task 'no_such_task'"
-    ):
+    with pytest.raises(UsageError, match=r"could not be exported: unknown task 'no_such_task'"):
         prepare_export(folder, command, out=out)
     # and one that ends well without writing anything
     with pytest.raises(UsageError, match=r"wrote no graph\.onnx"):

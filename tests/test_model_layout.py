@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedfleet.codec.parts import Part, Parts
-from fedfleet.models.layout import Layout, extract, patch, read, rules
+from fedfleet.models.layout import Layout, Names, extract, patch, read, rules
 from fedfleet.models.task import Task, load
 from fedfleet.protocol.errors import PeerError, UsageError
 
@@ -103,7 +103,7 @@ NAMES = ("first.weight", "norm.weight", "norm.running_mean", "first.bias", "last
 
 def test_a_task_says_how_each_tensor_is_sent() -> None:
     # given patterns of which the first that matches counts
-    found = rules(cast("Task", Ruled()), NAMES)
+    found = rules(cast("Task", Ruled()), Names(NAMES))
     # then
     expected = ("body:sparse", "body:dense", "body:exclude", "body:dense", "head:sparse", "head:dense")
     assert found == expected
@@ -125,7 +125,7 @@ def test_a_task_says_how_each_tensor_is_sent() -> None:
 
 
 def test_without_rules_all_is_one_sparse_part_and_the_json_says_nothing() -> None:
-    assert rules(load("motion_forecast"), NAMES) == ()
+    assert rules(load("motion_forecast"), Names(NAMES)) == ()
     assert layout().parts == Parts(5, (Part("body", ((0, 4), (4, 5))),))
     assert b"rules" not in layout().to_json()
 
@@ -144,4 +144,4 @@ def test_rules_that_mean_nothing_are_refused(
     task = Ruled()
     vars(task).update(tensors=tensors, head=head)
     with pytest.raises(UsageError, match=f"^{re.escape(text)}"):
-        rules(cast("Task", task), NAMES)
+        rules(cast("Task", task), Names(NAMES))
