@@ -52,7 +52,7 @@ def test_what_was_committed_is_there_after_opening_again(tmp_path: Path) -> None
     assert (pending.sequence, pending.round, pending.stored, pending.attempts) == (1, 3, True, 2)
     assert (again.residual(2) == vector(1, 2)).all()
     assert again.answered == {3}
-    assert again.seen == {"north": Seen(3, 1, "", 2, "ab", 4)}
+    assert again.seen == {"north": Seen(3, 1, "", 2, "ab", 4), "": Seen(version=5)}
     assert again.base == Base(5, "cd")
     assert again.graph == Graph("ef", b"layout", b"onnx")
     again.close()

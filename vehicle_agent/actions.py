@@ -8,6 +8,7 @@ from fedfleet.protocol.messages import Lease, ModelPointer, Plan, Release, Varia
 __all__ = [
     "Action",
     "Activate",
+    "BeginEpoch",
     "Count",
     "FetchBase",
     "FetchRelease",
@@ -125,6 +126,13 @@ class Settle:
 
 
 @dataclass(frozen=True)
+class BeginEpoch:
+    """Number updates under a new epoch, unless the one of this update was left already."""
+
+    update: str
+
+
+@dataclass(frozen=True)
 class Count:
     """Count a refusal under its reason."""
 
@@ -152,6 +160,7 @@ Action: TypeAlias = (
     | SubmitUpdate
     | Send
     | Settle
+    | BeginEpoch
     | Count
     | Report
 )

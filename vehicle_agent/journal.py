@@ -5,7 +5,9 @@ is one that passed its checks. A full disk is a JournalError: the transaction is
 file is kept aside (``salvage.py``): a fresh journal takes its place, under a new epoch, so that no id comes twice.
 """
 
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +15,8 @@ from numpy.typing import NDArray
 from fedfleet.codec.delta import Delta
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
-from fedfleet.vehicle_agent import salvage
 from fedfleet.vehicle_agent.entries import OutboxEntry
+from fedfleet.vehicle_agent.journal_file import JournalError
 from fedfleet.vehicle_agent.journal_models import ModelJournal
 from fedfleet.vehicle_agent.state import Pending
 from fedfleet.vehicle_agent.trusted import Seen
@@ -32,9 +34,10 @@ class Journal(ModelJournal):
 
     def next_session(self) -> int:
         """Count a connection and return its number, from 1."""
-        number = int(self._meta("session")) + 1
+        number = max(int(self._meta("session")), self.floors.now.session) + 1
         with self._change():
             self._set("session", str(number))
+        self._raise(replace(self.floors.now, session=number))
         return number
 
     @property
@@ -45,13 +48,13 @@ class Journal(ModelJournal):
     @property
     def server_key(self) -> bytes | None:
         """The pinned key of the server."""
-        text = self._meta("server_key")
+        text = self.floors.now.server_key or self._meta("server_key")
         return bytes.fromhex(text) if text else None
 
     @property
     def enrolled(self) -> bool:
         """Whether the server has ever assigned a region."""
-        return self._meta("enrolled") == "1"
+        return self.floors.now.enrolled or self._meta("enrolled") == "1"
 
     def assign(
         self, region: str, server_key: bytes | None, *, forget: NDArray[np.int64] | None = None
@@ -71,15 +74,15 @@ class Journal(ModelJournal):
             self._set("region", region)
             self._set("enrolled", "1")
             self._set("server_key", server_key.hex() if server_key else "")
-        with suppress(OSError):  # only a damaged journal would need it
-            salvage.keep_pin(self._folder, server_key)
+        pin, own = server_key.hex() if server_key else "", self.key.public.hex()
+        self._raise(replace(self.floors.now, enrolled=True, server_key=pin, vehicle_key=own))
 
     # --- outbox and residual ---
 
     @property
     def next_id(self) -> UpdateId:
         """The id that the next update must have."""
-        return UpdateId(self._vehicle, self.epoch, int(self._meta("sequence")) + 1)
+        return UpdateId(self._vehicle, self.epoch, self.sequence + 1)
 
     def commit_update(self, entry: OutboxEntry, residual: Floats) -> None:
         """Store outbox row, new residual float32[M], sequence number and answered round together, or nothing."""
@@ -106,6 +109,10 @@ class Journal(ModelJournal):
                 "DELETE FROM answered WHERE task = ? AND round <= ?",
                 (self._task, entry.round - ANSWERED_KEPT),
             )
+        with suppress(
+            JournalError
+        ):  # the update is committed; an older copy would be found out by its refusal
+            self._raise(self.floors.now.counting(self.epoch, entry.id.sequence))
 
     def sealed(self, sequence: int) -> OutboxEntry | None:
         """Return an update of the outbox, None when it is settled."""
@@ -181,18 +188,23 @@ class Journal(ModelJournal):
 
     @property
     def seen(self) -> dict[str, Seen]:
-        """The newest of each kind, by region."""
-        rows = self._rows(
-            "SELECT region, round, revision, version, onnx_sha256, release FROM seen WHERE task = ?",
-            self._task,
-        )
-        return {region: Seen(r, v, "", version, digest, n) for region, r, v, version, digest, n in rows}
+        """The newest of each kind, by region; what the journal itself holds is no older, under no region."""
+        known = self.floors.now
+        for region, seen in self._seen_before():
+            known = known.seeing(self._task, region, seen)
+        base, active = self.base, self.active
+        held = Seen(version=base.version if base else -1, release=active.number if active else -1)
+        return {**known.seeing(self._task, "", held).seen[self._task]}
 
     def note_seen(self, region: str, seen: Seen) -> None:
-        """Keep the newest of each kind of a region."""
-        values = (self._task, region, seen.round, seen.revision, seen.version, seen.onnx_sha256, seen.release)
-        with self._change():
-            self._db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        """Keep the newest of each kind of a region, apart from the journal."""
+        self._raise(self.floors.now.seeing(self._task, region, replace(seen, plan_sha256="")))
+
+    def _seen_before(self) -> Iterator[tuple[str, Seen]]:
+        """Yield what an older program kept in the journal."""
+        query = "SELECT region, round, revision, version, onnx_sha256, release FROM seen WHERE task = ?"
+        for region, round_, revision, version, digest, release in self._rows(query, self._task):
+            yield region, Seen(round_, revision, "", version, digest, release)
 
     # --- inside ---
 

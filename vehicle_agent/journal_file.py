@@ -3,6 +3,7 @@
 SQLite with WAL and synchronous=FULL. What fails in it is a JournalError, reading or writing.
 """
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 from fedfleet.protocol.errors import UsageError
 from fedfleet.vehicle_agent import salvage
+from fedfleet.vehicle_agent.floors import Floors, FloorsFile
 from fedfleet.vehicle_agent.keys import load_or_create, lock
 from fedfleet.vehicle_agent.schema import STEPS, TABLES, VERSION
 
@@ -39,15 +41,18 @@ class JournalFile:
     def __init__(self, folder: Path, *, vehicle: str, task: str, epoch: int, seed: bytes) -> None:
         """Open the journal in ``folder``, or create it with this epoch (64 bits) and this seed of its key.
 
-        ``salvaged`` is where a damaged one was put, in whose place this one begins anew; None mostly.
+        ``salvaged`` is where a damaged one was put, in whose place this one begins anew; None mostly. ``restored``
+        has the last update's number here and the last that was used, when this one is an older copy.
         Raises UsageError when another process holds it, or it is another vehicle's.
         """
         self._folder, self._task, self._vehicle = folder, task, vehicle
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder, vehicle)
+            self.floors = FloorsFile(folder)
             self.key = load_or_create(folder, draw=lambda _: seed)
             self.salvaged: Path | None = None
+            self.restored: tuple[int, int] | None = None
             try:
                 self._open(epoch)
             except (JournalError, sqlite3.Error, ValueError) as error:
@@ -57,7 +62,8 @@ class JournalFile:
                 self._db.close()
                 self.salvaged = salvage.set_aside(folder)
                 self._open(epoch)
-        except (OSError, sqlite3.Error) as error:
+            self._compare(epoch)
+        except (OSError, sqlite3.Error, JournalError) as error:
             raise UsageError(f"vehicle {vehicle}: journal {folder} cannot be opened: {error}") from error
 
     def _open(self, epoch: int) -> None:
@@ -65,7 +71,40 @@ class JournalFile:
             self._folder / "journal.sqlite", isolation_level=None, cached_statements=0
         )  # a statement that is kept keeps the last vector that it wrote
         self._prepare(epoch)
-        self.epoch = int(self._meta("epoch"), 16)
+        self.epoch, _ = int(self._meta("epoch"), 16), self.sequence  # ValueError: it has lost them
+
+    def _compare(self, epoch: int) -> None:
+        """Begin a new epoch when numbers were used that the journal does not know: it is an older copy of itself."""
+        last = self.sequence
+        used = self.floors.now.sequences.get(f"{self.epoch:016x}", last)
+        if used > last:
+            self.restored = (last, used)
+            self.begin_epoch(epoch, last=max(last, used))
+        else:
+            self._raise(self.floors.now.counting(self.epoch, last))
+
+    @property
+    def sequence(self) -> int:
+        """The number of the last update."""
+        return int(self._meta("sequence"))
+
+    def begin_epoch(self, epoch: int, *, last: int | None = None) -> None:
+        """Number what follows under another epoch (64 bits), from ``last`` + 1; what waits keeps its id."""
+        number = self.sequence if last is None else last
+        with self._change():
+            self._set("epoch", f"{epoch:016x}")
+            self._set("sequence", str(number))
+        self.epoch = epoch
+        self._raise(self.floors.now.counting(epoch, number))
+
+    def _raise(self, floors: Floors) -> None:
+        """Keep these floors; JournalError when they cannot be written."""
+        try:
+            self.floors.change(floors)
+        except OSError as error:
+            reason = "disk-full" if error.errno == errno.ENOSPC else "floors-failed"
+            where = f"vehicle {self._vehicle}: floors in {self._folder} cannot be written"
+            raise JournalError(reason, f"{where}: {error.strerror}; inference goes on") from error
 
     def _prepare(self, epoch: int) -> None:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-128", "wal_autocheckpoint=256"):
@@ -74,9 +113,9 @@ class JournalFile:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         if version == 0:
             first = {"vehicle": self._vehicle, "epoch": f"{epoch:016x}", "session": "0", "sequence": "0"}
-            pin = salvage.pinned(self._folder)
-            if pin is not None:
-                first |= {"server_key": pin, "enrolled": "1"}
+            known = self.floors.now
+            if known.enrolled:
+                first |= {"server_key": known.server_key, "enrolled": "1"}
             values = ",".join(f"('{name}', '{value}')" for name, value in first.items())
             self._db.executescript(
                 f"BEGIN IMMEDIATE; {TABLES} INSERT INTO meta VALUES {values}; PRAGMA user_version={VERSION}; COMMIT;"  # noqa: S608

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from fedfleet.protocol.messages import Fate, Receipt, Settlement
 from fedfleet.protocol.selection import draw
-from fedfleet.vehicle_agent.actions import Action, Count, Send, Settle
+from fedfleet.vehicle_agent.actions import Action, BeginEpoch, Count, Report, Send, Settle
 from fedfleet.vehicle_agent.events import ReceiptCame, SettlementCame, UpdateJournaled
 from fedfleet.vehicle_agent.state import Pending, State
 
@@ -20,7 +20,9 @@ ASK_AFTER_ROUNDS = 3
 """Rounds without word after which a stored update is sent again: its settlement may be retained no longer."""
 ASKED_TIMES = 3
 """So often at least it is sent again before silence counts as an answer."""
-RETURNED_REASONS = frozenset({"late", "round-unknown", "from-the-future", "wrong-base", "wrong-region"})
+USED = "replayed-id"
+"""The server holds another update under this one's id: this journal is an older copy, or one of two."""
+RETURNED_REASONS = frozenset({"late", "round-unknown", "from-the-future", "wrong-base", "wrong-region", USED})
 """Refusals that say nothing against the update itself: it re-enters the residual."""
 _MOST_DOUBLINGS = 20
 
@@ -89,7 +91,10 @@ def receipt(state: State, event: ReceiptCame, now_s: float) -> Result:
     if told.reason.partition(":")[0] == "wrong-region":
         state = replace(state, asked=0, ask_at_s=now_s)
     fate: Fate = "returned" if told.reason.partition(":")[0] in RETURNED_REASONS else "dropped"
-    return _settle(state, pending, fate, told.reason)
+    if told.reason.partition(":")[0] != USED:
+        return _settle(state, pending, fate, told.reason)
+    state, actions = _settle(state, pending, fate, told.reason)
+    return state, [*actions, BeginEpoch(pending.update), Report(_used(state, pending))]
 
 
 def settlement(state: State, event: SettlementCame, now_s: float) -> Result:
@@ -128,6 +133,12 @@ def _settle(state: State, pending: Pending, fate: Fate, reason: str) -> Result:
     if fate in {"dropped", "returned"}:
         actions.append(Count(f"update-{fate}-{reason.partition(':')[0]}"[:80]))
     return replace(state, outbox=rest), actions
+
+
+def _used(state: State, pending: Pending) -> str:
+    what = f"vehicle {state.settings.vehicle}: round {pending.round}: the server has another update as {pending.update}"
+    why = "an older copy of this vehicle's folder was put back, or a second vehicle uses its identity"
+    return f"{what}: {why}; what was learned is kept, and goes on under a new epoch"
 
 
 def _heard(state: State, pending: Pending) -> Pending:

@@ -1,15 +1,11 @@
-"""A journal that is damaged is kept aside, and the vehicle begins anew; whom it trusts is in a file of its own."""
+"""A journal that is damaged is kept aside, and the vehicle begins anew; what may not go back is in ``floors``."""
 
-import os
 import sqlite3
 from pathlib import Path
 
-from fedfleet.protocol.signing import KEY_BYTES
-
-__all__ = ["check", "is_damage", "keep_pin", "pinned", "set_aside"]
+__all__ = ["check", "is_damage", "set_aside"]
 
 JOURNAL = "journal.sqlite"
-PIN = "server.pin"
 PASSING = frozenset(
     {
         sqlite3.SQLITE_BUSY,
@@ -52,26 +48,3 @@ def set_aside(folder: Path) -> Path:
         if file.exists():
             file.replace(folder / f"{kept.name}{ending}")
     return kept
-
-
-def keep_pin(folder: Path, server_key: bytes | None) -> None:
-    """Keep the server's key beside the journal; without one that this vehicle is enrolled."""
-    path = folder / PIN
-    text = (server_key.hex() if server_key else "") + "\n"
-    if path.exists() and path.read_text(encoding="ascii") == text:
-        return
-    fresh = path.with_suffix(".new")
-    with fresh.open("w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-
-
-def pinned(folder: Path) -> str | None:
-    """Return the server's key as hex, empty when none was known, None when the vehicle was never enrolled."""
-    try:
-        text = (folder / PIN).read_text(encoding="ascii").strip()
-        return text if len(bytes.fromhex(text)) in {0, KEY_BYTES} else None
-    except (OSError, ValueError):
-        return None

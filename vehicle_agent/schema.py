@@ -1,4 +1,4 @@
-"""The journal's tables (SQLite). One file for each vehicle."""
+"""The journal's tables (SQLite). One file for each vehicle. ``seen`` is read only: ``floors`` has taken its place."""
 
 __all__ = ["STEPS", "TABLES", "VERSION"]
 

@@ -9,7 +9,7 @@ from fedfleet.vehicle_agent.runtime import Replay
 from fedfleet.vehicle_agent.state import State
 from fedfleet.vehicle_agent.tuning import Tuning
 
-__all__ = ["Counted", "metrics", "status"]
+__all__ = ["Counted", "metrics", "restored", "status"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,9 @@ def metrics(
         scores={} if replay.is_overlaid else figures.scores,
         refusals=dict(counted.refusals),
     )
+
+
+def restored(last: int, used: int, *, epoch: int) -> str:
+    """Return what to say of a journal that is an older copy of itself."""
+    told = f"journal ends with update {last}, but this vehicle has sent {used}: an older copy took its place"
+    return f"{told}; going on as epoch {epoch:x}, nothing is sent twice"

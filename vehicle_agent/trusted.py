@@ -44,7 +44,10 @@ _KINDS: Final[Mapping[str, Kind]] = {
 
 @dataclass(frozen=True)
 class Seen:
-    """The newest of each kind in one region; ``plan_sha256`` and ``onnx_sha256`` are empty after a restart."""
+    """The newest of each kind in one region, and what it was; a digest is empty where it is not known.
+
+    ``files`` are the digests of the release's model files, by variant (empty: the release as it is).
+    """
 
     round: int = -1
     revision: int = -1
@@ -52,6 +55,18 @@ class Seen:
     version: int = -1
     onnx_sha256: str = ""
     release: int = -1
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def joined(self, other: "Seen") -> "Seen":
+        """Return the newer of both in each kind; of equal ones what this knows stands, the other fills in."""
+        plans = ((one.round, one.revision, one.plan_sha256) for one in (other, self))
+        models = ((one.version, one.onnx_sha256) for one in (other, self))
+        plan = max(plans, key=lambda told: (*told[:2], bool(told[2])))
+        model = max(models, key=lambda told: (told[0], bool(told[1])))
+        files: Mapping[str, str] = {}
+        for one in (other, self):
+            files = {**files, **one.files} if one.release == max(self.release, other.release) else files
+        return Seen(*plan, *model, max(self.release, other.release), files)
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,16 @@ class Trusted:
     def newest(self) -> Seen:
         """Return what was seen last in the own region."""
         return self.seen.get(self.region, Seen())
+
+    @property
+    def version_floor(self) -> int:
+        """The newest model version seen in any region: the server numbers them for all regions together."""
+        return max((one.version for one in self.seen.values()), default=-1)
+
+    @property
+    def release_floor(self) -> int:
+        """The newest release seen in any region."""
+        return max((one.release for one in self.seen.values()), default=-1)
 
     def noting(self, seen: Seen) -> "Trusted":
         """Return the same with this as the newest of the own region."""
@@ -174,10 +199,9 @@ def _model(
     pointer = _regional(msg.ModelPointer, trusted, topic, body)
     _check_model(trusted, pointer)
     seen = trusted.newest
-    if pointer.version < seen.version:
-        raise PeerError(
-            "stale", f"model version {pointer.version} after {seen.version} in region {pointer.region}"
-        )
+    if pointer.version < trusted.version_floor:
+        told = f"model version {pointer.version} of region {pointer.region} after {trusted.version_floor}"
+        raise PeerError("stale", told)
     if pointer.version == seen.version and seen.onnx_sha256 not in {"", pointer.onnx_sha256}:
         raise PeerError("conflicting", f"model version {pointer.version} came with other content before")
     noted = replace(seen, version=pointer.version, onnx_sha256=pointer.onnx_sha256)
@@ -200,9 +224,19 @@ def _release(
         for size_bytes in (each.size_bytes, each.file.size_bytes, each.canary.size_bytes):
             _check_size(trusted, f"variant {each.kind} of release {release.number}", size_bytes)
     seen = trusted.newest
-    if release.number < seen.release:
-        raise PeerError("stale", f"release {release.number} after {seen.release} in region {release.region}")
-    return trusted.noting(replace(seen, release=release.number)), ev.ReleaseCame(release)
+    if release.number < trusted.release_floor:
+        told = f"release {release.number} of region {release.region} after {trusted.release_floor}"
+        raise PeerError("stale", told)
+    files = {"": release.model.onnx_sha256, **{each.kind: each.onnx_sha256 for each in release.variants}}
+    if release.number == seen.release:
+        for kind, digest in files.items():
+            if seen.files.get(kind, digest) != digest:
+                what = f"release {release.number} of region {release.region}"
+                raise PeerError(
+                    "conflicting", f"{what} came with another model before{kind and f' ({kind})'}"
+                )
+        files = {**seen.files, **files}
+    return trusted.noting(replace(seen, release=release.number, files=files)), ev.ReleaseCame(release)
 
 
 def _settlement(

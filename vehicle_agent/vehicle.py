@@ -11,6 +11,7 @@ from fedfleet.protocol import messages as msg
 from fedfleet.protocol import topics
 from fedfleet.protocol.enrolment import vehicle_proof
 from fedfleet.protocol.errors import PeerError
+from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.selection import draw
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
@@ -92,6 +93,7 @@ class Vehicle:
             act.SubmitUpdate: lambda a, _: parts.tuning.submit(a),
             act.Send: self._send,
             act.Settle: self._settle,
+            act.BeginEpoch: self._begin_epoch,
             act.Count: self._refuse,
             act.Report: self._say,
         }
@@ -113,7 +115,17 @@ class Vehicle:
         if journal.salvaged is not None:
             told = f"journal is damaged, kept as {journal.salvaged.name}; beginning anew"
             self._report(f"vehicle {self.name}: {told}, as epoch {journal.epoch:x}")
-        for reason in ("journal-corrupt",) * (journal.salvaged is not None) + self.parts.lost:
+        if journal.restored is not None:
+            self._report(f"vehicle {self.name}: {telling.restored(*journal.restored, epoch=journal.epoch)}")
+        if journal.floors.damaged is not None:
+            kept = f"floors are damaged, kept as {journal.floors.damaged.name}"
+            self._report(f"vehicle {self.name}: {kept}; what the journal holds is the floor now")
+        found = {
+            "journal-corrupt": journal.salvaged is not None,
+            "journal-restored": journal.restored is not None,
+            "floors-corrupt": journal.floors.damaged is not None,
+        }
+        for reason in (*(reason for reason, is_so in found.items() if is_so), *self.parts.lost):
             self.handle(ev.MessageRefused(reason), now_s)
         self._advance(lambda: self.parts.downlink.resume(sessions), now_s)
 
@@ -284,6 +296,14 @@ class Vehicle:
     def _settle(self, action: act.Settle, now_s: float) -> Iterable[ev.Event]:
         del now_s
         self.parts.tuning.settle(action)
+        return ()
+
+    def _begin_epoch(self, action: act.BeginEpoch, now_s: float) -> Iterable[ev.Event]:
+        journal = self.parts.journal
+        if UpdateId.parse(action.update).epoch == journal.epoch:
+            journal.begin_epoch(int(self._nonce(), 16) % 2**53)
+            if self.state.said is not None:  # the server tells epochs apart by the status
+                self._uplink.status(self._told("ONLINE", now_s))
         return ()
 
     def _refuse(self, action: act.Count, now_s: float) -> Iterable[ev.Event]:
