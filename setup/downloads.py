@@ -2,10 +2,13 @@
 
 `downloads.py brings-cuda REPORT`: exit 0 when the first package needs the CUDA libraries here, else 1.
 `downloads.py sizes REPORT`: print number and size of the packages, the largest by name.
+`downloads.py names REPORT`: print the names of the packages that are fetched, but for torch.
+`downloads.py locked-torch REPORT LOCK`: exit 0 when the report fetches no torch, or one whose hash is in the lock.
 """
 
 import json
 import os
+import re
 import ssl
 import sys
 import urllib.error
@@ -13,10 +16,12 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 CUDA = ("nvidia-", "cuda-", "triton")
 MEGABYTE = 1_000_000
@@ -63,14 +68,42 @@ def sizes(packages: Sequence[Mapping[str, Any]]) -> str:
     return f"{fetched}; largest: {largest or 'unknown'}"
 
 
-def main(command: str, report: str) -> int:
-    """Run one of the two commands on a report; return the exit status."""
+def names(packages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The canonical names of the packages, sorted; torch is installed by itself."""
+    found = (canonicalize_name(each["metadata"]["name"]) for each in packages)
+    return sorted(name for name in found if name != "torch")
+
+
+def sha256_of(package: Mapping[str, Any]) -> str:
+    """The hash of the file that is fetched; empty when neither the report nor the disk tells it."""
+    fetched = package["download_info"]
+    told = fetched.get("archive_info", {}).get("hashes", {}).get("sha256", "")
+    parts = urllib.parse.urlsplit(fetched["url"])
+    path = Path(urllib.request.url2pathname(parts.path))
+    if not told and parts.scheme == "file" and path.is_file():
+        return sha256(path.read_bytes()).hexdigest()
+    return str(told)
+
+
+def is_locked_torch(packages: Sequence[Mapping[str, Any]], lock: str) -> bool:
+    """Whether no torch is fetched, or a file that the lock names by its hash."""
+    known = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", lock))
+    torch = [each for each in packages if canonicalize_name(each["metadata"]["name"]) == "torch"]
+    return all(sha256_of(each) in known for each in torch)
+
+
+def main(command: str, report: str, lock: str = "") -> int:
+    """Run one of the commands on a report; return the exit status."""
     packages = json.loads(Path(report).read_text(encoding="utf-8"))["install"]
     if command == "brings-cuda":
         return 0 if packages and brings_cuda(packages[0]) else 1
     # Our own folder is in the report as well: it is not fetched.
     packages = [each for each in packages if "dir_info" not in each["download_info"]]
-    if packages:
+    if command == "locked-torch":
+        return 0 if is_locked_torch(packages, Path(lock).read_text(encoding="utf-8")) else 1
+    if command == "names":
+        print(" ".join(names(packages)))
+    elif packages:
         print(f"setup: {sizes(packages)}")
     return 0
 

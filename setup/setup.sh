@@ -11,10 +11,11 @@
 #                       CUDA libraries (gigabytes), PyTorch's own index of CPU builds is asked as well.
 #   FEDFLEET_MOSQUITTO  auto (default: install with apt when permitted) | no (never install a system package)
 #   FEDFLEET_POSTGRES   auto (default: install PostgreSQL and strace with apt when permitted) | no
+#   FEDFLEET_EXTRAS     more extras of pyproject.toml to install, separated by commas (CI: sumo)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly EXTRAS="scenarios,train,server,viz,broker,scale,dev"
+readonly EXTRAS="scenarios,train,server,viz,broker,scale,dev${FEDFLEET_EXTRAS:+,$FEDFLEET_EXTRAS}"
 readonly VENV="$PWD/.venv"
 readonly PY="$VENV/bin/python"
 readonly STAMP="$VENV/.fedfleet-setup"
@@ -26,9 +27,9 @@ stop() { say "$*"; exit 1; }
 # --- what this result depends on -------------------------------------------------------------------------------------
 fingerprint() {
   {
-    cat pyproject.toml constraints.txt setup/setup.sh setup/downloads.py setup/view.py
+    cat pyproject.toml constraints.txt requirements.lock setup/setup.sh setup/downloads.py setup/view.py
     printf '%s\n' "$PWD" "${FEDFLEET_PYTHON:-}" "${FEDFLEET_TORCH:-}" "${FEDFLEET_MOSQUITTO:-auto}" \
-      "${FEDFLEET_POSTGRES:-auto}"
+      "${FEDFLEET_POSTGRES:-auto}" "$EXTRAS"
   } | sha256sum | cut -d' ' -f1
 }
 
@@ -96,20 +97,43 @@ choose_torch() {
   TORCH+=(--extra-index-url "$CPU_INDEX")
 }
 
-install_packages() {
-  local pins="$VENV/.constraints.txt" report="$VENV/.report.json"
+# Prints the entries of requirements.lock for these packages.
+locked() {
+  awk -v names=" $* " '/^[^ #]/ { split($0, pin, "=="); keep = index(names, " " pin[1] " ") } keep' requirements.lock
+}
+
+# Installs these packages as requirements.lock has them: a file with another hash is refused.
+install_locked() {
+  locked "$@" >"$VENV/.locked.txt"
+  pip install -qq --require-hashes --no-deps --no-build-isolation -r "$VENV/.locked.txt"
+  rm -f "$VENV/.locked.txt"
+}
+
+# Installs what `pip install .[$1]` would, with the pins of constraints.txt and the hashes of requirements.lock.
+install_extras() {
+  local pins="$VENV/.constraints.txt" report="$VENV/.report.json" names
   # torch is left to FEDFLEET_TORCH, everything else to constraints.txt.
   grep -v '^torch==' constraints.txt >"$pins"
-  pip install -qq -c "$pins" pip setuptools packaging
-  choose_torch
   say "resolving packages"
-  if pip install -qq --dry-run --no-build-isolation -c "$pins" --report "$report" "${TORCH[@]}" ".[$EXTRAS]"; then
+  if pip install -qq --dry-run --no-build-isolation -c "$pins" --report "$report" "${TORCH[@]}" ".[$1]"; then
     "$PY" setup/downloads.py sizes "$report" >&2
   else
     stop "packages could not be resolved (see pip's message above); is a package index reachable?"
   fi
-  pip install -qq --no-build-isolation -c "$pins" "${TORCH[@]}" -e ".[$EXTRAS]"
-  rm -f "$report" "$VENV/.torch-report.json"
+  if ! "$PY" setup/downloads.py locked-torch "$report" requirements.lock; then
+    say "this build of torch is not in requirements.lock: it is taken by its version, its hash is not checked"
+  fi
+  pip install -qq --no-deps -c "$pins" "${TORCH[@]}"
+  names=$("$PY" setup/downloads.py names "$report")
+  install_locked $names
+  pip install -qq --no-deps --no-build-isolation -e ".[$1]"
+  rm -f "$report" "$VENV/.torch-report.json" "$pins"
+}
+
+install_packages() {
+  install_locked pip setuptools packaging
+  choose_torch
+  install_extras "$EXTRAS"
 }
 
 # --- broker ----------------------------------------------------------------------------------------------------------
