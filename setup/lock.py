@@ -1,4 +1,4 @@
-"""Writes requirements.lock: every pin of constraints.txt with the SHA-256 of each of its files, as the index tells them.
+"""Writes requirements.lock: every pin of constraints.txt with the SHA-256 of its files, as the index tells them.
 
 `lock.py [WHEEL …]`: run it after constraints.txt has changed. A WHEEL is a file that the index does not have, a CPU
 build of torch for example: its hash is added to those of its package. The index is the one that pip is set to.

@@ -111,7 +111,7 @@ install_locked() {
 
 # Installs what `pip install .[$1]` would, with the pins of constraints.txt and the hashes of requirements.lock.
 install_extras() {
-  local pins="$VENV/.constraints.txt" report="$VENV/.report.json" names
+  local pins="$VENV/.constraints.txt" report="$VENV/.report.json" name known=() others=()
   # torch is left to FEDFLEET_TORCH, everything else to constraints.txt.
   grep -v '^torch==' constraints.txt >"$pins"
   say "resolving packages"
@@ -124,8 +124,14 @@ install_extras() {
     say "this build of torch is not in requirements.lock: it is taken by its version, its hash is not checked"
   fi
   pip install -qq --no-deps -c "$pins" "${TORCH[@]}"
-  names=$("$PY" setup/downloads.py names "$report")
-  install_locked $names
+  for name in $("$PY" setup/downloads.py names "$report"); do
+    if grep -q "^$name==" requirements.lock; then known+=("$name"); else others+=("$name"); fi
+  done
+  [ "${#known[@]}" -eq 0 ] || install_locked "${known[@]}"
+  if [ "${#others[@]}" -gt 0 ]; then # another Python or system needs them
+    say "not in requirements.lock, taken without checking a hash: ${others[*]}"
+    pip install -qq --no-deps -c "$pins" "${others[@]}"
+  fi
   pip install -qq --no-deps --no-build-isolation -e ".[$1]"
   rm -f "$report" "$VENV/.torch-report.json" "$pins"
 }
