@@ -4,8 +4,11 @@
 to the last receipt, each sent after the commit; as many on their way as the server takes), ``p99_ms`` and ``p50_ms``
 (publish to receipt, updates of 20 kB coming at ``offered_per_s``), ``server_cpu_ms_per_update`` (CPU of the server's
 process to take in an update of a model of 1 M parameters, top 1 %, plus its decoding and folding),
-``ingest_cpu_ms_20kb``, ``ingest_cpu_ms_3kb``, ``fold_cpu_ms`` (its parts). The store is on ``--folder``'s disk. The
-load comes from a process of its own (tests/ingest_load.py).
+``ingest_cpu_ms_20kb``, ``ingest_cpu_ms_3kb``, ``fold_cpu_ms`` (its parts). Dense float32 updates of 1 MB and 4 MB, in
+pieces: ``dense_1mb_per_s``, ``dense_4mb_per_s`` and ``server_cpu_ms_per_mb_dense`` (the dearer of the two, ingest
+plus fold). ``--against FOLDER`` measures the 20 kB load of another checkout in turns with this one:
+``server_cpu_ms_before`` and ``server_cpu_ratio``. The store is on ``--folder``'s disk. The load comes from a process
+of its own (tests/ingest_load.py).
 """
 
 import argparse
@@ -16,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -48,9 +52,15 @@ from fedfleet.link.port import Event
 from fedfleet.protocol.ids import SERVER
 from fedfleet.protocol.messages import Plan, Status
 
+HERE = Path(__file__).resolve().parents[1]
 PLAN = plan_of(5, base=0)
 LARGE = {"parameters": 1_000_000, "density": 0.01, "value": "int8"}
 SMALL = {"parameters": 100_000, "density": 0.033, "value": "sign"}
+DENSE = {"density": 1.0, "value": "float32", "index": "dense"}
+DENSE_UPDATES = {1: 400, 4: 160}
+"""How many of so many MB."""
+DENSE_WINDOW_MB = 64
+TURNS = 3
 
 
 class _Stop:
@@ -75,7 +85,7 @@ def serve(folder: Path, port: int, load: Load) -> None:
             store_vehicles.save_status(connection, Status(vehicle=name, state="ONLINE", session=1))
         target = frozenset((*names(load.vehicles), "absent"))
         store_rounds.add_round(connection, Round(_plan(), "open", target, None, time.time()))
-    limits = Limits(4_000_000, load.parameters, 100)
+    limits = Limits(max(4_000_000, 4 * load.parameters + 8192), load.parameters, 100)
     ingest = Ingest(store, Party(FLEET, TASK, SERVER_KEY, {}), limits, Limiter(Rate(1e6, 1e6)))
     inbox: Inbox[Event] = Inbox(server_main.INBOX_EVENTS)
     loop = Loop().start()
@@ -123,18 +133,17 @@ def _fold(store: Any, load: Load) -> float:  # noqa: ANN401 - the open store
     return time.process_time() - begun
 
 
-def run(load: Load, folder: Path) -> dict[str, float]:
-    """One fresh broker and server under one load."""
+def run(load: Load, folder: Path, *, checkout: Path = HERE) -> dict[str, float]:
+    """One fresh broker and server, of this checkout or another, under one load."""
     sending, size = messages(load, PLAN)
     broker = embedded.start(folder / "broker", kind="mosquitto")
-    told = json.dumps([str(folder / "server"), broker.port, asdict(load)])
-    path = os.pathsep.join(sys.path[:1])
+    told = json.dumps([str(folder / "server"), broker.port, load.told()])
     server = subprocess.Popen(
-        [sys.executable, __file__, "--serve", told],
+        [sys.executable, str(checkout / "benchmarks" / "ingest.py"), "--serve", told],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (checkout / ".view", checkout / "tests")))},
     )
     try:
         if server.stdin is None or server.stdout is None or server.stdout.readline() != "ready\n":
@@ -163,7 +172,7 @@ def run(load: Load, folder: Path) -> dict[str, float]:
 
 
 def measure(folder: Path, *, updates: int, vehicles: int, offered: float) -> dict[str, float]:
-    """All three loads."""
+    """The loads of small updates."""
     figures: dict[str, float] = {}
     large = run(Load(**LARGE, updates=updates, vehicles=vehicles), folder / "large")
     sys.stderr.write(f"ingest: 20 kB: {large}\n")
@@ -176,12 +185,47 @@ def measure(folder: Path, *, updates: int, vehicles: int, offered: float) -> dic
     figures["p99_ms"] = round(paced["p99_ms"], 1)
     figures["p50_ms"] = round(paced["p50_ms"], 1)
     figures["offered_per_s"] = offered
-    figures["server_cpu_ms_per_update"] = round(large["ingest_ms"] + large["fold_ms"], 3)
+    figures["server_cpu_ms_per_update"] = round(_cost(large), 3)
     figures["ingest_cpu_ms_20kb"] = round(large["ingest_ms"], 3)
     figures["ingest_cpu_ms_3kb"] = round(small["ingest_ms"], 3)
     figures["fold_cpu_ms"] = round(large["fold_ms"], 3)
     figures["bytes_20kb"], figures["bytes_3kb"] = large["size_bytes"], small["size_bytes"]
     return figures
+
+
+def dense(folder: Path) -> dict[str, float]:
+    """The loads of dense updates."""
+    figures: dict[str, float] = {}
+    dearest = 0.0
+    for size_mb, updates in DENSE_UPDATES.items():
+        window = DENSE_WINDOW_MB // size_mb
+        load = Load(**DENSE, parameters=size_mb * 250_000, updates=updates, vehicles=updates, window=window)
+        found = run(load, folder / f"dense-{size_mb}")
+        sys.stderr.write(f"ingest: dense, {size_mb} MB: {found}\n")
+        figures[f"dense_{size_mb}mb_per_s"] = round(found["per_s"], 1)
+        dearest = max(dearest, _cost(found) / found["size_bytes"] * 1e6)
+    figures["server_cpu_ms_per_mb_dense"] = round(dearest, 2)
+    return figures
+
+
+def compare(folder: Path, checkout: Path, *, updates: int, vehicles: int) -> dict[str, float]:
+    """The load of 20 kB in turns with another checkout; the middle of the turns."""
+    subprocess.run([sys.executable, str(checkout / "setup" / "view.py")], check=True)
+    load = Load(**LARGE, updates=updates, vehicles=vehicles)
+    turns = [
+        tuple(
+            _cost(run(load, folder / f"{turn}-{name}", checkout=where))
+            for name, where in (("before", checkout), ("now", HERE))
+        )
+        for turn in range(TURNS)
+    ]
+    sys.stderr.write(f"ingest: 20 kB, CPU ms per update before and now: {turns}\n")
+    before, now = (median(each) for each in zip(*turns, strict=True))
+    return {"server_cpu_ms_before": round(before, 3), "server_cpu_ratio": round(now / before, 3)}
+
+
+def _cost(found: Mapping[str, float]) -> float:
+    return found["ingest_ms"] + found["fold_ms"]
 
 
 def main() -> int:
@@ -195,6 +239,12 @@ def main() -> int:
         "--offered", type=float, default=1500, help="updates per second while p99 is measured"
     )
     parser.add_argument("--folder", type=Path, help="where the store is; a temporary folder when not given")
+    parser.add_argument("--against", type=Path, help="another checkout, measured in turns with this one")
+    parser.add_argument(
+        "--only",
+        choices=("small", "dense"),
+        help="measure only these loads (with --against: only the comparison and these)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     told = parser.parse_args()
@@ -203,7 +253,11 @@ def main() -> int:
         serve(Path(where), port, Load(**load))
         return 0
     with tempfile.TemporaryDirectory(prefix="fedfleet-ingest-", dir=told.folder) as folder:
-        figures = measure(Path(folder), updates=told.updates, vehicles=told.vehicles, offered=told.offered)
+        load = {"updates": told.updates, "vehicles": told.vehicles}
+        figures = measure(Path(folder), offered=told.offered, **load) if told.only != "dense" else {}
+        figures |= dense(Path(folder)) if told.only != "small" else {}
+        if told.against:
+            figures |= compare(Path(folder), told.against.resolve(), **load)
     if told.json:
         print(json.dumps(figures))
     else:

@@ -98,7 +98,7 @@ class Candidate:
     manifest: update.Manifest
     payload: bytes
     digest: str
-    sealed_bytes: int
+    sealed: bytes
 
 
 def open_update(sealed: bytes, topic: Topic, view: View) -> Candidate:
@@ -113,7 +113,7 @@ def open_update(sealed: bytes, topic: Topic, view: View) -> Candidate:
     expect(opened, Kind.UPDATE, topic)
     manifest, body = update.unpack(opened.body, sender=opened.sender)
     _check_place(manifest, topic, view)
-    return Candidate(manifest, body, opened.digest, len(sealed))
+    return Candidate(manifest, body, opened.digest, sealed)
 
 
 def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplicate:
@@ -135,7 +135,13 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
     weight = example_weight(decoded.examples, cap=view.limits.example_cap)
     check_update(manifest.id, decoded.delta, weight, size=view.limits.parameters)
     stored = StoredUpdate(
-        manifest, one.payload, decoded.steps, decoded.examples, one.digest, one.sealed_bytes
+        manifest,
+        one.payload,
+        decoded.steps,
+        decoded.examples,
+        one.digest,
+        len(one.sealed),
+        one.sealed,
     )
     return Accepted(stored) if found.state == "open" else Accepted(stored, *view.late(manifest))
 

@@ -72,6 +72,8 @@ STEPS: tuple[Step, ...] = (
     add_index(schema.payload_updates),
     add_index(schema.rounds_by_state),
     drop_table("chunk"),  # pieces of updates are files since; their vehicles send them again
+    add_column(schema.update.c.payload_at),
+    add_index(schema.file_updates),
 )
 """Step i leads from version i + 1 to i + 2. Append only."""
 

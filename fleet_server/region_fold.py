@@ -26,10 +26,10 @@ HOLD_BYTES = 128 << 20
 
 @dataclass(frozen=True)
 class Member:
-    """A stored update of a closed round; its change counts times `scale` (staleness)."""
+    """A stored update of a closed round; its change counts times `scale` (staleness). None: its bytes are gone."""
 
     id: UpdateId
-    payload: bytes
+    payload: bytes | None
     examples: int
     scale: float = 1.0
 
@@ -39,8 +39,8 @@ class Members:
     """The members of a region's round in fold order; iterating decodes them again, each time the same.
 
     `read` gives them from the store, `decode` a payload's meaning. Refused ones are left out, and told in `refused`;
-    those in `spared` are left out as well. `equal` gives each the weight 1, whatever its
-    examples; `has_control` says that payloads carry control steps (SCAFFOLD).
+    those in `spared`, and in `lost` whose bytes are gone, are left out as well. `equal` gives each the weight 1,
+    whatever its examples; `has_control` says that payloads carry control steps (SCAFFOLD).
     """
 
     read: Callable[[], Iterable[Member]]
@@ -51,6 +51,12 @@ class Members:
     has_control: bool = False
     refused: dict[UpdateId, str] = field(default_factory=dict)
     spared: Mapping[UpdateId, str] = field(default_factory=dict)
+    lost: dict[UpdateId, str] = field(default_factory=dict)
+
+    @property
+    def returned(self) -> dict[UpdateId, str]:
+        """Those that are left out and go back to their vehicles, with the reason."""
+        return {**self.spared, **self.lost}
 
     def __iter__(self) -> Iterator[Update]:
         """Yield id, delta and weight of each."""
@@ -61,6 +67,9 @@ class Members:
         """Yield each member with its decoded payload and its weight."""
         for member in self.read():
             if member.id in self.refused or member.id in self.spared:
+                continue
+            if member.payload is None:
+                self.lost[member.id] = "bytes-lost"
                 continue
             try:
                 payload = self.decode(member.payload)
@@ -98,9 +107,9 @@ def fold_members(
             found = rule.fold(_held(members, hold_bytes) if rule.needs == "each" else members, members.size)
         control = _control(members)
     except VoidError as error:
-        raise VoidError(str(error), dropped=members.refused, returned=members.spared) from error
+        raise VoidError(str(error), dropped=members.refused, returned=members.returned) from error
     dropped = {**found.dropped, **members.refused}
-    return replace(found, dropped=dropped, returned=members.spared, control=control)
+    return replace(found, dropped=dropped, returned=members.returned, control=control)
 
 
 def steps_norm(steps: int, momentum: float) -> float:

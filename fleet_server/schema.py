@@ -20,6 +20,7 @@ from sqlalchemy import (
 __all__ = [
     "CARRIED",
     "PENDING",
+    "WITH_FILE",
     "WITH_PAYLOAD",
     "audit",
     "blob",
@@ -27,6 +28,7 @@ __all__ = [
     "clearing",
     "code",
     "counter",
+    "file_updates",
     "member",
     "metadata",
     "model",
@@ -105,6 +107,7 @@ update = Table(
     Column("stored_at_s", Float, nullable=False),
     Column("fate", String),
     Column("reason", Text, nullable=False, default=""),
+    Column("payload_at", BigInteger),  # a large one: where the codec's bytes begin in the file of the sealed update
 )
 Index(
     "update_of_round",
@@ -118,12 +121,14 @@ def _some(name: str, *columns: Column[Any], where: str) -> Index:
 
 
 PENDING, CARRIED, WITH_PAYLOAD = "fate IS NULL", "fate = 'carried'", "payload IS NOT NULL"
+WITH_FILE = "payload_at IS NOT NULL"
 """Conditions of those indexes; a query that is to use one says it in these words, not by parameter."""
 pending_updates = _some(  # with the fate in it, so that SQLite does not look for it behind each payload
     "update_pending", update.c.region, update.c.round, update.c.vehicle, update.c.fate, where=PENDING
 )
 carried_updates = _some("update_carried", update.c.region, where=CARRIED)
 payload_updates = _some("update_payload", update.c.round, where=WITH_PAYLOAD)
+file_updates = _some("update_file", update.c.round, update.c.sealed_sha256, where=WITH_FILE)
 
 round_ = Table(
     "round",

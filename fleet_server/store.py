@@ -1,8 +1,9 @@
 """The store: the database that is the truth. A commit survives kill -9 and power loss.
 
 One SQLite file in the server's folder, or a PostgreSQL database: ``store.json`` in the folder says which, so that
-whoever reads the store beside the server finds it. Rows are read and written by functions of a connection in the
-other ``store_…`` files; here are opening, schema versions and transactions.
+whoever reads the store beside the server finds it. Large updates are files in the same folder (`store_files`). Rows
+are read and written by functions of a connection in the other ``store_…`` files; here are opening, schema versions
+and transactions.
 """
 
 import json
@@ -15,9 +16,10 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from fedfleet.fleet_server import migrations, schema, store_postgres, store_sqlite
+from fedfleet.fleet_server import migrations, schema, store_postgres, store_sqlite, store_updates
 from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.stopwatch import Watch, unwatched
+from fedfleet.fleet_server.store_files import Files, FilesFailed
 from fedfleet.fleet_server.store_postgres import Address, ConnectionLost
 from fedfleet.fleet_server.store_sqlite import FILE
 from fedfleet.fleet_server.upsert import insert
@@ -52,12 +54,13 @@ class StoreLost(StoreFailed):
 class Store:
     """An open store. ``write`` and ``read`` are transactions; close it to let another server in.
 
-    ``folder`` is the server's, ``name`` says in messages which store it is, ``watch`` measures commits, ``commits``
-    counts them.
+    ``folder`` is the server's, ``files`` are large updates in it, ``name`` says in messages which store it is,
+    ``watch`` measures commits, ``commits`` counts them.
     """
 
     def __init__(self, engine: Engine, folder: Path, *, name: str, lock_file: int | None = None) -> None:
         self.folder, self.name = folder, name
+        self.files = Files(folder)
         self.watch: Watch = unwatched
         self.commits = 0
         self._engine = engine
@@ -69,33 +72,48 @@ class Store:
 
         Raises StoreFailed, nothing applied, when the disk is full or fails; StoreLost when the database is gone.
         """
+        is_committing = False
         try:
-            with self._engine.connect() as connection, connection.begin() as transaction:
+            with self._connect() as connection, connection.begin() as transaction:
                 yield connection
                 with self.watch("commit"):
+                    self.files.sync()
+                    is_committing = True
                     transaction.commit()
                 self.commits += 1
-        except ConnectionLost as error:
-            raise StoreLost(str(error)) from error
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise StoreLost(f"store {self.name}: the connection was lost: {_cause(error)}") from error
-            if isinstance(error, OperationalError):
-                raise StoreFailed(f"store {self.name}: {_cause(error)}") from error
+        except BaseException as error:
+            self.files.undo(is_certain=not is_committing)
+            if (failed := self._failed(error)) is not None:
+                raise failed from error
             raise
+        self.files.keep()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Run a transaction that only reads, on one unchanging view; StoreLost when the database is gone."""
         try:
-            with self._engine.connect().execution_options(reading=True) as connection, connection.begin():
+            with self._connect(reading=True) as connection, connection.begin():
                 yield connection
-        except ConnectionLost as error:
-            raise StoreLost(str(error)) from error
-        except DBAPIError as error:
-            if error.connection_invalidated:
-                raise StoreLost(f"store {self.name}: the connection was lost: {_cause(error)}") from error
+        except (ConnectionLost, DBAPIError) as error:
+            failed = self._failed(error)
+            if isinstance(failed, StoreLost):
+                raise failed from error
             raise
+
+    def _connect(self, *, reading: bool = False) -> Connection:
+        return self._engine.connect().execution_options(reading=reading, files=self.files)
+
+    def _failed(self, error: BaseException) -> "StoreFailed | None":
+        """Return what an error says of the store; None when it says nothing."""
+        if isinstance(error, ConnectionLost):
+            return StoreLost(str(error))
+        if isinstance(error, FilesFailed):
+            return StoreFailed(f"store {error}")
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            return StoreLost(f"store {self.name}: the connection was lost: {_cause(error)}")
+        if isinstance(error, OperationalError):
+            return StoreFailed(f"store {self.name}: {_cause(error)}")
+        return None
 
     def close(self) -> None:
         """Close the database and release the lock."""
@@ -116,9 +134,9 @@ def open_store(
 ) -> Store:
     """Open the store of a server in ``folder``, making it when there is none; with ``address`` in PostgreSQL.
 
-    ``exclusive`` takes the lock of a running server and brings an older store up to date; commands that add a row
-    beside one do without. ``max_pages`` bounds the SQLite file's pages as a full disk would (0: no bound). Raises
-    UsageError: in use, a newer schema, another fleet or task, not a database; StoreFailed.
+    ``exclusive`` takes the lock of a running server, brings an older store up to date and removes files that no row
+    names; commands that add a row beside one do without. ``max_pages`` bounds the SQLite file's pages as a full disk
+    would (0: no bound). Raises UsageError: in use, a newer schema, another fleet or task, not a database; StoreFailed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if exclusive:
@@ -128,8 +146,11 @@ def open_store(
     store = _open(folder, address, exclusive=exclusive, max_pages=max_pages)
     try:
         _prepare(store, {"fleet": fleet, "task": task}, may_migrate=exclusive)
-        if exclusive and address is not None:
-            _note_address(folder, address)
+        if exclusive:
+            if address is not None:
+                _note_address(folder, address)
+            with store.read() as connection:
+                store.files.sweep(*store_updates.named_files(connection))
     except BaseException:
         store.close()
         raise

@@ -1,11 +1,12 @@
 """What the store forgets, and when: nothing that a round, a release or a vehicle's question can still need."""
 
-from sqlalchemy import Connection, delete, select, text
+from sqlalchemy import ColumnElement, Connection, delete, select, text
 
 from fedfleet.fleet_server.config_store import RetentionConfig
 from fedfleet.fleet_server.rounds import FINAL
 from fedfleet.fleet_server.schema import (
     CARRIED,
+    WITH_FILE,
     WITH_PAYLOAD,
     member,
     model,
@@ -16,6 +17,7 @@ from fedfleet.fleet_server.schema import (
     settlement,
     update,
 )
+from fedfleet.fleet_server.store_files import files_of
 
 __all__ = ["retire"]
 
@@ -43,8 +45,15 @@ def retire(
 
 
 def _payloads(connection: Connection, *, before: int) -> None:
-    old = (update.c.round < before) & text(WITH_PAYLOAD) & update.c.fate.in_(SETTLED)
-    connection.execute(update.update().where(old).values(payload=None))
+    old = (update.c.round < before) & update.c.fate.in_(SETTLED)
+    connection.execute(update.update().where(old & text(WITH_PAYLOAD)).values(payload=None))
+    _drop_files(connection, old)
+    connection.execute(update.update().where(old & text(WITH_FILE)).values(payload_at=None))
+
+
+def _drop_files(connection: Connection, which: ColumnElement[bool]) -> None:
+    digests = select(update.c.sealed_sha256).where(which & text(WITH_FILE))
+    files_of(connection).drop(connection.execute(digests).scalars())
 
 
 def _records(connection: Connection, *, before: int) -> None:
@@ -54,6 +63,7 @@ def _records(connection: Connection, *, before: int) -> None:
     done = round_.c.state.in_(FINAL) & ~unsettled.exists()
     over = select(round_.c.round, round_.c.region).where(round_.c.round < before, done)
     for number, region in connection.execute(over).all():
+        _drop_files(connection, (update.c.round == number) & (update.c.region == region))
         for table in (member, settlement, update, round_):
             connection.execute(delete(table).where(table.c.round == number, table.c.region == region))
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, bindparam, select, text
 
-from fedfleet.fleet_server.schema import PENDING, audit, counter, member, update
+from fedfleet.fleet_server.schema import PENDING, WITH_FILE, audit, counter, member, update
+from fedfleet.fleet_server.store_files import FILE_BYTES, Data, files_of
 from fedfleet.fleet_server.upsert import insert, insert_many
 from fedfleet.protocol.ids import UpdateId, shard
 from fedfleet.protocol.messages import Fate
@@ -27,6 +28,7 @@ __all__ = [
     "known",
     "known_of",
     "members",
+    "named_files",
     "pending",
     "senders",
     "set_fates",
@@ -52,14 +54,25 @@ _SENDERS = (
 
 @dataclass(frozen=True)
 class StoredUpdate:
-    """An update that passed every check; ``payload`` is the codec's bytes, ``sealed_sha256`` names the message."""
+    """An update that passed every check; ``payload`` is the codec's bytes, ``sealed_sha256`` names the message.
+
+    The payload is the end of the whole message ``sealed``, which is kept in a file when it is large; where only the
+    payload is known it is kept in the row.
+    """
 
     manifest: Manifest
-    payload: bytes
+    payload: Data
     steps: int
     examples: int
     sealed_sha256: str
     sealed_bytes: int
+    sealed: Data | None = None
+
+    @property
+    def payload_at(self) -> int | None:
+        """Where the payload begins in the update's file; None when it is kept in the row."""
+        is_large = self.sealed is not None and len(self.sealed) >= FILE_BYTES
+        return self.sealed_bytes - len(self.payload) if is_large else None
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,10 @@ def add_updates(
     """Add the dedupe rows with the updates' bytes, fate and reason, and their leaves in the audit chain."""
     if not updates:
         return
+    files = files_of(connection)
+    for stored, _, _ in updates:
+        if stored.sealed is not None and stored.payload_at is not None:
+            files.put(stored.sealed_sha256, stored.sealed)
     insert_many(connection, update, [_row(*one, now_s=now_s) for one in updates])
     position, leaf = audit_head(connection)
     leaves = []
@@ -125,7 +142,8 @@ def _row(stored: StoredUpdate, fate: Fate | None, reason: str, *, now_s: float) 
         "examples": stored.examples,
         "sealed_sha256": stored.sealed_sha256,
         "size_bytes": stored.sealed_bytes,
-        "payload": stored.payload,
+        "payload": stored.payload if stored.payload_at is None else None,
+        "payload_at": stored.payload_at,
         "stored_at_s": now_s,
         "fate": fate,
         "reason": reason,
@@ -162,15 +180,27 @@ def settled(connection: Connection, *, round_: int, region: str) -> dict[UpdateI
     return {UpdateId.parse(row.id): (row.fate, row.reason) for row in rows}
 
 
-def members(connection: Connection, *, round_: int, region: str) -> Iterator[tuple[UpdateId, bytes, int]]:
-    """Yield (id, payload, examples) of the frozen members of a closed round, shard by shard in id order."""
-    query = select(update.c.id, update.c.payload, update.c.examples).join(
-        member, member.c.update_id == update.c.id
-    )
+def members(
+    connection: Connection, *, round_: int, region: str
+) -> Iterator[tuple[UpdateId, bytes | None, int]]:
+    """Yield (id, payload, examples) of the frozen members of a closed round, shard by shard in id order.
+
+    The payload is None where it is gone, or its file is not what was written.
+    """
+    columns = (update.c.payload, update.c.payload_at, update.c.sealed_sha256, update.c.size_bytes)
+    query = select(update.c.id, update.c.examples, *columns).join(member, member.c.update_id == update.c.id)
     query = query.where(member.c.round == round_, member.c.region == region)
-    rows = connection.execute(_in_fold_order(query), execution_options={"yield_per": 16})
-    for id_, payload, examples in rows:
-        yield UpdateId.parse(id_), payload, examples
+    files = files_of(connection)
+    for row in connection.execute(_in_fold_order(query), execution_options={"yield_per": 16}):
+        payload = row.payload
+        if row.payload_at is not None:
+            payload = files.read(row.sealed_sha256, size_bytes=row.size_bytes, start=row.payload_at)
+        yield UpdateId.parse(row.id), payload, row.examples
+
+
+def named_files(connection: Connection) -> set[str]:
+    """Return the digests of the updates that are kept in files."""
+    return set(connection.execute(select(update.c.sealed_sha256).where(text(WITH_FILE))).scalars())
 
 
 def has_members(connection: Connection, *, round_: int, region: str) -> bool:

@@ -10,7 +10,7 @@ import struct
 import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from server_world import FLEET, key_of
@@ -18,7 +18,7 @@ from server_world import FLEET, key_of
 from fedfleet.codec import payload
 from fedfleet.codec.settings import Settings
 from fedfleet.link import embedded
-from fedfleet.protocol import envelope, topics, update
+from fedfleet.protocol import chunks, envelope, topics, update
 from fedfleet.protocol.envelope import Kind
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Plan
@@ -33,7 +33,10 @@ EPOCH = 7
 
 @dataclass(frozen=True)
 class Load:
-    """Updates of models with so many parameters, encoded so; ``rate`` per second, 0: as fast as receipts come."""
+    """Updates of models with so many parameters, encoded so; ``rate`` per second, 0: as fast as receipts come.
+
+    ``window`` updates are on their way at once. A large update goes in pieces, as a vehicle sends it.
+    """
 
     parameters: int
     density: float
@@ -42,14 +45,18 @@ class Load:
     vehicles: int
     rate: float = 0.0
     window: int = 600
+    index: str = "rice"
+
+    def told(self) -> dict[str, object]:
+        """What differs from the defaults: an older server's process knows these fields too."""
+        return {each.name: now for each in fields(self) if (now := getattr(self, each.name)) != each.default}
 
 
 @dataclass(frozen=True)
 class Message:
-    """One publish: the bytes on the wire but for the packet id, where that goes, and whose it is."""
+    """One update: its publishes, each with the place of the packet id in it, and the topic of its receipt."""
 
-    packet: bytearray
-    id_at: int
+    packets: tuple[tuple[bytearray, int], ...]
     receipt_topic: bytes
 
 
@@ -61,7 +68,7 @@ def names(count: int) -> list[str]:
 def messages(load: Load, plan: Plan) -> tuple[list[Message], int]:
     """Seal all updates; also return the size of one in bytes."""
     rng = np.random.default_rng(1)
-    settings = Settings("rice", load.value, load.density)
+    settings = Settings(load.index, load.value, load.density)
     deltas = (rng.normal(size=load.parameters).astype(np.float32) for _ in range(BODIES))
     bodies = [payload.encode(delta, settings, steps=5, examples=10) for delta in deltas]
     found, size, fleet = [], 0, names(load.vehicles)
@@ -73,11 +80,13 @@ def messages(load: Load, plan: Plan) -> tuple[list[Message], int]:
         )
         body = update.pack(manifest, bodies[number % BODIES])
         sealed = envelope.seal(body, key_of(name), kind=Kind.UPDATE, sender=name, fleet=FLEET)
-        topic = topics.update(FLEET, name, plan.task, round_=plan.round, number=0).encode()
-        head = struct.pack(">H", len(topic)) + topic
-        packet = bytearray(b"\x32" + _length(len(head) + 2 + len(sealed)) + head + b"\x00\x00" + sealed)
-        id_at = len(packet) - len(sealed) - 2
-        found.append(Message(packet, id_at, topics.receipt(FLEET, name).encode()))
+        packets = []
+        for piece, frame in enumerate(chunks.split(sealed)):
+            topic = topics.update(FLEET, name, plan.task, round_=plan.round, number=piece).encode()
+            head = struct.pack(">H", len(topic)) + topic
+            packet = bytearray(b"\x32" + _length(len(head) + 2 + len(frame)) + head + b"\x00\x00" + frame)
+            packets.append((packet, len(packet) - len(frame) - 2))
+        found.append(Message(tuple(packets), topics.receipt(FLEET, name).encode()))
         size = len(sealed)
     return found, size
 
@@ -99,6 +108,7 @@ class Client:
     port: int
     latencies: list[float] = field(default_factory=list)
     received: int = 0
+    _id: int = 1
     _buffer: bytearray = field(default_factory=bytearray)
     _acks: bytearray = field(default_factory=bytearray)
     _sent: dict[bytes, deque[float]] = field(default_factory=lambda: defaultdict(deque))
@@ -120,11 +130,13 @@ class Client:
             raise RuntimeError(f"the broker refuses the load: {answers.hex()}")
         self.socket.setblocking(False)
 
-    def send(self, message: Message, number: int) -> None:
-        """Publish under a packet id."""
-        struct.pack_into(">H", message.packet, message.id_at, number % 65_535 + 1)
-        self.flush()
-        self._write(message.packet)
+    def send(self, message: Message) -> None:
+        """Publish all of an update, each part under the next packet id."""
+        for packet, id_at in message.packets:
+            struct.pack_into(">H", packet, id_at, self._id)
+            self._id = self._id % 65_535 + 1
+            self.flush()
+            self._write(packet)
         self._sent[message.receipt_topic].append(time.perf_counter())
 
     def flush(self) -> None:
@@ -183,7 +195,7 @@ def drive(client: Client, sending: Sequence[Message], load: Load) -> float:
             raise TimeoutError(f"{client.received - start} of {len(sending)} receipts came")
         due = int((now - begun) * load.rate) if load.rate else client.received - start + load.window
         while sent < min(due, len(sending)):
-            client.send(sending[sent], sent)
+            client.send(sending[sent])
             sent += 1
             if sent % 16 == 0:
                 client.read(0.0)
