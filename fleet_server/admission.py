@@ -14,6 +14,7 @@ from fedfleet.fleet_server.store_updates import Known, StoredUpdate
 from fedfleet.protocol import envelope, update
 from fedfleet.protocol.envelope import Kind
 from fedfleet.protocol.errors import PeerError
+from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate, Plan
 from fedfleet.protocol.signing import Keyring
 from fedfleet.protocol.topics import Topic
@@ -58,8 +59,8 @@ class View:
     """What `judge` may know: the keys, each vehicle's region, and what the store says of rounds and updates.
 
     ``moved`` has the region where a vehicle was, and the last round of which its update still counts there;
-    ``carries`` tells whether an update for a closed round with this plan may still be folded; ``coordinates`` are
-    those that a plan names by its rule, None when it names none.
+    ``carries`` tells whether an update for a closed round with this plan may still be folded, ``find_update`` what is
+    recorded under an id; ``coordinates`` are those that a plan names by its rule, None when it names none.
     """
 
     fleet: str
@@ -71,6 +72,7 @@ class View:
     newest_round: int
     late: Callable[[update.Manifest], tuple[Fate, str]] = lambda _: ("returned", "late")
     carries: Callable[[Plan], bool] = lambda _: False
+    find_update: Callable[[UpdateId], Known | None] = lambda _: None
     coordinates: Callable[[Plan], npt.NDArray[np.int64] | None] = lambda _: None
     moved: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 

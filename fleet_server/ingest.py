@@ -10,7 +10,7 @@ from functools import cache, partial
 from sqlalchemy import Connection
 
 from fedfleet.codec.parts import Parts
-from fedfleet.fleet_server import store_rounds, store_vehicles
+from fedfleet.fleet_server import store_rounds, store_updates, store_vehicles
 from fedfleet.fleet_server.admission import Limits, View
 from fedfleet.fleet_server.config_rounds import RoundsConfig
 from fedfleet.fleet_server.coordinates import Coordinates
@@ -125,6 +125,7 @@ class Ingest:
             newest_round=store_rounds.newest(connection),
             late=late.fate,
             carries=late.may_carry,
+            find_update=partial(store_updates.known, connection),
             coordinates=partial(self._coordinates.of, connection),
         )
 

@@ -134,6 +134,10 @@ class Batch:
             found = collect(
                 delivery.payload, topic, self.view, self.pieces, joined=self.joined, now_s=self.now_s
             )
+            if isinstance(found, Known):
+                self.counts["duplicates"] += 1
+                self._outgoing.append(self._receipt(found, topic.vehicle))
+                return
             if isinstance(found, str):
                 if found != "kept":
                     self.counts[f"ignored:{found}"] += 1

@@ -5,7 +5,8 @@ from typing import Literal, TypeAlias
 
 from fedfleet.fleet_server.admission import View, expect, expect_round
 from fedfleet.fleet_server.pieces import Pieces
-from fedfleet.protocol import chunks, envelope
+from fedfleet.fleet_server.store_updates import Known
+from fedfleet.protocol import chunks, envelope, update
 from fedfleet.protocol.chunks import Chunk
 from fedfleet.protocol.envelope import Kind
 from fedfleet.protocol.errors import PeerError
@@ -25,10 +26,11 @@ def collect(
     *,
     joined: set[tuple[str, str]],
     now_s: float,
-) -> bytes | Left:
+) -> bytes | Known | Left:
     """Keep a piece; return the whole sealed message, once, when none is missing, and note it among the ``joined``.
 
-    The first piece announces the message: it must prove its sender, and the update must still be able to count.
+    The first piece announces the message: it must prove its sender, and the update must still be able to count. Of
+    an update that is stored already, whose vehicle asks again, nothing is kept; what is recorded of it is returned.
     Raises PeerError with the reasons of chunks, envelope and `expect_round`, besides too-many-chunks.
     """
     vehicle, keyring = topic.vehicle, view.keyring
@@ -38,7 +40,9 @@ def collect(
         raise PeerError("denied-sender", f"{vehicle} is on the deny-list of fleet {view.fleet}")
     piece = chunks.read_chunk(frame, number=topic.number, limit_bytes=view.limits.update_bytes)
     if piece.number == 0:
-        _prove(piece, topic, view)
+        known = _find(piece, _prove(piece, topic, view), view)
+        if known is not None:
+            return known
         expect_round(topic, view)
         if not pieces.announce(vehicle, topic.round, piece.split, now_s=now_s):
             return "no-room"
@@ -65,7 +69,18 @@ def named_digest(payload: bytes, topic: Topic, view: View) -> str:
     return sha256(payload).hexdigest()
 
 
-def _prove(piece: Chunk, topic: Topic, view: View) -> None:
+def _find(piece: Chunk, head: envelope.Header, view: View) -> Known | None:
+    """Return what is recorded of this very message; None as well when its manifest does not fit into the piece."""
+    try:
+        manifest, _ = update.unpack(piece.data[head.body_start :], sender=head.sender)
+    except PeerError:
+        return None  # what is wrong with it is told when all of it is here
+    found = view.find_update(manifest.id)
+    return found if found is not None and found.sealed_sha256 == piece.digest else None
+
+
+def _prove(piece: Chunk, topic: Topic, view: View) -> envelope.Header:
     size = piece.total_bytes
     head = envelope.open_head(piece.data, view.keyring, fleet=view.fleet, size_bytes=size, limit_bytes=size)
     expect(head, Kind.UPDATE, topic)
+    return head

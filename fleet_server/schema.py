@@ -107,7 +107,9 @@ update = Table(
     Column("stored_at_s", Float, nullable=False),
     Column("fate", String),
     Column("reason", Text, nullable=False, default=""),
-    Column("payload_at", BigInteger),  # a large one: where the codec's bytes begin in the file of the sealed update
+    Column(
+        "payload_at", BigInteger
+    ),  # a large one: where the codec's bytes begin in the file of the sealed update
 )
 Index(
     "update_of_round",

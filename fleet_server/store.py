@@ -150,7 +150,7 @@ def open_store(
             if address is not None:
                 _note_address(folder, address)
             with store.read() as connection:
-                store.files.sweep(*store_updates.named_files(connection))
+                store.files.sweep(store_updates.named_files(connection))
     except BaseException:
         store.close()
         raise

@@ -1,4 +1,4 @@
-"""Backups: a folder with the store as one SQLite file, the server's key, and a manifest that names every byte.
+"""Backups: a folder with the store as one SQLite file, its files, the server's key, and a manifest of every byte.
 
 Made beside a running server, on one unchanging view. It is built under another name, synced, checked and renamed: a
 folder without a manifest that fits is no backup. A store in PostgreSQL is backed up into the same form, so a backup
@@ -7,6 +7,7 @@ also carries a store from one kind of database to the other.
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.store import FILE, Store, address_of, open_reader, open_store, properties
 from fedfleet.fleet_server.store_ahead import step_ahead
 from fedfleet.fleet_server.store_check import problems
+from fedfleet.fleet_server.store_files import UPDATES
 from fedfleet.fleet_server.store_postgres import Address
 from fedfleet.protocol.errors import UsageError
 
@@ -30,10 +32,14 @@ __all__ = ["AHEAD", "MANIFEST", "Manifest", "backup", "restore", "verify"]
 MANIFEST = "manifest.json"
 AHEAD = 1000
 FORMAT = "fedfleet backup"
-VERSION = 1
+VERSION = 2
+READ = (1, 2)
+"""1 had no files of updates."""
 KEYS = {"server.key": 0o600, "server.pub": 0o644}
 ROWS = 500
 BLOCK_BYTES = 1 << 20
+IN_UPDATES = re.compile(rf"{UPDATES}/[0-9a-f]{{64}}")
+RESTORING = ".restore.new"
 
 
 @dataclass(frozen=True)
@@ -78,19 +84,22 @@ def _build(data_dir: Path, folder: Path, *, now_s: float) -> Manifest:
     source = open_reader(data_dir)
     try:
         if address_of(data_dir) is None:
-            _copy_file(data_dir / FILE, folder / FILE)
+            _copy_store(data_dir / FILE, folder / FILE)
         else:
             _copy_out(source, folder)
     finally:
         source.close()
+    _copy_updates(data_dir, folder)
     for name, mode in KEYS.items():
         if (data_dir / name).exists():
             write_file(folder / name, (data_dir / name).read_bytes(), mode=mode)
     _sync(folder / FILE)
-    files = {name: _digest(folder / name) for name in (FILE, *KEYS) if (folder / name).exists()}
     copied = open_reader(folder)
     try:
         with copied.read() as connection:
+            updates = (f"{UPDATES}/{digest}" for digest in sorted(store_updates.named_files(connection)))
+            names = (*(name for name in (FILE, *KEYS) if (folder / name).exists()), *updates)
+            files = {name: _digest(folder / name) for name in names if (folder / name).exists()}
             if wrong := problems(connection):
                 raise UsageError(f"{data_dir}: its store does not pass the check, no backup made: {wrong[0]}")
             return _describe(connection, files, now_s)
@@ -98,7 +107,7 @@ def _build(data_dir: Path, folder: Path, *, now_s: float) -> Manifest:
         copied.close()
 
 
-def _copy_file(path: Path, copy: Path) -> None:
+def _copy_store(path: Path, copy: Path) -> None:
     source = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     target = sqlite3.connect(copy)
     try:
@@ -107,6 +116,32 @@ def _copy_file(path: Path, copy: Path) -> None:
     finally:
         target.close()
         source.close()
+
+
+def _copy_updates(data_dir: Path, folder: Path) -> None:
+    """Copy the files that the copied store names."""
+    copied = open_reader(folder)
+    with copied.read() as connection:
+        named = store_updates.named_files(connection)
+    copied.close()
+    gone = [digest for digest in sorted(named) if not _copied(data_dir, folder, digest)]
+    file = sqlite3.connect(folder / FILE)
+    try:
+        with file:
+            # whose bytes the server has forgotten meanwhile; the check finds any other
+            forget = 'UPDATE "update" SET payload_at = NULL WHERE sealed_sha256 = ? AND fate IS NOT NULL'
+            file.executemany(forget, [(digest,) for digest in gone])
+    finally:
+        file.close()
+
+
+def _copied(source: Path, folder: Path, digest: str) -> bool:
+    (folder / UPDATES).mkdir(mode=0o700, exist_ok=True)
+    try:
+        _place(source / UPDATES / digest, folder / UPDATES / digest)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _copy_out(source: Store, folder: Path) -> None:
@@ -118,11 +153,7 @@ def _copy_out(source: Store, folder: Path) -> None:
                 _copy_rows(reading, writing)
         finally:
             target.close()
-    file = sqlite3.connect(folder / FILE)
-    try:
-        file.execute("PRAGMA journal_mode=DELETE")
-    finally:
-        file.close()
+    _make_single(folder / FILE)
 
 
 def _copy_rows(reading: Connection, writing: Connection) -> None:
@@ -163,12 +194,12 @@ def verify(folder: Path) -> Manifest:
     try:
         told = json.loads((folder / MANIFEST).read_bytes())
         kind, version = told.pop("format"), told.pop("version")
-        if (kind, version) != (FORMAT, VERSION):
+        if kind != FORMAT or version not in READ:
             raise UsageError(
-                f"{folder}: {kind!r} version {version}, this fedfleet reads {FORMAT!r} version 1"
+                f"{folder}: {kind!r} version {version}, this fedfleet reads {FORMAT!r} up to version {VERSION}"
             )
         manifest = Manifest(**told)
-        names = {FILE, *KEYS} & set(manifest.files)
+        names = {name for name in manifest.files if name in (FILE, *KEYS) or IN_UPDATES.fullmatch(name)}
         wrong = [name for name in sorted(names) if _digest(folder / name) != manifest.files[name]]
     except FileNotFoundError as error:
         missing = Path(error.filename).name
@@ -185,39 +216,88 @@ def restore(folder: Path, data_dir: Path, *, ahead: int = AHEAD, address: Addres
 
     So many numbers of rounds, versions and releases are left out ``ahead``, as vehicles may have seen some of them
     since (see `store_ahead`); 0 where the server has done nothing since the backup, and the store is to be the same.
-    Raises UsageError for a backup that is not whole, and when the server has a store already: nothing is replaced.
+    The store gets its place last, when all else is on the disk: killed before, this may be done again. Raises
+    UsageError for a backup that is not whole, and when the server has a store already: nothing is replaced.
     """
     manifest = verify(folder)
-    data_dir.mkdir(parents=True, exist_ok=True)
-    taken = [name for name in (FILE, *KEYS) if (data_dir / name).exists()]
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_free(folder, data_dir)
+    for name in KEYS.keys() & manifest.files.keys():
+        write_file(data_dir / name, (folder / name).read_bytes(), mode=KEYS[name])
+    if address is None:
+        _place_store(folder, data_dir, manifest, ahead)
+    else:
+        _fill(folder, data_dir, manifest, ahead, address)
+    return manifest
+
+
+def _check_free(folder: Path, data_dir: Path) -> None:
+    """Raise UsageError when there is a store already, or the key of another server."""
+    taken = [
+        name for name in KEYS if (data_dir / name).exists() and not _same(folder / name, data_dir / name)
+    ]
+    if (data_dir / FILE).exists():
+        taken.insert(0, FILE)
     if taken:
         raise UsageError(f"{data_dir}: holds {taken[0]} already; move it away first, nothing was changed")
-    for name, mode in KEYS.items():
-        if name in manifest.files:
-            write_file(data_dir / name, (folder / name).read_bytes(), mode=mode)
-    if address is None:
-        _place(folder / FILE, data_dir / FILE)
-        if ahead:
-            store = open_store(data_dir, fleet=manifest.fleet, task=manifest.task)
-            try:
-                with store.write() as connection:
-                    step_ahead(connection, ahead)
-            finally:
-                store.close()
-        return manifest
+
+
+def _place_updates(folder: Path, data_dir: Path, manifest: Manifest) -> None:
+    (data_dir / UPDATES).mkdir(exist_ok=True, mode=0o700)
+    for name in manifest.files:
+        if IN_UPDATES.fullmatch(name):
+            _place(folder / name, data_dir / name)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.exists() and one.read_bytes() == other.read_bytes()
+
+
+def _place_store(folder: Path, data_dir: Path, manifest: Manifest, ahead: int) -> None:
+    """Step the store ahead beside its place, then give it the place."""
+    _place_updates(folder, data_dir, manifest)
+    building = data_dir / RESTORING
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(mode=0o700)
+    _place(folder / FILE, building / FILE)
+    if ahead:
+        store = open_store(building, fleet=manifest.fleet, task=manifest.task)
+        try:
+            with store.write() as connection:
+                step_ahead(connection, ahead)
+        finally:
+            store.close()
+        _make_single(building / FILE)
+        _sync(building / FILE)
+    (building / FILE).replace(data_dir / FILE)
+    _sync(data_dir)
+    shutil.rmtree(building, ignore_errors=True)
+
+
+def _fill(folder: Path, data_dir: Path, manifest: Manifest, ahead: int, address: Address) -> None:
+    """Copy the store into an empty database, in one transaction."""
     target = open_store(data_dir, fleet=manifest.fleet, task=manifest.task, address=address)
     source = open_reader(folder)
     try:
         with target.write() as writing, source.read() as reading:
             if store_models.newest_version(writing) is not None or store_updates.audit_head(writing)[0]:
                 raise UsageError(f"{address}: holds a store already; nothing was changed")
+            _place_updates(folder, data_dir, manifest)
             _copy_rows(reading, writing)
             if ahead:
                 step_ahead(writing, ahead)
     finally:
         source.close()
         target.close()
-    return manifest
+
+
+def _make_single(path: Path) -> None:
+    """Make a store one file that is complete in itself, without a log beside it."""
+    file = sqlite3.connect(path)
+    try:
+        file.execute("PRAGMA journal_mode=DELETE")
+    finally:
+        file.close()
 
 
 def _place(source: Path, path: Path) -> None:

@@ -5,17 +5,19 @@ from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select, text
 
 from fedfleet.fleet_server import schema, store_blobs, store_heads, store_models
 from fedfleet.fleet_server.model_state import open_graph
 from fedfleet.fleet_server.rounds import FINAL
-from fedfleet.fleet_server.store_updates import audit_leaf
+from fedfleet.fleet_server.schema import WITH_FILE
+from fedfleet.fleet_server.store_files import UPDATES, files_of
+from fedfleet.fleet_server.store_updates import audit_leaf, named_files
 from fedfleet.models import bundle
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.messages import Settlement, decode
 
-__all__ = ["problems"]
+__all__ = ["orphans", "problems"]
 
 SHOWN = 20
 """Problems of one kind that are told."""
@@ -82,7 +84,7 @@ def _members(connection: Connection) -> Iterator[str]:
     """A frozen member of a round that is not over is there, with its bytes; none is in two such rounds."""
     member, update, round_ = schema.member, schema.update, schema.round_
     open_ = (round_.c.round == member.c.round) & (round_.c.region == member.c.region)
-    query = select(member.c.update_id, member.c.round, update.c.id, update.c.payload.is_(None).label("empty"))
+    query = select(member.c.update_id, member.c.round, update.c.id, _is_empty().label("empty"))
     query = query.join(round_, open_).outerjoin(update, update.c.id == member.c.update_id)
     seen: set[str] = set()
     for row in connection.execute(query.where(round_.c.state.not_in(FINAL))):
@@ -91,6 +93,25 @@ def _members(connection: Connection) -> Iterator[str]:
         if row.update_id in seen:
             yield f"update {row.update_id}: member of two rounds that are not over"
         seen.add(row.update_id)
+
+
+def _is_empty() -> ColumnElement[bool]:
+    return schema.update.c.payload.is_(None) & schema.update.c.payload_at.is_(None)
+
+
+def _files(connection: Connection) -> Iterator[str]:
+    """Every file that a row names is there, with the size and the digest by which it is named."""
+    table, files = schema.update, files_of(connection)
+    query = select(table.c.id, table.c.sealed_sha256, table.c.size_bytes).where(text(WITH_FILE))
+    for row in connection.execute(query.order_by(table.c.sealed_sha256)).all():
+        if files.read(row.sealed_sha256, size_bytes=row.size_bytes) is None:
+            how = "damaged" if files.path(row.sealed_sha256).exists() else "missing"
+            yield f"update {row.id}: its file {UPDATES}/{row.sealed_sha256} is {how}"
+
+
+def orphans(connection: Connection) -> list[str]:
+    """Return the names of updates' files that no row names; the server's next start removes them."""
+    return sorted(files_of(connection).names() - named_files(connection))
 
 
 def _blobs(connection: Connection) -> Iterator[str]:
@@ -150,4 +171,11 @@ def _published(
         yield f"{what}: the model file of its vector has another digest"
 
 
-CHECKS: tuple[Callable[[Connection], Iterator[str]], ...] = (_audit, _fates, _members, _blobs, _newest)
+CHECKS: tuple[Callable[[Connection], Iterator[str]], ...] = (
+    _audit,
+    _fates,
+    _members,
+    _files,
+    _blobs,
+    _newest,
+)

@@ -1,9 +1,8 @@
-"""Files beside the store: the sealed bytes of large updates, and the pieces of those that are not complete.
+"""Files beside the store: the sealed bytes of large updates, each named by what it holds.
 
 A row of the store names a file, and a transaction that wrote files is committed only when they and their folder are
 on the disk. So a row never lacks its file. A file may lack its row, when a transaction was undone or its process was
-killed: `Files.sweep` removes those when a server starts. Unfinished pieces are kept apart, since what a row names is
-never written again.
+killed: `Files.sweep` removes those when a server starts.
 """
 
 import os
@@ -14,13 +13,13 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from fedfleet.protocol.errors import PeerError
+__all__ = ["FILE_BYTES", "UPDATES", "Files", "FilesFailed", "files_of"]
 
-__all__ = ["FILE_BYTES", "PIECES", "UPDATES", "Files", "FilesFailed", "files_of"]
-
-UPDATES, PIECES = "updates", "pieces"
+UPDATES = "updates"
 FILE_BYTES = 100_000
 """A sealed update of this size or more is kept in a file."""
+MOST_OPEN = 256
+"""Files that are open at once; they are synced before there are more."""
 Data = bytes | memoryview
 
 
@@ -29,39 +28,41 @@ class FilesFailed(Exception):  # noqa: N818 - the state of a disk, not a mistake
 
 
 class Files:
-    """The files of one store's folder. What a transaction writes counts once ``sync`` and its commit are done.
+    """The updates in one store's folder. What a transaction writes counts once ``sync`` and its commit are done.
 
-    An update's file has the SHA-256 of its content as its name. ``sync``, then ``keep`` or ``undo`` end a transaction.
+    ``sync``, then ``keep`` or ``undo`` end a transaction.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._unsynced: dict[Path, int] = {}
+        self.folder = folder / UPDATES
+        self._open: list[int] = []
         self._folders: set[Path] = set()
         self._made: list[Path] = []
         self._unwanted: list[Path] = []
-        self._whole: dict[str, Path] = {}
 
     def path(self, digest: str) -> Path:
-        """Return where the update with this digest is, or would be."""
-        return self.folder / UPDATES / digest
+        """Return where the update with this digest (SHA-256, hex) is, or would be."""
+        return self.folder / digest
 
     def put(self, digest: str, sealed: Data) -> None:
-        """Write an update; one that `joined` gave is not written again but gets its second name."""
+        """Write an update."""
         path = self.path(digest)
         try:
-            self._make_folder(path.parent)
-            pieces = self._whole.pop(digest, None)
-            if pieces is None or not _linked(pieces, path):
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-                self._note(path, descriptor)
-                _write(descriptor, sealed, 0)
+            if not self.folder.is_dir():
+                self.folder.mkdir(mode=0o700)
+                self._folders.add(self.folder.parent)
+            if len(self._open) >= MOST_OPEN:
+                self._sync_open()
+            path.unlink(missing_ok=True)  # of a transaction that was undone
+            self._made.append(path)
+            self._folders.add(self.folder)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self._open.append(descriptor)
+            _write(descriptor, sealed)
         except OSError as error:
             raise _failed(path, error) from error
-        self._made.append(path)
-        self._folders.add(path.parent)
 
-    def read(self, digest: str, *, size_bytes: int, start: int = 0) -> bytes | None:
+    def read(self, digest: str, *, size_bytes: int, start: int = 0) -> memoryview | None:
         """Return an update's bytes from ``start`` on; None unless its file is there, whole and unchanged."""
         try:
             data = self.path(digest).read_bytes()
@@ -69,68 +70,16 @@ class Files:
             return None
         if len(data) != size_bytes or sha256(data).hexdigest() != digest:
             return None
-        return data[start:]
-
-    def begin_pieces(self, vehicle: str, digest: str) -> None:
-        """Begin a new file for the pieces of a vehicle's update."""
-        path = self._piece_path(vehicle, digest)
-        try:
-            self._make_folder(path.parent)
-            path.unlink(missing_ok=True)  # never write into what an update may have got for its own
-            self._note(path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        except OSError as error:
-            raise _failed(path, error) from error
-        self._folders.add(path.parent)
-        if path in self._unwanted:
-            self._unwanted.remove(path)
-
-    def put_piece(self, vehicle: str, digest: str, *, at: int, data: Data) -> bool:
-        """Write a piece of a vehicle's update at its place; False when the file of its pieces is not there."""
-        path = self._piece_path(vehicle, digest)
-        try:
-            if path not in self._unsynced:
-                self._note(path, os.open(path, os.O_WRONLY | os.O_CLOEXEC))
-            _write(self._unsynced[path], data, at)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise _failed(path, error) from error
-        return True
-
-    def joined(self, vehicle: str, digest: str, *, size_bytes: int) -> bytes | None:
-        """Return a vehicle's update, all pieces of which are there; None when the file is not there, or too short.
-
-        Raises PeerError when it is not what it was said to be.
-        """
-        path = self._piece_path(vehicle, digest)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise _failed(path, error) from error
-        if len(data) < size_bytes:
-            return None
-        if len(data) > size_bytes or sha256(data).hexdigest() != digest:
-            raise PeerError("digest-mismatch", f"joined chunks are not the message {digest[:12]}…")
-        self._whole[digest] = path
-        return data
+        return memoryview(data)[start:]
 
     def drop(self, digests: Iterable[str]) -> None:
         """Remove these updates' files once the transaction is committed."""
         self._unwanted += [self.path(digest) for digest in digests]
 
-    def drop_pieces(self, vehicle: str, digest: str) -> None:
-        """Remove the pieces of a vehicle's update once the transaction is committed."""
-        self._unwanted.append(self._piece_path(vehicle, digest))
-
     def sync(self) -> None:
         """Return when everything written is on the disk; FilesFailed when the disk refuses."""
         try:
-            for descriptor in self._unsynced.values():
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write all of them
-            for descriptor in self._unsynced.values():
-                os.fdatasync(descriptor)
+            self._sync_open()
             for path in sorted(self._folders):
                 _sync_folder(path)
         except OSError as error:
@@ -149,40 +98,29 @@ class Files:
         if is_certain:
             _remove(made)
 
-    def sweep(self, updates: Collection[str], pieces: Collection[tuple[str, str]]) -> int:
-        """Remove every file but those of these digests, and of these (vehicle, digest); return how many."""
-        kept = {self.path(digest) for digest in updates} | {self._piece_path(*one) for one in pieces}
-        folders = (self.folder / name for name in (UPDATES, PIECES))
-        orphans = [
-            path for folder in folders if folder.is_dir() for path in folder.iterdir() if path not in kept
-        ]
-        return _remove(orphans)
+    def sweep(self, named: Collection[str]) -> int:
+        """Remove every file but those of these digests; return how many."""
+        return _remove([self.path(name) for name in self.names() if name not in named])
 
     def names(self) -> set[str]:
-        """Return the names of all updates' files."""
-        folder = self.folder / UPDATES
-        return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        """Return the names of all files."""
+        return {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
 
-    def _piece_path(self, vehicle: str, digest: str) -> Path:
-        return self.folder / PIECES / f"{digest}.{vehicle}"
+    def _sync_open(self) -> None:
+        for descriptor in self._open:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write all of them
+        for descriptor in self._open:
+            os.fdatasync(descriptor)
+        self._close_all()
 
-    def _make_folder(self, folder: Path) -> None:
-        if not folder.is_dir():
-            folder.mkdir(mode=0o700)
-            self._folders |= {folder, folder.parent}
-
-    def _note(self, path: Path, descriptor: int) -> None:
-        self._forget(path)
-        self._unsynced[path] = descriptor
-
-    def _forget(self, path: Path) -> None:
-        if (before := self._unsynced.pop(path, None)) is not None:
-            os.close(before)
+    def _close_all(self) -> None:
+        for descriptor in self._open:
+            os.close(descriptor)
+        self._open = []
 
     def _clear(self) -> None:
-        for descriptor in self._unsynced.values():
-            os.close(descriptor)
-        self._unsynced, self._folders, self._made, self._unwanted, self._whole = {}, set(), [], [], {}
+        self._close_all()
+        self._folders, self._made, self._unwanted = set(), [], []
 
 
 def files_of(connection: Connection) -> Files:
@@ -192,21 +130,10 @@ def files_of(connection: Connection) -> Files:
     return found
 
 
-def _linked(pieces: Path, path: Path) -> bool:
-    """Give a file its second name; False where the file system knows no such thing."""
-    path.unlink(missing_ok=True)
-    try:
-        path.hardlink_to(pieces)
-    except OSError:
-        return False
-    return True
-
-
-def _write(descriptor: int, data: Data, at: int) -> None:
+def _write(descriptor: int, data: Data) -> None:
     view = memoryview(data)
     while view:
-        written = os.pwrite(descriptor, view, at)
-        view, at = view[written:], at + written
+        view = view[os.write(descriptor, view) :]
 
 
 def _sync_folder(path: Path) -> None:

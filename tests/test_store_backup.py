@@ -168,9 +168,9 @@ HALF: dict[str, tuple[str, Callable[[Path], object]]] = {
         lambda b: (b / FILE).write_bytes((b / FILE).read_bytes()[:-1] + b"\x07"),
     ),
     "of a later kind": (
-        "this fedfleet reads 'fedfleet backup' version 1",
+        "this fedfleet reads 'fedfleet backup' up to version 2",
         lambda b: (b / MANIFEST).write_text(
-            (b / MANIFEST).read_text().replace('"version": 1', '"version": 2')
+            (b / MANIFEST).read_text().replace('"version": 2', '"version": 3')
         ),
     ),
     "without the store": (
