@@ -125,7 +125,7 @@ class Show:
     def update(self, now: Mapping[str, Any]) -> None:
         """Show a new snapshot."""
         if self._view is not None:
-            self._view.update(live.table(now, note=self._note), refresh=True)
+            self._view.update(live.view(now, width=self.console.width, note=self._note), refresh=True)
             return
         text = live.line(now)
         if text != self._said:

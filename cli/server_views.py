@@ -116,7 +116,7 @@ def _vehicle(name: str, one: Mapping[str, Any], now_s: float) -> list[str]:
         str(one["folded"]),
         "–" if one["last_round"] is None else str(one["last_round"]),
         kilobytes(one["update_bytes"]),
-        str(metrics.get("frames", "–")),
+        str(one.get("totals", {}).get("frames", "–")),
         figure(metrics.get("p99_ms")),
     ]
 

@@ -1,20 +1,24 @@
-"""``fedfleet status``: what the fleet does now, read from the server's store."""
+"""``fedfleet status``: what the fleet does now, read from the server's store, and who of it is alive."""
 
 import json
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.live import Live
 
 from fedfleet.cli import live
 from fedfleet.cli.config import load
+from fedfleet.cli.health import Health, Watch
 from fedfleet.cli.launch import server_dir
 from fedfleet.cli.options import ConfigFile, Json
 from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server.status import snapshot
 
 __all__ = ["status"]
+
+Look = tuple[dict[str, Any], Health]
 
 
 def status(
@@ -24,32 +28,49 @@ def status(
     interval_s: Annotated[
         float, typer.Option("--interval", min=0.1, help="Seconds between two looks, with --watch.")
     ] = 1.0,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Exit with 1 unless the server is at work, connected, and the broker answers."
+        ),
+    ] = False,
 ) -> None:
-    """Show the fleet as the server knows it: rounds, vehicles, error now and of the baseline, bytes, refusals.
+    """Show the fleet: who is alive, rounds, vehicles, error now and of the baseline, bytes, refusals.
 
-    Without a terminal it prints one plain line per look; with --json one JSON document per look.
+    Without a terminal it prints one plain line per look; with --json one JSON document per look (`health`: who is
+    alive, `is_done`: whether all rounds are).
     """
-    folder = server_dir(load(config))
-    console = Terminal()
-    is_plain = as_json or not console.is_terminal
+    settings = load(config)
+    folder, console = server_dir(settings), Terminal()
+    guard = Watch(folder, settings.broker)
 
-    def look() -> dict[str, Any]:
-        return snapshot(folder, time.time())
+    def look() -> Look:
+        now_s = time.time()
+        return snapshot(folder, now_s), guard.look(now_s)
 
-    def show(found: dict[str, Any]) -> None:
-        if is_plain:
-            typer.echo(json.dumps(found)) if as_json else console.say(live.line(found))
-        else:
-            console.print(live.table(found))
+    found = look()
+    if watch and console.is_terminal and not as_json:
+        _follow(console, look, interval_s)
+    _show(console, found, as_json=as_json)
+    while watch:
+        time.sleep(interval_s)
+        _show(console, look(), as_json=as_json)
+    if check and not found[1].is_well:
+        raise typer.Exit(1)
 
-    if not watch:
-        show(look())
-    elif is_plain:
-        while True:
-            show(look())
-            time.sleep(interval_s)
+
+def _show(console: Terminal, found: Look, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({**found[0], "health": found[1].as_json()}))
+    elif console.is_terminal:
+        console.print(live.view(*found, width=console.width))
     else:
-        with Live(live.table(look()), console=console, auto_refresh=False) as view:
-            while True:
-                time.sleep(interval_s)
-                view.update(live.table(look()), refresh=True)
+        console.say(live.line(*found))
+
+
+def _follow(console: Terminal, look: Callable[[], Look], interval_s: float) -> NoReturn:
+    """Keep the newest look on the terminal until Ctrl-C."""
+    with Live(console=console, auto_refresh=False) as shown:
+        while True:
+            shown.update(live.view(*look(), width=console.width), refresh=True)
+            time.sleep(interval_s)

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from fedfleet.fleet_server import logs
 from fedfleet.fleet_server.assembly import assemble, prepare
 from fedfleet.fleet_server.config import GroupCommitConfig, ServerConfig
+from fedfleet.fleet_server.heartbeat import Heart
 from fedfleet.fleet_server.server import Server
 from fedfleet.fleet_server.stopwatch import stopwatch, unwatched
 from fedfleet.fleet_server.store import StoreFailed, StoreLost
@@ -71,7 +72,8 @@ def run(config: ServerConfig) -> int:
         parts = prepare(config, now_s=time.time(), draw=os.urandom, watch=watch)
     except StoreFailed as error:
         return _failed(error)
-    loop = Loop().start()
+    heart, loop = Heart(config.data_dir, time.time()), Loop().start()
+    why = "asked to end"
     try:
         if telemetry is not None:
             telemetry.serve(config.metrics)
@@ -80,10 +82,16 @@ def run(config: ServerConfig) -> int:
         )
         log.info("serving", fleet=config.fleet, task=config.task, pid=os.getpid())
         seen = telemetry or _Unseen()
-        _serve(assemble(parts, link), inbox, stop, commit=config.group_commit, seen=seen)
+        heart.beat(time.time())
+        _serve(assemble(parts, link), inbox, stop, commit=config.group_commit, seen=(heart, seen))
     except (StoreFailed, OSError) as error:
+        why = printable(str(error))
         return _failed(error)
+    except BaseException as error:
+        why = printable(f"{type(error).__name__}: {error}")
+        raise
     finally:
+        heart.stop(time.time(), why)
         loop.stop()
         if telemetry is not None:
             telemetry.close()
@@ -127,12 +135,15 @@ def _serve(
     stop: _Stop,
     *,
     commit: GroupCommitConfig,
-    seen: "Telemetry | _Unseen",
+    seen: "tuple[Heart, Telemetry | _Unseen]",
 ) -> None:
+    heart, telemetry = seen
     due, is_failing = time.monotonic(), False
     while not stop.asked:
         events = [] if server.backlog else _collect(inbox, commit, until=due)
-        seen.received(events)
+        telemetry.received(events)
+        heart.note(events, time.time())
+        heart.beat(time.time())
         try:
             server.handle(events, time.time())
             if time.monotonic() >= due:
@@ -145,12 +156,12 @@ def _serve(
                 told = "store cannot be written: nothing is acknowledged until it can"
                 log.error(told, error=str(error))  # noqa: TRY400 - the cause is told, a trace helps nobody
             is_failing = True
-            seen.writable(is_writable=False)
+            telemetry.writable(is_writable=False)
             time.sleep(RETRY_S)
         else:
             if is_failing:
                 log.info("store can be written again")
-                seen.writable(is_writable=True)
+                telemetry.writable(is_writable=True)
             is_failing = False
 
 

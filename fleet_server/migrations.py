@@ -74,6 +74,7 @@ STEPS: tuple[Step, ...] = (
     drop_table("chunk"),  # pieces of updates are files since; their vehicles send them again
     add_column(schema.update.c.payload_at),
     add_index(schema.file_updates),
+    add_column(schema.vehicle.c.metrics_before),
 )
 """Step i leads from version i + 1 to i + 2. Append only."""
 

@@ -77,6 +77,7 @@ vehicle = Table(
     Column("reason", Text, nullable=False, default=""),
     Column("metrics_at_s", Float, nullable=False, default=-1.0),
     Column("metrics", LargeBinary),
+    Column("metrics_before", Text),  # counters of the processes before the one that sent `metrics`, as JSON
 )
 
 code = Table(

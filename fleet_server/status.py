@@ -10,6 +10,7 @@ from sqlalchemy import Connection, func, select
 
 from fedfleet.fleet_server import (
     schema,
+    store_counters,
     store_models,
     store_quarantine,
     store_rounds,
@@ -46,11 +47,11 @@ def _snapshot(connection: Connection, told: Mapping[str, str], now_s: float) -> 
     current = store_rounds.current(connection)
     number = next((one.plan.round for one in current.values()), 0)
     rounds = store_rounds.rounds(connection)
-    metrics = store_vehicles.last_metrics(connection)
+    metrics, totals = store_vehicles.last_metrics(connection), store_counters.totals(connection)
     release = store_models.newest_release(connection)
     over = [group for group in _by_number(rounds).values() if is_over(group)]
     total = start["rounds_total"]
-    regions = _regions(connection, start["regions"], metrics)
+    regions = _regions(connection, start["regions"], metrics, totals=totals)
     newest = store_models.newest_version(connection)
     score = _primary(store_models.scores(connection, newest or 0), metric)
     baseline = _primary(store_models.scores(connection, store_models.BASELINE), metric)
@@ -77,7 +78,7 @@ def _snapshot(connection: Connection, told: Mapping[str, str], now_s: float) -> 
         "updates_per_s": views.upload_rate(connection, now_s),
         "regions": regions,
         "vehicles": views.vehicles(connection, updates=False),
-        "inference": _inference(metrics.values()),
+        "inference": _inference(metrics.values(), totals.values()),
         "rounds": views.rounds(connection, now_s, updates=False),
         "history": _history(connection, metric),
         "quarantine": _quarantine(connection),
@@ -93,7 +94,11 @@ def _by_number(rounds: Iterable[Round]) -> dict[int, dict[str, Round]]:
 
 
 def _regions(
-    connection: Connection, names: Iterable[str], metrics: Mapping[str, Metrics]
+    connection: Connection,
+    names: Iterable[str],
+    metrics: Mapping[str, Metrics],
+    *,
+    totals: Mapping[str, Mapping[str, int]],
 ) -> dict[str, dict[str, Any]]:
     rows = connection.execute(select(schema.vehicle).where(~schema.vehicle.c.denied)).all()
     size = store_models.parameters(connection)
@@ -102,14 +107,15 @@ def _regions(
         mine = [row for row in rows if row.region == name]
         number, stored_bytes = _stored(connection, name)
         heard = [metrics[row.id] for row in mine if row.id in metrics]
+        counted = [totals[row.id] for row in mine if row.id in totals]
         found[name] = {
             "enrolled": len(mine),
             "online": sum(row.state == "ONLINE" for row in mine),
             "updates": number,
             "bytes_up": stored_bytes,
-            "bytes_down": sum(each.bytes_down for each in heard),
+            "bytes_down": sum(each["bytes_down"] for each in counted),
             "ratio": number * size * 4 / stored_bytes if stored_bytes else None,
-            **_inference(heard),
+            **_inference(heard, counted),
         }
     return found
 
@@ -147,13 +153,13 @@ def _in_round(connection: Connection, one: Round | None, now_s: float) -> dict[s
     }
 
 
-def _inference(metrics: Iterable[Metrics]) -> dict[str, Any]:
+def _inference(metrics: Iterable[Metrics], totals: Iterable[Mapping[str, int]]) -> dict[str, Any]:
     """Sums of counters; the middle vehicle's median latency and the worst vehicle's 99th percentile."""
     heard = list(metrics)
     running = [each for each in heard if each.frames]
-    totals = {name: sum(getattr(each, name) for each in heard) for name in COUNTED}
+    counted = list(totals)
     return {
-        **totals,
+        **{name: sum(each[name] for each in counted) for name in COUNTED},
         "p50_ms": median(each.p50_ms for each in running) if running else None,
         "p99_ms": max((each.p99_ms for each in running), default=None),
     }

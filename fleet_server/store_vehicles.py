@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 
+from fedfleet.fleet_server import store_counters
 from fedfleet.fleet_server.schema import code, property_, round_, vehicle
 from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.errors import UsageError
@@ -174,7 +175,11 @@ def forget_presence(connection: Connection) -> None:
 def save_metrics(connection: Connection, metrics: Metrics) -> bool:
     """Record a vehicle's metrics; False when they are not newer than the recorded ones and were ignored."""
     newer = (vehicle.c.id == metrics.vehicle) & (vehicle.c.metrics_at_s < metrics.at_s)
-    values = {"metrics_at_s": metrics.at_s, "metrics": encode(metrics)}
+    values = {
+        "metrics_at_s": metrics.at_s,
+        "metrics": encode(metrics),
+        "metrics_before": store_counters.kept(connection, metrics),
+    }
     return connection.execute(vehicle.update().where(newer).values(**values)).rowcount > 0
 
 

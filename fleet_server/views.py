@@ -11,7 +11,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, select, true
 
-from fedfleet.fleet_server import schema, store_models, store_rounds, store_variants, store_vehicles
+from fedfleet.fleet_server import (
+    schema,
+    store_counters,
+    store_models,
+    store_rounds,
+    store_variants,
+    store_vehicles,
+)
 from fedfleet.fleet_server.gate import Scores
 from fedfleet.fleet_server.store import START, open_reader, properties
 from fedfleet.fleet_server.store_rounds import Round
@@ -133,7 +140,7 @@ def vehicles(
     if last is not None:
         latest = sorted(rows, key=lambda row: row["status_at_s"], reverse=True)[:last]
         rows = sorted(latest, key=lambda row: str(row["id"]))
-    metrics = store_vehicles.last_metrics(connection)
+    metrics, totals = store_vehicles.last_metrics(connection), store_counters.totals(connection)
     sent = _sent(connection) if updates else {}
     found = {}
     for row in rows:
@@ -143,6 +150,7 @@ def vehicles(
             one |= sent.get(name, {"updates": 0, "folded": 0, "update_bytes": 0, "last_round": None})
         if name in metrics:
             one["metrics"] = metrics[name].model_dump(mode="json")
+            one["totals"] = totals[name]
         found[name] = one
     return found
 

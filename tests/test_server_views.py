@@ -109,7 +109,9 @@ def test_without_a_terminal_a_table_is_plain_aligned_lines(folder: Path) -> None
 def test_status_is_one_plain_line_without_a_terminal(folder: Path) -> None:
     done = CliRunner().invoke(app, ["status", "--config", str(folder / "fedfleet.toml")])
     (line,) = done.stdout.strip().splitlines()
-    assert line.startswith("round 3/3 · version 3 (drives: 3) · 5/5 online · ")
+    assert line.startswith("server: no sign of life is kept here")
+    assert "ALL 3 ROUNDS ARE DONE: 3 versions published · version 3 (drives: 3)" in line
+    assert "5 of 5 vehicles were online" in line
     assert "north: published 3/3" in line
     assert line.endswith("refused: 1 bad-signature")
 
@@ -118,7 +120,7 @@ def test_on_a_terminal_there_are_tables(folder: Path) -> None:
     config = ["--config", str(folder / "fedfleet.toml")]
     terminal = {"FORCE_COLOR": "1", "COLUMNS": "160"}
     shown = CliRunner().invoke(app, ["status", *config], env=terminal).stdout
-    assert "5/5 online" in shown
+    assert "5 of 5 vehicles were online" in " ".join(shown.split())
     assert "refused: 1 bad-signature" in shown
     assert "┃" in CliRunner().invoke(app, ["server", *config, "models"], env=terminal).stdout
 
@@ -139,7 +141,7 @@ def test_watching_in_a_pipe_gives_a_line_per_look_until_ctrl_c(
     # then
     assert watching.wait(10) == 130
     first = processes.log(watching).splitlines()[0]
-    assert (json.loads(first)["version"] == 3) if is_json else first.startswith("round 3/3 · version 3")
+    assert (json.loads(first)["version"] == 3) if is_json else "version 3 (drives: 3)" in first
 
 
 def test_status_tells_gains_and_refusals(folder: Path) -> None:
