@@ -58,7 +58,7 @@ def _broker(settings: Settings) -> Iterator[embedded.Broker]:
     kind = settings.broker.embedded
     if kind == "none":
         raise UsageError("broker.embedded is 'none': compare --broker starts a broker of its own")
-    with embedded.start(settings.work_dir / "broker", kind=kind) as broker:
+    with embedded.start(settings.work_dir / "broker", kind=kind, fleet=settings.fleet) as broker:
         yield broker
 
 

@@ -73,7 +73,7 @@ class DemoFleet:
         kind = self.settings.broker.embedded
         if kind == "none":
             raise UsageError("broker.embedded is 'none': the demo starts a broker of its own")
-        self.broker = embedded.start(self.settings.work_dir / "broker", kind=kind)
+        self.broker = embedded.start(self.settings.work_dir / "broker", kind=kind, fleet=self.settings.fleet)
         update = {"host": self.broker.host, "port": self.broker.port}
         self.settings = self.settings.model_copy(
             update={"broker": self.settings.broker.model_copy(update=update)}

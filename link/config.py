@@ -1,11 +1,22 @@
 """The broker's part of the configuration: where it is, who we are there, whether we start it ourselves."""
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["BrokerConfig"]
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether a host can only be this machine: a name is believed when it is ``localhost``, never looked up."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class BrokerConfig(BaseModel):
@@ -24,10 +35,24 @@ class BrokerConfig(BaseModel):
     )
     cert_file: Path | None = Field(default=None, description="PEM of our certificate (mutual TLS)")
     key_file: Path | None = Field(default=None, description="PEM of the key of our certificate")
+    insecure: bool = Field(
+        default=False,
+        description="connect without TLS although the broker is on another machine: everything, a password too, "
+        "can be read and changed on the way",
+    )
     keepalive_s: int = Field(default=30, ge=5, le=3600, description="seconds without traffic before a ping")
     embedded: Literal["auto", "mosquitto", "nats", "none"] = Field(
         default="auto", description="start our own broker: which one, or none"
     )
+
+    @model_validator(mode="after")
+    def _is_secured(self) -> Self:
+        if self.ca_file is None and not self.insecure and not _is_this_machine(self.host):
+            raise ValueError(
+                f"host {self.host} is another machine, and without ca_file nothing is encrypted: set ca_file to the "
+                "PEM of the broker's authority, or insecure = true where the network itself is closed to others"
+            )
+        return self
 
     @model_validator(mode="after")
     def _files_belong_together(self) -> Self:

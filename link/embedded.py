@@ -25,6 +25,7 @@ __all__ = ["HOST", "SERVER_USER", "Broker", "find", "start"]
 HOST = "127.0.0.1"
 #: The user name that may do everything at the embedded broker; a link says its client id as user name.
 SERVER_USER = "fleet-server"
+ANY_FLEET = "+"
 Kind = Literal["mosquitto", "nats"]
 _POLL_S = 0.05
 _START_S = 20.0
@@ -47,18 +48,19 @@ def start(
     *,
     kind: Literal["auto", "mosquitto", "nats"] = "auto",
     port: int = 0,
+    fleet: str | None = None,
     finder: Callable[[Kind], Path | None] = find,
 ) -> "Broker":
     """Start a broker with its data in ``data_dir`` and return when it accepts connections.
 
-    ``port`` 0 takes a free one. UsageError when no broker is installed, the port is in use, or it does not start
-    (with the last line of its log).
+    ``port`` 0 takes a free one. The rules are those of ``fleet``; None: of every fleet. UsageError when no broker is
+    installed, the port is in use, or it does not start (with the last line of its log).
     """
     chosen, program = _choose(kind, finder)
     data_dir.mkdir(parents=True, exist_ok=True)
     for attempt in range(_PORT_TRIES):
         try:
-            return Broker(chosen, program, data_dir.resolve(), port=port or _free_port())
+            return Broker(chosen, program, data_dir.resolve(), port=port or _free_port(), fleet=fleet)
         except UsageError:
             if port or attempt == _PORT_TRIES - 1:  # else someone may have taken the free port meanwhile
                 raise
@@ -68,10 +70,12 @@ def start(
 class Broker:
     """A broker that we started. ``kill`` and ``restart`` are for tests and demonstrations of its failure."""
 
-    def __init__(self, kind: Kind, program: Path, data_dir: Path, *, port: int) -> None:
+    def __init__(
+        self, kind: Kind, program: Path, data_dir: Path, *, port: int, fleet: str | None = None
+    ) -> None:
         self.kind, self.host, self.port, self.data_dir = kind, HOST, port, data_dir
         self.log_file = data_dir / "broker.log"
-        self._command = _prepare(kind, program, data_dir, port)
+        self._command = _prepare(kind, program, data_dir, port, fleet or ANY_FLEET)
         self._process, self._finalizer = self._launch()
 
     @property
@@ -133,13 +137,14 @@ def _choose(
     raise UsageError(f"no broker to start: expected {wanted}")
 
 
-def _prepare(kind: Kind, program: Path, data_dir: Path, port: int) -> list[str]:
+def _prepare(kind: Kind, program: Path, data_dir: Path, port: int, fleet: str) -> list[str]:
     """Write the configuration and return the command."""
     templates = resources.files("fedfleet.broker_config")
     acl = data_dir / "mosquitto.acl"
     if kind == "mosquitto":
-        acl.write_text(templates.joinpath("mosquitto-loopback.acl").read_text("utf-8"), "utf-8")
-        acl.chmod(0o600)
+        acl.touch(mode=0o600)
+        rules = templates.joinpath("mosquitto-loopback.acl").read_text("utf-8")
+        acl.write_text(rules.replace("FLEET", fleet), "utf-8")
     text = Template(templates.joinpath(f"{kind}-loopback.conf").read_text("utf-8")).substitute(
         port=port, data_dir=data_dir, acl_file=acl
     )

@@ -1,27 +1,13 @@
 """Holds the brokers' files against protocol/topics.py: each topic described, no ACL wider or narrower."""
 
 import re
-import shutil
-import ssl
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import pytest
-from certificates import Authority
-from child_processes import Processes
-from link_bench import PATIENCE_S, Party
 
-from fedfleet.link import embedded
-from fedfleet.link.inbox import Inbox
-from fedfleet.link.live import LiveLink
-from fedfleet.link.options import Options
-from fedfleet.link.paho import Loop
-from fedfleet.link.port import MAX_PAYLOAD_BYTES, Event, matches
-from fedfleet.link.probe import check
+from fedfleet.link import embedded, production
+from fedfleet.link.port import MAX_PAYLOAD_BYTES, matches
 from fedfleet.protocol import chunks, envelope, ids, topics
 from fedfleet.protocol.errors import UsageError
 
@@ -30,20 +16,20 @@ ME, OTHER = "v-example", "v-2"
 SERVER = ids.SERVER
 
 
-def by_kind(vehicle: str) -> dict[topics.Kind, str]:
+def by_kind(vehicle: str, *, fleet: str = "f") -> dict[topics.Kind, str]:
     """One topic of each kind, those of a vehicle for this one."""
     return {
-        "round": topics.round_plan("f", "r1", "motion"),
-        "settlement": topics.settlement("f", "r1", "motion", 7),
-        "model": topics.model("f", "r1", "motion"),
-        "release": topics.release("f", "r1", "motion"),
-        "blob": topics.blob("f", "ab" * 32, 3),
-        "status": topics.status("f", vehicle),
-        "update": topics.update("f", vehicle, "motion", round_=7, number=0),
-        "metrics": topics.metrics("f", vehicle),
-        "request": topics.request("f", vehicle),
-        "receipt": topics.receipt("f", vehicle),
-        "command": topics.command("f", vehicle),
+        "round": topics.round_plan(fleet, "r1", "motion"),
+        "settlement": topics.settlement(fleet, "r1", "motion", 7),
+        "model": topics.model(fleet, "r1", "motion"),
+        "release": topics.release(fleet, "r1", "motion"),
+        "blob": topics.blob(fleet, "ab" * 32, 3),
+        "status": topics.status(fleet, vehicle),
+        "update": topics.update(fleet, vehicle, "motion", round_=7, number=0),
+        "metrics": topics.metrics(fleet, vehicle),
+        "request": topics.request(fleet, vehicle),
+        "receipt": topics.receipt(fleet, vehicle),
+        "command": topics.command(fleet, vehicle),
     }
 
 
@@ -57,10 +43,10 @@ REGIONAL = {"round", "settlement", "model", "release", "blob"}
 Rule = tuple[str | None, str, str]  # user (None: everyone), "read" | "write" | "readwrite", filter
 
 
-def mosquitto_rules(name: str) -> list[Rule]:
+def mosquitto_rules(text: str) -> list[Rule]:
     rules: list[Rule] = []
     user: str | None = None
-    for line in FILES.joinpath(name).read_text().splitlines():
+    for line in text.splitlines():
         words = line.split()
         match words:
             case ["user", user]:
@@ -75,8 +61,8 @@ def mosquitto_rules(name: str) -> list[Rule]:
     return rules
 
 
-def emqx_rules() -> list[Rule]:
-    lines = [x for x in FILES.joinpath("emqx-acl.conf").read_text().splitlines() if x and x[0] != "%"]
+def emqx_rules(text: str) -> list[Rule]:
+    lines = [x for x in text.splitlines() if x and x[0] != "%"]
     assert lines[-1] == "{deny, all}."
     words = {"all": "readwrite", "subscribe": "read", "publish": "write"}
     rules: list[Rule] = []
@@ -87,8 +73,7 @@ def emqx_rules() -> list[Rule]:
     return rules
 
 
-def nats_rules() -> list[Rule]:
-    text = FILES.joinpath("nats-production.conf").read_text()
+def nats_rules(text: str) -> list[Rule]:
     rules: list[Rule] = []
     for user in re.split(r'user: "CN=', text)[1:]:
         name = user.split('"')[0]
@@ -97,8 +82,7 @@ def nats_rules() -> list[Rule]:
             assert listed
             for subject in re.findall(r'"(.+?)"', listed[1]):
                 plain = subject.replace(".", "/").replace("*", "+").replace(">", "#")
-                if not plain.startswith("$MQTT"):
-                    rules.append((name, access, plain))
+                rules.append((name, access, plain))
     return rules
 
 
@@ -112,13 +96,21 @@ def allowed(rules: list[Rule], client: str, access: str, topic: str) -> bool:
     )
 
 
+def written(name: str, **more: tuple[str, ...]) -> str:
+    return production.rules(name, fleet="f", **more)
+
+
 @pytest.mark.parametrize(
     "rules",
     [
-        pytest.param(mosquitto_rules("mosquitto-loopback.acl"), id="mosquitto-loopback"),
-        pytest.param(mosquitto_rules("mosquitto-production.acl"), id="mosquitto-production"),
-        pytest.param(emqx_rules(), id="emqx"),
-        pytest.param(nats_rules(), id="nats-production"),
+        pytest.param(mosquitto_rules(written("mosquitto-loopback.acl")), id="mosquitto-loopback"),
+        pytest.param(mosquitto_rules(written("mosquitto-production.acl")), id="mosquitto-production"),
+        pytest.param(
+            mosquitto_rules(written("mosquitto-production.acl", vehicles=(ME,))), id="mosquitto-by-name"
+        ),
+        pytest.param(emqx_rules(written("emqx-acl.conf")), id="emqx"),
+        pytest.param(emqx_rules(written("emqx-acl.conf", vehicles=(ME,))), id="emqx-by-name"),
+        pytest.param(nats_rules(written("nats-production.conf", vehicles=(ME,))), id="nats-production"),
     ],
 )
 def test_acl_gives_a_vehicle_its_own_topics_and_the_server_all(rules: list[Rule]) -> None:
@@ -130,6 +122,50 @@ def test_acl_gives_a_vehicle_its_own_topics_and_the_server_all(rules: list[Rule]
     for kind, topic in by_kind(OTHER).items():
         assert allowed(rules, ME, "read", topic) == (kind in REGIONAL), kind
         assert not allowed(rules, ME, "write", topic), kind
+    for who in (ME, SERVER):
+        for topic in by_kind(ME, fleet="g").values():
+            assert not allowed(rules, who, "read", topic), topic
+            assert not allowed(rules, who, "write", topic), topic
+    # NATS delivers what has QoS 1 under this subject; no other name of a broker's own is in any rule
+    own = {rule for rule in rules if rule[2].startswith("$")}
+    assert own <= {(who, "read", "$MQTT/sub/#") for who in (ME, SERVER)}
+
+
+@pytest.mark.parametrize("name", ["mosquitto-production.acl", "emqx-acl.conf", "nats-production.conf"])
+def test_rules_as_shipped_let_nobody_do_anything(name: str) -> None:
+    reader = {"m": mosquitto_rules, "e": emqx_rules, "n": nats_rules}[name[0]]
+    rules = reader(FILES.joinpath(name).read_text())
+    for who in (ME, SERVER):
+        assert not any(allowed(rules, who, "write", topic) for topic in by_kind(ME).values())
+
+
+def test_rules_by_name_let_no_other_vehicle_in() -> None:
+    for name, reader in (("mosquitto-production.acl", mosquitto_rules), ("emqx-acl.conf", emqx_rules)):
+        rules = reader(written(name, vehicles=(ME,)))
+        assert not any(allowed(rules, OTHER, "write", topic) for topic in by_kind(OTHER).values())
+        assert not any(allowed(rules, OTHER, "read", topic) for topic in by_kind(OTHER).values())
+
+
+@pytest.mark.parametrize("bad", ["Fleet", "a/b", "+", "#", "", "f\ntopic readwrite #"])
+def test_rules_for_no_fleet_are_refused(bad: str) -> None:
+    with pytest.raises(UsageError, match=r"^fleet id .*: expected 1 to 36 of a-z, 0-9 and '-'$"):
+        production.rules("mosquitto-production.acl", fleet=bad)
+    with pytest.raises(UsageError, match=r"^vehicle id "):
+        production.rules("nats-production.conf", fleet="f", vehicles=(bad,))
+
+
+def test_nats_is_not_written_without_vehicles(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^the rules of NATS name each vehicle: expected --vehicles"):
+        production.write("nats", tmp_path, fleet="f")
+
+
+def test_cookies_of_two_brokers_differ(tmp_path: Path) -> None:
+    cookies = set()
+    for name in ("a", "b"):
+        production.write("emqx", tmp_path / name, fleet="f")
+        cookies |= set(re.findall(r'node.cookie = "(\w+)"', (tmp_path / name / "emqx.conf").read_text()))
+    assert len(cookies) == 2
+    assert all(len(cookie) == 64 for cookie in cookies)
 
 
 def test_largest_message_of_the_protocol_fits_the_link_and_every_broker() -> None:
@@ -202,143 +238,3 @@ def test_asyncapi_says_who_sends_and_its_references_resolve() -> None:
         assert document[f"#/operations/{by}-send-{kind}/action"] == "send"
         assert document[f"#/operations/{to}-receive-{kind}/action"] == "receive"
         assert document[f"#/operations/{by}-send-{kind}/channel/$ref"] == f"#/channels/{kind}"
-
-
-# --- real brokers ---
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop().start()
-    yield made
-    made.stop()
-
-
-def join(loop: Loop, port: int, client_id: str, *, host: str = "127.0.0.1", options: Options) -> Party:
-    inbox: Inbox[Event] = Inbox(1000)
-    link = loop.connect(host, port, client_id=client_id, sink=inbox.put, options=options)
-    party = Party(link, inbox, pump=lambda: None, patience_s=PATIENCE_S)
-    party.connected()
-    return party
-
-
-def hold_vehicle_to_its_topics(me: Party, server: Party) -> None:
-    """What a vehicle may not is judged by what is delivered, not by what the broker grants."""
-    # given everyone listens as far as it may be let
-    server.link.subscribe("fl/v1/f/#")
-    server.send(topics.status("f", "fence"))
-    server.receive()
-    for kind, topic in by_kind(OTHER).items():
-        me.link.subscribe(topic)
-        me.link.subscribe(by_kind(ME)[kind])
-    me.send(topics.metrics("f", ME))
-    server.receive()
-    # when the vehicle publishes everywhere
-    for kind, topic in by_kind(OTHER).items():
-        me.send(topic, b"forged")
-        me.send(by_kind(ME)[kind], b"own")
-    me.send(topics.request("f", ME), b"fence")
-    # then only its own arrives
-    expected = sorted(by_kind(ME)[kind] for kind in WRITES)
-    heard = server.receive(len(expected))
-    assert sorted(d.topic for d in heard) == expected
-    assert {d.payload for d in heard} == {b"own"}
-    assert server.receive()[0].payload == b"fence"
-    # when the server publishes everywhere
-    for kind, topic in by_kind(OTHER).items():
-        server.send(topic, b"to")
-        server.send(by_kind(ME)[kind], b"to")
-    server.send(topics.command("f", ME), b"fence")
-    # then the vehicle hears what is regional, and its own
-    topics_heard = []
-    while (delivery := me.receive()[0]).payload != b"fence":
-        topics_heard.append(delivery.topic)
-    assert set(topics_heard) == {t for v in (ME, OTHER) for k, t in by_kind(v).items() if k in REGIONAL} | {
-        by_kind(ME)["receipt"],
-        by_kind(ME)["command"],
-    }
-
-
-def test_forbidden_filters_are_granted_and_nothing_is_delivered_by_mosquitto(
-    mosquitto_binary: Path, tmp_path: Path, loop: Loop
-) -> None:
-    assert mosquitto_binary.is_file()
-    with embedded.start(tmp_path, kind="mosquitto") as broker:
-        me = join(loop, broker.port, ME, options=Options())
-        server = join(loop, broker.port, SERVER, options=Options())
-        hold_vehicle_to_its_topics(me, server)
-        assert isinstance(me.link, LiveLink)
-        assert me.link.counts["refused_filters"] == 0  # a SUBACK proves nothing
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    made = Authority(tmp_path)
-    made.issue("localhost", "broker")
-    for name in (SERVER, ME):
-        made.issue(name, name)
-    return made
-
-
-def configured(name: str, folder: Path, port: int) -> Path:
-    """A production configuration with its folders and port moved into the test."""
-    text = FILES.joinpath(name).read_text()
-    text = re.sub(r"/etc/(mosquitto|nats)/fedfleet|/var/lib/(mosquitto|nats)", str(folder), text)
-    text = text.replace("8883", str(port)).replace("port: 4222", "port: -1")
-    text = text.replace("host: 0.0.0.0", "host: 127.0.0.1").replace(
-        "log_dest syslog", "log_dest stderr\nuser root"
-    )
-    path = folder / name
-    path.write_text(text)
-    shutil.copy(str(FILES.joinpath("mosquitto-production.acl")), folder)
-    return path
-
-
-def hold_to_certificates(broker: tuple[Processes, Path, list[str]], authority: Authority, loop: Loop) -> None:
-    """A broker's production configuration, run on loopback: certificates name the clients."""
-    processes, config, command = broker
-    port = int(re.findall(r"^(?:listener|  port:) (\d+)", config.read_text(), re.MULTILINE)[-1])
-    process = processes.start([*command, config])
-    until_ready(port, authority, process, lambda: processes.log(process))
-    # a vehicle that says another's name is still itself, and keeps to its topics
-    me = join(loop, port, ME, host="localhost", options=replace(authority.options(ME), username=OTHER))
-    server = join(loop, port, SERVER, host="localhost", options=authority.options(SERVER))
-    hold_vehicle_to_its_topics(me, server)
-    # without TLS, or without a certificate, no one comes in
-    for options in (Options(), Options(tls=trusting(authority))):
-        with pytest.raises(UsageError, match=rf"^broker localhost:{port} refuses: "):
-            check("localhost", port, timeout_s=5.0, options=options)
-
-
-def trusting(authority: Authority) -> ssl.SSLContext:
-    """A context that trusts the broker and shows no certificate."""
-    return ssl.create_default_context(cafile=str(authority.folder / "ca.pem"))
-
-
-def until_ready(
-    port: int, authority: Authority, process: "subprocess.Popen[bytes]", log: Callable[[], str]
-) -> None:
-    for _ in range(200):
-        try:
-            check("localhost", port, timeout_s=5.0, options=authority.options(SERVER))
-        except UsageError as error:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.05)
-                pytest.fail(f"the broker ended: {error}: {log()}")
-        else:
-            return
-    pytest.fail(f"the broker does not answer: {log()}")
-
-
-def test_production_mosquitto_takes_names_from_certificates(
-    mosquitto_binary: Path, processes: Processes, authority: Authority, loop: Loop, free_port: int
-) -> None:
-    config = configured("mosquitto-production.conf", authority.folder, free_port)
-    hold_to_certificates((processes, config, [str(mosquitto_binary), "-c"]), authority, loop)
-
-
-def test_production_nats_takes_names_from_certificates(
-    nats_binary: Path, processes: Processes, authority: Authority, loop: Loop, free_port: int
-) -> None:
-    config = configured("nats-production.conf", authority.folder, free_port)
-    hold_to_certificates((processes, config, [str(nats_binary), "-c"]), authority, loop)
