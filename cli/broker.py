@@ -43,11 +43,11 @@ def broker(
 
     With --write: write the configuration and the access rules of a broker for production instead.
     """
-    settings = load(config)
+    settings, console = load(config), Terminal()
     if write is not None:
         names = [check_id(name.strip(), "vehicle") for name in vehicles.split(",")] if vehicles else []
         for path in production.write(write, to, fleet=settings.fleet, vehicles=names):
-            typer.echo(path)
+            console.say(str(path))
         return
     if vehicles is not None:
         raise UsageError("--vehicles without --write: the broker on loopback lets in every vehicle")
@@ -55,7 +55,6 @@ def broker(
         raise UsageError("broker.embedded is 'none': this configuration uses a broker that runs elsewhere")
     folder = data or settings.work_dir / "broker"
     chosen = settings.broker.port if port is None else port
-    console = Terminal()
     ended = Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
