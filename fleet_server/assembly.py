@@ -100,7 +100,9 @@ def prepare(
         graph.layout.parts,
         control=config.strategy.name == "scaffold",
     )
-    ingest = Ingest(store, party, limits, Limiter(config.rate.rate()), config.rounds)
+    ingest = Ingest(
+        store, party, limits, Limiter(config.rate.rate(update_bytes=limits.update_bytes)), config.rounds
+    )
     return Parts(config, store, party, coordinator, ingest, _variants(store, config, task, graph))
 
 

@@ -84,7 +84,17 @@ class RateConfig(Config):
         default=100.0, gt=0, le=1e6, description="messages per second of one vehicle, in the long run"
     )
     burst: int = Field(default=1000, ge=1, le=10_000_000, description="messages of one vehicle at once")
+    bytes_per_s: float = Field(
+        default=4_000_000.0, gt=0, le=1e12, description="bytes per second of one vehicle, in the long run"
+    )
+    burst_bytes: int = Field(
+        default=64_000_000,
+        ge=1_000_000,
+        le=10**12,
+        description="bytes of one vehicle at once; at least two of the largest updates pass",
+    )
 
-    def rate(self) -> Rate:
-        """Return the rate of a token bucket."""
-        return Rate(self.messages_per_s, self.burst)
+    def rate(self, *, update_bytes: int = 0) -> Rate:
+        """Return the rate of a token bucket that lets an update of this size pass, sent twice."""
+        burst_bytes = max(self.burst_bytes, 2 * update_bytes)
+        return Rate(self.messages_per_s, self.burst, self.bytes_per_s, burst_bytes)

@@ -49,7 +49,14 @@ TABLE: Mapping[str, Family] = {
             ("reason",),
         ),
         Family(
-            "fedfleet_messages_dropped_total", "counter", "messages above their vehicle's rate, never opened"
+            "fedfleet_messages_dropped_total",
+            "counter",
+            "messages above their vehicle's rate or at QoS 0, never opened",
+        ),
+        Family(
+            "fedfleet_internal_errors_total",
+            "counter",
+            "messages whose handling failed by a mistake of ours: put aside, the others go on",
         ),
         Family("fedfleet_quarantine_messages", "gauge", "refused messages kept for inspection"),
         Family("fedfleet_rounds", "gauge", "rounds in the store by where they are", ("region", "state")),
@@ -125,7 +132,9 @@ def _updates(connection: Connection) -> Iterator[Sample]:
     counters = store_updates.counters(connection)
     yield Sample("fedfleet_updates_stored_total", store_updates.audit_head(connection)[0])
     yield Sample("fedfleet_updates_duplicate_total", counters.get("duplicates", 0))
-    yield Sample("fedfleet_messages_dropped_total", counters.get("dropped:rate", 0))
+    dropped = sum(number for name, number in counters.items() if name.startswith("dropped:"))
+    yield Sample("fedfleet_messages_dropped_total", dropped)
+    yield Sample("fedfleet_internal_errors_total", counters.get("refused:internal-error", 0))
     yield Sample("fedfleet_gate_refused_total", counters.get("gate:refused", 0))
     refused: Counter[str] = Counter()
     for name, number in counters.items():

@@ -3,10 +3,11 @@
 Only after its commit may the broker be told to forget them, and the vehicles hear of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 
+import structlog
 from sqlalchemy import Connection
 
 from fedfleet.codec.parts import Parts
@@ -15,20 +16,23 @@ from fedfleet.fleet_server.admission import Limits, View
 from fedfleet.fleet_server.config_rounds import RoundsConfig
 from fedfleet.fleet_server.coordinates import Coordinates
 from fedfleet.fleet_server.ingest_batch import Batch
+from fedfleet.fleet_server.ingest_door import Door, Received, party_of
 from fedfleet.fleet_server.pieces import Pieces, Room
 from fedfleet.fleet_server.rate import Limiter, Rate
 from fedfleet.fleet_server.requests import Outgoing, Party
-from fedfleet.fleet_server.store import Store
+from fedfleet.fleet_server.store import Store, StoreFailed
 from fedfleet.fleet_server.store_waiting import Late
 from fedfleet.link.port import Delivery
-from fedfleet.protocol import topics
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.signing import Keyring
-from fedfleet.protocol.topics import Topic
 
-__all__ = ["Ingest"]
+__all__ = ["INTERNAL_ERROR", "Ingest"]
+
+log = structlog.get_logger()
 
 DEFAULT_RATE = Rate(per_s=100.0, burst=1000)
+INTERNAL_ERROR = "internal-error"
+"""Reason for a message whose handling failed by a mistake of ours."""
 PIECES_FOLDER = "incomplete"
 UPDATES_KEPT = 3
 """Incomplete updates of the largest size that one vehicle has room for; in small pieces they take more."""
@@ -48,8 +52,9 @@ class Ingest:
     _regions: Mapping[str, str] = field(default_factory=dict)
     _moved: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     _stamp: int = -1
+    _known: frozenset[str] = frozenset()
     _waiting: dict[str, Delivery] = field(default_factory=dict)
-    _dropped: int = 0
+    _told_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Name coordinates as the model is divided, and take over what an earlier process has of incomplete updates."""
@@ -58,20 +63,64 @@ class Ingest:
         most = UPDATES_KEPT * limits.update_bytes
         room = Room(most, max(most, limits.incomplete_bytes), limits.incomplete_age_s)
         self._pieces = Pieces(self.store.folder / PIECES_FOLDER, room)
+        self._door = Door(self.limiter)
+        with self.store.read() as connection:
+            self._refresh(connection)
 
     def receive(self, deliveries: Iterable[Delivery], now_s: float) -> list[Outgoing]:
         """Take a batch in one transaction; return what to publish after the broker was told to forget it.
 
-        What comes above its vehicle's rate is dropped before anything in it is looked at, and counted: no answer, no
-        quarantine; an honest vehicle sends again later. Raises StoreFailed, nothing applied: then nothing of the
-        batch may be acknowledged.
+        What comes at QoS 0 or above its vehicle's rate is dropped before anything in it is looked at, and counted: no
+        answer, no quarantine; an honest vehicle sends again later. A message whose handling raises costs itself only:
+        it is refused as internal-error, the others are taken without it. Raises StoreFailed: then nothing of the
+        batch may be acknowledged; it is given again when the store can be written.
         """
-        received = [(delivery, _topic(delivery)) for delivery in deliveries]
-        admitted = [one for one in received if self._admits(one[1], now_s)]
-        dropped = self._dropped + len(received) - len(admitted)
-        if not admitted:
-            self._dropped = dropped  # written with the next transaction
-            return []
+        admitted = self._door.admit(deliveries, self._known, now_s)
+        outgoing = self._take(admitted, now_s) if admitted else []
+        self.tell_rest(now_s)
+        return outgoing
+
+    def turned_away(self, vehicles: Mapping[str, int], now_s: float) -> None:
+        """Count messages at QoS 0 that were dropped before they came here, by the vehicle in their topic."""
+        for vehicle, number in vehicles.items():
+            who = vehicle if vehicle in self._known else ""
+            self._door.turn_away(who, "qos-0", number, now_s=now_s)
+
+    def tell_rest(self, now_s: float) -> None:
+        """Tell the log of what repeated itself in minutes that are over; looked at once a second."""
+        if not 0 <= now_s - self._told_s < 1:
+            self._told_s = now_s
+            self._door.tell_rest(now_s)
+
+    def _take(self, received: Sequence[Received], now_s: float) -> list[Outgoing]:
+        """Take messages in one transaction, or in two halves, until the one is found that cannot be handled."""
+        try:
+            return self._transact(lambda batch: batch.take_all(received), now_s)
+        except StoreFailed:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not stop the server
+            if len(received) > 1:
+                half = len(received) // 2
+                return self._take(received[:half], now_s) + self._take(received[half:], now_s)
+            return self._put_aside(received[0], error, now_s)
+
+    def _put_aside(self, received: Received, error: Exception, now_s: float) -> list[Outgoing]:
+        who = party_of(received[1], self._known)
+        self._door.charge(who, now_s)
+        told = f"{type(error).__name__}: {error}"[:300]
+        if self._door.lines.admits((who, INTERNAL_ERROR), now_s):
+            topic = received[0].topic[:100]
+            log.error("a message could not be handled", vehicle=who, topic=topic, error=told, exc_info=error)
+        refusal = PeerError(INTERNAL_ERROR, told)
+        try:
+            return self._transact(lambda batch: batch.put_aside(received, refusal), now_s)
+        except StoreFailed:
+            raise
+        except Exception as second:
+            raise StoreFailed(f"store {self.store.name}: {type(second).__name__}: {second}") from second
+
+    def _transact(self, act: Callable[[Batch], list[Outgoing]], now_s: float) -> list[Outgoing]:
+        dropped = self._door.dropped
         with self.store.write() as connection:
             self._refresh(connection)
             batch = Batch(
@@ -82,22 +131,24 @@ class Ingest:
                 waiting=self._waiting,
                 now_s=now_s,
             )
-            if dropped:
-                batch.counts["dropped:rate"] = dropped
-            outgoing = batch.take_all(admitted)
-        self._dropped = 0
+            batch.counts.update(dropped)
+            outgoing = act(batch)
+        dropped.clear()
+        self._finish(batch, now_s)
+        return outgoing
+
+    def _finish(self, batch: Batch, now_s: float) -> None:
+        """Do what a committed batch asks for."""
         self.stored += batch.stored
         for vehicle in batch.enrolled:
             self._waiting.pop(vehicle, None)
         for vehicle, digest in batch.joined:
             self._pieces.drop(vehicle, digest)
         self._pieces.expire(now_s)
-        for say in batch.lines:
-            say()
-        return outgoing
-
-    def _admits(self, topic: Topic | PeerError, now_s: float) -> bool:
-        return self.limiter.admits(topic.vehicle if isinstance(topic, Topic) else "", now_s)
+        for line in batch.lines:
+            who = line.vehicle if line.vehicle in self._known else ""
+            if not line.matter or self._door.lines.admits((who, line.matter), now_s):
+                line.write()
 
     def _refresh(self, connection: Connection) -> None:
         stamp = store_vehicles.stamp(connection)
@@ -105,6 +156,7 @@ class Ingest:
             self._keyring = store_vehicles.keyring(connection)
             self._regions = store_vehicles.regions(connection)
             self._moved = store_vehicles.moved(connection)
+            self._known = frozenset(self._keyring.keys) | frozenset(self.party.codes)
             self._stamp = stamp
             keys, denied = self._keyring.keys, self._keyring.denied
             self._pieces.keep(lambda vehicle: vehicle in keys and vehicle not in denied)
@@ -128,10 +180,3 @@ class Ingest:
             find_update=partial(store_updates.known, connection),
             coordinates=partial(self._coordinates.of, connection),
         )
-
-
-def _topic(delivery: Delivery) -> Topic | PeerError:
-    try:
-        return topics.parse(delivery.topic)
-    except PeerError as error:
-        return error

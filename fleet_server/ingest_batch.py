@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 
@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from fedfleet.fleet_server import requests, store_quarantine, store_updates, store_vehicles
 from fedfleet.fleet_server.admission import Accepted, Candidate, View, expect, judge, open_update
+from fedfleet.fleet_server.ingest_door import Received
 from fedfleet.fleet_server.ingest_pieces import collect, named_digest
 from fedfleet.fleet_server.pieces import Pieces
 from fedfleet.fleet_server.requests import Outgoing, Party
@@ -28,10 +29,21 @@ __all__ = ["MESSAGE_LIMIT_BYTES", "Batch"]
 
 log = structlog.get_logger()
 
+WAITING_LIMIT_BYTES = 4096
+"""Largest status that is kept for a vehicle which is about to enrol."""
 MESSAGE_LIMIT_BYTES = 64_000
 """Largest sealed message of a vehicle that is no update, in bytes."""
 RUN_BYTES = 16_000_000
 """Opened updates that wait to be stored together, in bytes; one more may be above."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line for the log. ``matter`` names its reason where one such line a minute is enough for each vehicle."""
+
+    write: Callable[[], object]
+    vehicle: str = ""
+    matter: str = ""
 
 
 class Batch:
@@ -58,13 +70,13 @@ class Batch:
         self.counts: Counter[str] = Counter()
         self.enrolled: list[str] = []
         self.joined: set[tuple[str, str]] = set()
-        self.lines: list[Callable[[], object]] = []
+        self.lines: list[Line] = []
         self._outgoing: list[Outgoing] = []
         self._run: list[tuple[Delivery, Topic, Candidate | PeerError]] = []
         self._run_bytes = 0
         self._refused: list[Quarantined] = []
 
-    def take_all(self, received: Sequence[tuple[Delivery, Topic | PeerError]]) -> list[Outgoing]:
+    def take_all(self, received: Sequence[Received]) -> list[Outgoing]:
         """Write what the messages say and return the answers; refused ones go to the quarantine."""
         for delivery, topic in received:
             self._take(delivery, topic)
@@ -75,6 +87,12 @@ class Batch:
         )
         store_updates.count_all(self.connection, self.counts)
         return self._outgoing
+
+    def put_aside(self, received: Received, error: PeerError) -> list[Outgoing]:
+        """Refuse a message whose handling failed, without looking at it again."""
+        delivery, topic = received
+        self._refuse(delivery, error, topic if isinstance(topic, Topic) else None)
+        return self.take_all([])
 
     def _take(self, delivery: Delivery, topic: Topic | PeerError) -> None:
         if not delivery.payload:
@@ -110,7 +128,8 @@ class Batch:
         self._refused.append(Quarantined(*head, digest, len(sealed), sealed))
         self.counts[f"refused:{error.reason}"] += 1
         about = self._about(topic) | {"reason": error.reason, "detail": error.detail}
-        self._say(log.warning, "message refused", **about, topic=delivery.topic[:100])
+        line = partial(log.warning, "message refused", **about, topic=delivery.topic[:100])
+        self.lines.append(Line(line, vehicle, error.reason))
         if topic is not None and topic.kind == "update":
             named = named_digest(sealed, topic, self.view)
             told = Receipt(vehicle=vehicle, sealed_sha256=named, outcome="refused", reason=error.reason)
@@ -119,7 +138,7 @@ class Batch:
             self._outgoing.append(party.refusal(vehicle, error.reason))
 
     def _say(self, method: Callable[..., object], text: str, **values: object) -> None:
-        self.lines.append(partial(method, text, **values))
+        self.lines.append(Line(partial(method, text, **values)))
 
     def _about(self, topic: Topic | None) -> dict[str, int | str]:
         """Return round, region and vehicle for a line of the log, as far as the topic and the store tell them."""
@@ -207,6 +226,9 @@ class Batch:
     def _status(self, delivery: Delivery, topic: Topic) -> None:
         vehicle = topic.vehicle
         if vehicle not in self.view.keyring.keys and requests.has_code(self.connection, self.party, vehicle):
+            if len(delivery.payload) > WAITING_LIMIT_BYTES:
+                told = f"status of {vehicle}, which is not enrolled, is {len(delivery.payload)} bytes"
+                raise PeerError("too-large", f"{told}, limit {WAITING_LIMIT_BYTES}")
             self.waiting[vehicle] = delivery
             return
         status = messages.decode(Status, self._open(delivery, topic, Kind.STATUS), sender=vehicle)

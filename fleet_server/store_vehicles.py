@@ -1,6 +1,7 @@
 """Rows of vehicles: who is enrolled, with which key, in which region; what each last said of itself."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ from sqlalchemy import Connection, func, select
 from fedfleet.fleet_server import store_counters
 from fedfleet.fleet_server.schema import code, property_, round_, vehicle
 from fedfleet.fleet_server.upsert import insert
-from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.errors import PeerError, UsageError
 from fedfleet.protocol.ids import SERVER, check_id
 from fedfleet.protocol.messages import Metrics, Status, decode, encode
 from fedfleet.protocol.signing import KEY_BYTES, Keyring
@@ -184,9 +185,16 @@ def save_metrics(connection: Connection, metrics: Metrics) -> bool:
 
 
 def last_metrics(connection: Connection) -> Mapping[str, Metrics]:
-    """Return the last metrics of every vehicle that sent some."""
+    """Return the last metrics of every vehicle that sent some; without those that are not valid any more.
+
+    An earlier version may have kept what this one refuses; the vehicle's next message replaces it.
+    """
     rows = connection.execute(select(vehicle.c.id, vehicle.c.metrics).where(vehicle.c.metrics.is_not(None)))
-    return {name: decode(Metrics, data, sender=name) for name, data in rows}
+    found = {}
+    for name, data in rows:
+        with suppress(PeerError):
+            found[name] = decode(Metrics, data, sender=name)
+    return found
 
 
 def code_is_open(connection: Connection, name: str, secret: str) -> bool:

@@ -1,7 +1,8 @@
 """The messages besides the update: frozen, bounded values that travel as JSON inside an envelope.
 
 A message that exists is valid. Unknown fields are ignored, so that a newer peer may add some. Times are Unix
-seconds (UTC); sizes are bytes.
+seconds (UTC); sizes are bytes. No text holds a control character (C0, DEL, C1): databases and terminals do not
+take all of them.
 """
 
 from collections.abc import Mapping
@@ -43,8 +44,9 @@ Count = Annotated[int, Field(ge=0, le=2**53)]
 Number = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Seconds = Annotated[float, Field(ge=0, le=1e11)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Text = Annotated[str, Field(max_length=300)]
-Setting = int | float | Annotated[str, Field(max_length=64)]
+Plain = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+Text = Annotated[Plain, Field(max_length=300)]
+Setting = Annotated[int, Field(ge=-(2**53), le=2**53)] | float | Annotated[Plain, Field(max_length=64)]
 Fate = Literal["folded", "carried", "returned", "dropped"]
 LinkClass = Literal["metered", "wifi", "ethernet"]
 
@@ -95,7 +97,7 @@ class LinkPlan(Message):
     ``budget_bytes`` bounds the sealed update: the vehicle takes the best setting, at most this one, that fits.
     """
 
-    value: Annotated[str, Field(max_length=32)] | None = None
+    value: Annotated[Plain, Field(max_length=32)] | None = None
     density: Annotated[float, Field(gt=0, le=1)] | None = None
     budget_bytes: Annotated[int, Field(ge=1, le=2**31)] | None = None
 
@@ -111,8 +113,8 @@ class CodecPlan(Message):
     With ``effort`` quick it leaves out what costs both sides most time (``codec/settings.py``).
     """
 
-    index: Annotated[str, Field(max_length=32)] = "rice"
-    value: Annotated[str, Field(max_length=32)] = "sign"
+    index: Annotated[Plain, Field(max_length=32)] = "rice"
+    value: Annotated[Plain, Field(max_length=32)] = "sign"
     density: Annotated[float, Field(gt=0, le=1)] = 0.01
     coordinates: Literal["own", "common", "dense"] = "own"
     layer_floor: Share = 0.0
@@ -121,8 +123,8 @@ class CodecPlan(Message):
     step_ahead: Share = 0.0
     stateless_after: Number = 0
     stateless_density: Annotated[float, Field(gt=0, le=1)] = 0.1
-    effort: Annotated[str, Field(max_length=16)] = "full"
-    links: Annotated[Mapping[Annotated[str, Field(max_length=16)], LinkPlan], Field(max_length=16)] = Field(
+    effort: Annotated[Plain, Field(max_length=16)] = "full"
+    links: Annotated[Mapping[Annotated[Plain, Field(max_length=16)], LinkPlan], Field(max_length=16)] = Field(
         default_factory=dict
     )
 
@@ -150,7 +152,7 @@ class Plan(Message):
     late: Literal["return", "carry", "staleness-weighted"] = "return"
     next_round_at_s: Seconds = 0.0
     codec: CodecPlan
-    training: Annotated[Mapping[Annotated[str, Field(max_length=40)], Setting], Field(max_length=40)]
+    training: Annotated[Mapping[Annotated[Plain, Field(max_length=40)], Setting], Field(max_length=40)]
 
     @property
     def coordinates_seed(self) -> str:
@@ -172,8 +174,8 @@ class Settlement(Message):
     reason: Text = ""
     version: Number
     closed_at_s: Seconds
-    fates: Mapping[Annotated[str, Field(max_length=80)], Fate]
-    reasons: Mapping[Annotated[str, Field(max_length=80)], Text] = Field(default_factory=dict)
+    fates: Mapping[Annotated[Plain, Field(max_length=80)], Fate]
+    reasons: Mapping[Annotated[Plain, Field(max_length=80)], Text] = Field(default_factory=dict)
     page: Number = 0
     pages: Annotated[int, Field(ge=1, le=2**32 - 1)] = 1
 
@@ -302,18 +304,18 @@ class Metrics(Message):
     guard_paused_s: Seconds = 0.0
     shadow_answers: Count = 0
     shadow_disagreed: Count = 0
-    variant: Annotated[str, Field(max_length=16)] = ""
+    variant: Annotated[Plain, Field(max_length=16)] = ""
     personal: bool = False
-    link_class: Annotated[str, Field(max_length=16)] = ""
+    link_class: Annotated[Plain, Field(max_length=16)] = ""
     update_bytes: Count = 0
-    update_codec: Annotated[str, Field(max_length=80)] = ""
+    update_codec: Annotated[Plain, Field(max_length=80)] = ""
     update_steps: Count = 0
     rss_bytes: Count = 0
     scores: Annotated[
-        Mapping[Annotated[str, Field(max_length=40)], tuple[float, int]], Field(max_length=40)
+        Mapping[Annotated[Plain, Field(max_length=40)], tuple[float, Count]], Field(max_length=40)
     ] = Field(default_factory=dict)
-    refusals: Annotated[Mapping[Annotated[str, Field(max_length=80)], int], Field(max_length=100)] = Field(
-        default_factory=dict
+    refusals: Annotated[Mapping[Annotated[Plain, Field(max_length=80)], Count], Field(max_length=100)] = (
+        Field(default_factory=dict)
     )
 
 
@@ -348,7 +350,7 @@ class Receipt(Message):
 
     vehicle: Id
     sealed_sha256: Digest
-    update: Annotated[str, Field(max_length=80)] = ""
+    update: Annotated[Plain, Field(max_length=80)] = ""
     outcome: Literal["stored", "refused"]
     reason: Text = ""
     fate: Fate | None = None

@@ -22,7 +22,9 @@ ASKED_TIMES = 3
 """So often at least it is sent again before silence counts as an answer."""
 USED = "replayed-id"
 """The server holds another update under this one's id: this journal is an older copy, or one of two."""
-RETURNED_REASONS = frozenset({"late", "round-unknown", "from-the-future", "wrong-base", "wrong-region", USED})
+RETURNED_REASONS = frozenset(
+    {"late", "round-unknown", "from-the-future", "wrong-base", "wrong-region", "internal-error", USED}
+)
 """Refusals that say nothing against the update itself: it re-enters the residual."""
 _MOST_DOUBLINGS = 20
 
