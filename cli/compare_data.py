@@ -67,6 +67,8 @@ def load(settings: Settings, folder: Path, test_folder: Path | None) -> Data:
         tests, notes = _prepare_test(settings, task, test_folder, index)
     teacher = preparation.open_teacher(settings.data.teacher, settings.data.teacher_limit)
     problems = _prepare(task, folder, [job for job in jobs if job.drives], index, teacher)
+    if index.account is not None and index.account.sentence:
+        notes.append(index.account.sentence)
     vehicles = {
         vehicle: (region, prepared.open(shared.vehicle_dir(settings, vehicle), "train"))
         for vehicle, (region, _) in parts.vehicles.items()
@@ -86,7 +88,7 @@ def _prepare(
 ) -> dict[str, int]:
     """Prepare in this process, which has read the recordings for the index; return what was left out, by reason."""
     made = [preparation.Job(out=job.out, drives=tuple(job.drives), parts=tuple(job.parts)) for job in jobs]
-    metas = preparation.prepare(task, folder, made, teacher=teacher)
+    metas = preparation.prepare(task, folder, made, teacher=teacher, index=index)
     problems = Counter(index.problems)
     for meta in metas:
         problems.update(

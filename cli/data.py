@@ -10,6 +10,7 @@ from fedfleet.cli.config import Settings
 from fedfleet.cli.options import pack_dir
 from fedfleet.cli.processes import run
 from fedfleet.cli.progress import Report, steps
+from fedfleet.cli.terminal import Terminal
 from fedfleet.models import prepared
 from fedfleet.models import task as tasks
 from fedfleet.models.task import Drive
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 PREPARE_LIMIT_S = 1800.0
+REFUSED_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,10 @@ def split(settings: Settings, folder: Path) -> Partition:
 
     Where nobody chose a number of vehicles, a region with fewer training drives gets a vehicle for each of them.
     """
-    drives = tasks.load(settings.task).index(folder).drives
-    data = settings.data
+    index = tasks.load(settings.task).index(folder)
+    if index.account is not None and index.account.sentence:
+        Terminal(stderr=True).say(index.account.sentence)
+    drives, data = index.drives, settings.data
     if data.split_file is not None:
         return read_split(data.split_file, drives)
     return dealt(settings, drives, Dealing(by=data.partition, regions=data.regions))
@@ -121,12 +125,17 @@ def prepare(settings: Settings, folder: Path, jobs: Sequence[Job]) -> None:
             limit = str(settings.data.teacher_limit)
             arguments += ["--teacher", str(settings.data.teacher), "--teacher-limit", limit]
         with steps("preparing recordings") as report:
-            run(
+            told = run(
                 "fedfleet.scenarios.prepare",
                 arguments,
                 timeout_s=PREPARE_LIMIT_S,
                 heard=lambda line: _pass_on(line, report),
             )
+        refused = json.loads(told)["refused"]
+        for line in refused[:REFUSED_SHOWN]:
+            Terminal(stderr=True).say(f"not read: {line}")
+        if len(refused) > REFUSED_SHOWN:
+            Terminal(stderr=True).say(f"not read: {len(refused) - REFUSED_SHOWN} more recordings")
 
 
 def _pass_on(line: str, report: Report) -> None:

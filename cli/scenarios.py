@@ -17,9 +17,13 @@ from fedfleet.cli.progress import steps
 from fedfleet.cli.terminal import Terminal
 from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
-from fedfleet.scenarios.reading import open_recordings
+from fedfleet.scenarios.account import Account
+from fedfleet.scenarios.reading import READERS, open_recordings
 
 __all__ = ["app"]
+
+MOTION = "motion_forecast"
+NAMED = 20
 
 app = typer.Typer(
     help="Look into folders of driving scenarios, check, split and draw them, generate the shipped pack.",
@@ -52,9 +56,15 @@ def list_(
         for region, drives in sorted(regions.items())
     }
     counted = dict(index.problems) if index.is_counted else None
-    formats = _formats(folder)
+    found = _formats(folder, settings.task)
     if as_json:
-        result = {"folder": str(folder), "formats": formats, "regions": rows, "problems": counted}
+        result = {
+            "folder": str(folder),
+            "formats": found,
+            "regions": rows,
+            "problems": counted,
+            "not_read": _not_read(index.account),
+        }
         typer.echo(json.dumps(result, indent=2))
         return
     table = Table("region", "drives", "recordings", "seconds", title=str(folder))
@@ -62,7 +72,8 @@ def list_(
         table.add_row(region, *(str(value) for value in row.values()))
     console = Terminal()
     console.print(table)
-    _print_formats(console, formats)
+    _print_formats(console, found)
+    _print_account(console, index.account)
     if counted is None:
         console.say("not read yet: `fedfleet scenarios check` reads all and counts what is left out")
     else:
@@ -71,7 +82,14 @@ def list_(
 
 @app.command("check")
 def check(
-    config: ConfigFile = None, scenarios: ScenariosDir = None, task: TaskName = None, as_json: Json = False
+    config: ConfigFile = None,
+    scenarios: ScenariosDir = None,
+    task: TaskName = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Fail when a file of the folder is not read, whatever the reason."),
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Read everything in a folder and count what the task would leave out, by reason; fails when nothing is usable."""
     settings = load(config, task=task)
@@ -93,9 +111,10 @@ def check(
         "folder": str(folder),
         "drives": len(samples),
         "samples": sum(samples.values()),
-        "formats": _formats(folder),
+        "formats": _formats(folder, settings.task),
         "drives_without_samples": empty,
         "problems": problems,
+        "not_read": _not_read(index.account),
     }
     if as_json:
         typer.echo(json.dumps(result, indent=2))
@@ -106,8 +125,12 @@ def check(
         if empty:
             console.say(f"{len(empty)} drives without a usable sample: {', '.join(empty[:5])}")
         _print_problems(console, problems)
+        _print_account(console, index.account)
     if not result["samples"]:
         raise UsageError(f"{folder}: no sample is usable for task {learned.name}")
+    if strict and index.account is not None and index.account.worst is not None:
+        count = sum(index.account.counts.values())
+        raise UsageError(f"{folder}: {count} files are not read: {index.account.worst.text}")
 
 
 @app.command("convert")
@@ -144,8 +167,29 @@ def generate(
     Terminal().say(f"{out}: table hash {record['table_sha256']}")
 
 
-def _formats(folder: Path) -> list[dict[str, object]]:
+@app.command("formats")
+def formats(as_json: Json = False) -> None:
+    """List the formats of recordings that are read, and how their files are found."""
+    cameras = {
+        "Donkey tub": "zips or folders with manifest.json",
+        "Camera bag": "*.mcap or *.db3 with images",
+    }
+    rows = [("motion_forecast", reader.format, reader.files) for reader in READERS]
+    rows += [("camera_steering", name, files) for name, files in cameras.items()]
+    if as_json:
+        typer.echo(
+            json.dumps([dict(zip(("task", "format", "files"), row, strict=True)) for row in rows], indent=2)
+        )
+        return
+    console = Terminal()
+    for task, name, files in rows:
+        console.say(f"{task}: {name}: {files}")
+
+
+def _formats(folder: Path, task: str) -> list[dict[str, object]]:
     """What each reader found; nothing for a task that has a reader of its own, such as one of camera images."""
+    if task != MOTION:
+        return []
     try:
         return [part.summary() for part in open_recordings(folder).parts]
     except UsageError:
@@ -163,6 +207,19 @@ def _print_formats(console: Terminal, formats: Sequence[Mapping[str, object]]) -
         problems = cast("Mapping[str, int]", row["problems"])
         left_out = "".join(f", left out {count} × {name}" for name, count in problems.items())
         console.say(f"{text}{left_out}")
+
+
+def _not_read(account: Account | None) -> list[dict[str, object]]:
+    return list(account.summary()) if account is not None else []
+
+
+def _print_account(console: Terminal, account: Account | None) -> None:
+    """Name what is not read, a line each, as far as a terminal has room."""
+    if account is None or not account.rows:
+        return
+    count = sum(account.counts.values())
+    console.say(f"not read: {count} file{'s' * (count != 1)}")
+    console.say_all(f"  {line}" for line in account.lines(NAMED))
 
 
 def _print_problems(console: Terminal, problems: Mapping[str, int]) -> None:

@@ -29,7 +29,7 @@ from fedfleet.models.task import (
     Sums,
 )
 from fedfleet.protocol.errors import UsageError
-from fedfleet.scenarios.donkey import Block, Shots, open_tubs, shots
+from fedfleet.scenarios.donkey import Block, Shots, open_camera, open_tubs, shots
 from fedfleet.scenarios.donkey_blocks import DEFAULT_RATE_HZ
 
 __all__ = ["COLUMNS", "ROWS", "SAMPLE_HZ", "TASK", "CameraSteering", "sampled"]
@@ -121,7 +121,9 @@ class CameraSteering:
 
     def index(self, folder: Path) -> Index:
         """List the blocks of consecutive frames of every car; images are not looked at."""
-        return Index(tuple(block.drive for block in open_tubs(folder).values()), {}, is_counted=False)
+        opened = open_camera(folder)
+        drives = tuple(block.drive for block in opened.blocks.values())
+        return Index(drives, {}, is_counted=False, account=opened.account)
 
     def samples(self, folder: Path, drives: Sequence[str]) -> Samples:
         """Ten sound frames a second, all of them judged; the images stay uint8 until the network takes them."""

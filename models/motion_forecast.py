@@ -70,12 +70,12 @@ class MotionForecast:
         recordings = open_recordings(folder)
         drives = tuple(recordings.drives.values())
         if recordings.is_lazy:
-            return Index(drives, {}, is_counted=False)
+            return Index(drives, {}, is_counted=False, account=recordings.account)
         problems: Counter[str] = sum(
             (verdict.problems for scenario in _scenarios(folder) for _, verdict in windows(scenario)),
             Counter(),
         )
-        return Index(drives, dict(sorted(problems.items())))
+        return Index(drives, dict(sorted(problems.items())), account=recordings.account)
 
     def samples(self, folder: Path, drives: Sequence[str]) -> Samples:
         """One sample per track and window of 50 frames in which it was seen throughout; judged = kind AGENT.

@@ -21,6 +21,8 @@ from fedfleet.protocol.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fedfleet.scenarios.account import Account
+
 __all__ = [
     "Case",
     "Drive",
@@ -180,12 +182,14 @@ class Index:
     """What a folder of recordings holds, and how many tracks or files were left out for which reason.
 
     Where the recordings need not be read to know their drives, `is_counted` is False and `problems` empty: what is
-    left out is then counted in `Samples`.
+    left out is then counted in `Samples`. `account` names the files that are not read, if the task's reader keeps one;
+    it grows while recordings are read.
     """
 
     drives: tuple[Drive, ...]
     problems: Mapping[str, int]
     is_counted: bool = True
+    account: Account | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pc
 from numpy.typing import NDArray
 
-from fedfleet.scenarios.argoverse1_index import COLUMNS, FRAMES, RATE_HZ, Entry, check_header
+from fedfleet.scenarios.argoverse1_index import COLUMNS, FRAMES, RATE_HZ, Entry
+from fedfleet.scenarios.csv_stream import table
 from fedfleet.scenarios.records import KINDS, Scenario, ScenarioError
 
 __all__ = ["MAX_STEP_S", "parse"]
@@ -23,9 +23,7 @@ __all__ = ["MAX_STEP_S", "parse"]
 MAX_STEP_S: Final = 1.0
 T0_TOLERANCE_S: Final = 0.01
 
-_TEXT: Final = pa.dictionary(pa.int32(), pa.string())
-_TYPES: Final = {name: pa.float64() if name in ("TIMESTAMP", "X", "Y") else _TEXT for name in COLUMNS}
-_CONVERT: Final = pc.ConvertOptions(column_types=_TYPES, include_columns=list(COLUMNS))
+_KINDS: Final = {name: "number" if name in ("TIMESTAMP", "X", "Y") else "text" for name in COLUMNS}
 
 Doubles = NDArray[np.float64]
 
@@ -37,24 +35,11 @@ def parse(data: bytes, where: str, entry: Entry) -> Scenario:
     of two types, not exactly one AV in all frames and one AGENT, and for what differs from the entry.
     """
     try:
-        return _Rows(where, _table(data, where)).scenario(entry)
+        return _Rows(where, table(data, where, _KINDS)).scenario(entry)
     except ScenarioError as error:
         if error.detail.startswith(where):
             raise
         raise ScenarioError(error.reason, f"{where}: {error.detail}") from error
-
-
-def _table(data: bytes, where: str) -> pa.Table:
-    header = check_header(data.partition(b"\n")[0].decode(errors="replace"), where)
-    # One block: a row is never longer than the file, and pyarrow starts no thread.
-    options = pc.ReadOptions(use_threads=False, block_size=len(data) + 1)
-    try:
-        return pc.read_csv(pa.BufferReader(data), read_options=options, convert_options=_CONVERT)
-    except (pa.ArrowException, ValueError) as error:
-        text = str(error).splitlines()[0][:160]
-        raise ScenarioError(
-            "malformed-csv", f"{where}: expected {len(header)} columns in each row: {text}"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from fedfleet.models.task import Drive
-from fedfleet.scenarios.places import place_id
+from fedfleet.scenarios.account import STRICT, Account
+from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.tree import Tree
 from fedfleet.scenarios.windows import Observations, single
 
 if TYPE_CHECKING:
@@ -53,40 +55,43 @@ class Argoverse2:
     files: Mapping[str, tuple[Path, ...]]
     is_lazy: bool = True
     problems: Mapping[str, int] = field(default_factory=dict)
+    account: Account = field(default=STRICT, repr=False)
 
     def read(self, drive: str) -> Iterator[Scenario]:
-        """Read the scenarios of one drive, by id; ScenarioError naming the file."""
+        """Read the scenarios of one drive, by id; each is refused by itself, naming the file."""
         for path in self.files[drive]:
             where = path.relative_to(self.folder).as_posix()
-            yield _scenario(_table(path, where, (*_ONCE, *_EACH)), where, self.drives[drive])
+            with self.account.refusing(where):
+                yield _scenario(_table(path, where, (*_ONCE, *_EACH)), where, self.drives[drive])
 
 
-def detect(folder: Path) -> tuple[Path, ...]:
-    """The files `scenario_*.parquet`, here and one level below; all of that name are taken for this format."""
-    return tuple(sorted([*folder.glob("scenario_*.parquet"), *folder.glob("*/scenario_*.parquet")]))
+def detect(tree: Tree) -> tuple[Path, ...]:
+    """The files `scenario_*.parquet`; all of that name are taken for this format."""
+    return tuple(path for path in tree.ending(".parquet") if path.name.lower().startswith("scenario_"))
 
 
-def scan(folder: Path, sources: Sequence[Path]) -> Argoverse2:
-    """Find the city, log and length of each file; ScenarioError for what is none, and for an id that appears twice."""
+def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Argoverse2:
+    """Find the city, log and length of each file; refused is what is none, and an id that appears twice."""
     found: dict[tuple[str, str], list[tuple[str, Path, float]]] = defaultdict(list)
     seen: dict[str, str] = {}
     for path in sources:
         where = path.relative_to(folder).as_posix()
-        table = _table(path, where, _ONCE)
-        once = {name: _one(table, name, where) for name in _ONCE}
-        name = str(once["scenario_id"])
-        if name in seen:
-            raise ScenarioError(
-                "duplicate-scenario", f"scenario {name} is in {seen[name]} and again in {where}"
-            )
-        seen[name] = where
-        place = place_id(str(once["city"])), place_id(str(once["slice_id"]))
-        found[place].append((name, path, int(once["num_timestamps"]) / RATE_HZ))
+        with account.refusing(where):
+            table = _table(path, where, _ONCE)
+            once = {name: _one(table, name, where) for name in _ONCE}
+            name = str(once["scenario_id"])
+            if name in seen:
+                text = f"scenario {name} is in {seen[name]} and again in {where}"
+                raise ScenarioError("duplicate-scenario", text)
+            seen[name] = where
+            place = str(once["city"]), str(once["slice_id"])
+            found[place].append((name, path, int(once["num_timestamps"]) / RATE_HZ))
+    regions, trips = place_ids(city for city, _ in found), place_ids(log for _, log in found)
     drives, files = {}, {}
-    for (region, name), each in sorted(found.items()):
-        drive = Drive(region, name, len(each), sum(seconds for _, _, seconds in each))
+    for (city, log), each in sorted(found.items()):
+        drive = Drive(regions[city], trips[log], len(each), sum(seconds for _, _, seconds in each))
         drives[drive.key], files[drive.key] = drive, tuple(path for _, path, _ in sorted(each))
-    return Argoverse2(folder, drives, files)
+    return Argoverse2(folder, dict(sorted(drives.items())), files, account=account)
 
 
 def _table(path: Path, where: str, columns: Sequence[str]) -> pa.Table:
@@ -109,7 +114,9 @@ def _table(path: Path, where: str, columns: Sequence[str]) -> pa.Table:
                 raise ScenarioError("table-too-large", text)
             return file.read(columns=list(columns), use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
-        text = f"{where}: expected a Parquet file, got: {str(error).splitlines()[0]:.160}"
+        text = (
+            f"{where}: expected a whole Parquet file, got {size} bytes that are none, or only a part of one"
+        )
         raise ScenarioError("not-parquet", text) from error
 
 

@@ -20,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.models.task import Drive
+from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.bag_files import Topic, packed
 from fedfleet.scenarios.camera_messages import IMAGE
 from fedfleet.scenarios.drives import Drives
 from fedfleet.scenarios.object_lists import Listed, Reader, reader
-from fedfleet.scenarios.places import place_id
+from fedfleet.scenarios.places import place_id, place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.stamps import Part, follow, natural, stretches, times, trip_name
+from fedfleet.scenarios.tree import Tree
 from fedfleet.scenarios.windows import Observations, clock, cut, recordings
 
 __all__ = ["CAMERA_ONLY", "REGION", "UNTRACKED", "detect", "scan"]
@@ -95,47 +97,53 @@ class _Seen:
             raise ScenarioError("file-too-large", f"{where}: more than {MAX_OBSERVATIONS} observations")
 
 
-def detect(folder: Path) -> tuple[Path, ...]:
-    """The MCAP and SQLite files of bags in the folder, or one or two levels below."""
-    found = [
-        path for depth in ("", "*/", "*/*/") for end in _SUFFIXES for path in folder.glob(f"{depth}*{end}")
-    ]
-    return tuple(sorted(path for path in found if path.is_file()))
+def detect(tree: Tree) -> tuple[Path, ...]:
+    """The MCAP and SQLite files of bags."""
+    return tuple(tree.ending(*_SUFFIXES))
 
 
-def scan(folder: Path, sources: Sequence[Path]) -> Drives:
-    """Every bag, read for its length; ScenarioError for one without an object list that is read here.
+def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Drives:
+    """Every bag, read for its length; refused is one without an object list that is read here.
 
-    A bag that has camera images instead is counted and left out where there are others; see `camera_bags`.
+    A bag that has camera images instead is named as another task's; see `camera_bags`.
     """
-    bags: dict[tuple[str, str], list[tuple[Path, str]]] = defaultdict(list)
-    for path in sorted(sources, key=lambda each: natural(each.as_posix())):
-        home = path.parent if (path.parent / _METADATA).is_file() else path
-        bag = home.resolve().name if home is path.parent else path.stem
-        above = () if home == folder else home.relative_to(folder).parts[:-1]
-        key = place_id(above[0]) if above else REGION, place_id(bag)
-        bags[key].append((path, path.relative_to(folder).as_posix()))
     read: list[tuple[_Bag, list[Observations]]] = []
-    cameras: list[_CameraOnlyError] = []
-    for (region, name), files in bags.items():
-        if len(files) > 1 and len({path.parent for path, _ in files}) > 1:
-            text = f"drive {region}/{name} is in {files[0][1]} and again in {files[-1][1]}"
-            raise ScenarioError("duplicate-drive", text)
-        each = _Bag(region, name, tuple(files))
+    for bag in _bags(folder, sources):
         try:
-            read.append((each, _observations(each, Counter())))
+            read.append((bag, _observations(bag, Counter())))
         except _CameraOnlyError as error:
-            cameras.append(error)
-    if cameras and not read:
-        raise cameras[0]
+            text = f"{error.detail}; it has camera images: try --task camera_steering"
+            account.refuse(ScenarioError(CAMERA_ONLY, text), *(where for _, where in bag.files))
+        except ScenarioError as error:
+            account.refuse(error, *(where for _, where in bag.files))
     found = []
     for each, parts in _joined(read):
         for number, seen in enumerate(parts):
             drive = Drive(each.region, seen.drive, *recordings(seen.frame, seen.rate_hz))
             found.append((drive, partial(_read, each, number), each.where))
-    drives = Drives.of(found)
-    drives.counted.update({CAMERA_ONLY: Counter({CAMERA_ONLY: len(cameras)})} if cameras else {})
-    return drives
+    return Drives.of(found, account)
+
+
+def _bags(folder: Path, sources: Sequence[Path]) -> list[_Bag]:
+    """Each file, or folder with `metadata.yaml`, as a bag; names that fold to one id are told apart."""
+    homes: dict[Path, list[tuple[Path, str]]] = defaultdict(list)
+    for path in sorted(sources, key=lambda each: natural(each.as_posix())):
+        home = path.parent if (path.parent / _METADATA).is_file() else path
+        homes[home].append((path, path.relative_to(folder).as_posix()))
+    places, names = {}, {}
+    for home in homes:
+        above = () if home == folder else home.relative_to(folder).parts[:-1]
+        places[home] = above[0] if above else REGION
+        names[home] = home.stem if home.is_file() else home.resolve().name
+    regions = place_ids(places.values())
+    trips = {
+        place: place_ids(names[home] for home in homes if places[home] == place)
+        for place in set(places.values())
+    }
+    return [
+        _Bag(regions[places[home]], trips[places[home]][names[home]], tuple(files))
+        for home, files in homes.items()
+    ]
 
 
 def _joined(read: Sequence[tuple[_Bag, list[Observations]]]) -> list[tuple[_Bag, list[Observations]]]:

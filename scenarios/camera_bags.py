@@ -18,12 +18,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.bag_files import Packed, Place, Topic, opened, packed
 from fedfleet.scenarios.camera_messages import ACKERMANN, IMAGE, TWISTS, definition_of, image_data, read
 from fedfleet.scenarios.donkey_catalog import BAD_RECORD, MAX_RECORDS, Record
 from fedfleet.scenarios.records import ScenarioError
 from fedfleet.scenarios.ros_messages import Definition
 from fedfleet.scenarios.stamps import Part, follow, natural, stretches, times, trip_name
+from fedfleet.scenarios.tree import Tree
 
 __all__ = ["MAX_AGE_S", "CameraBag", "open_bags"]
 
@@ -34,7 +36,7 @@ _SLACK_S: Final = 1e-6
 """Times of today in float64 seconds are good to a quarter of it."""
 
 _METADATA: Final = "metadata.yaml"
-_PATTERNS: Final = ("*.mcap", "*.db3", "*/*.mcap", "*/*.db3")
+_SUFFIXES: Final = (".mcap", ".db3")
 _Files = tuple[tuple[Path, str], ...]
 
 
@@ -108,19 +110,26 @@ class _Series:
         return times(np.asarray(self.stamped_s, dtype=np.float64), written) if by_header else written
 
 
-def open_bags(folder: Path) -> list[CameraBag]:
-    """The recordings with camera images in a folder, here or one level below, or which it is, sorted by name.
+def open_bags(tree: Tree, account: Account = STRICT) -> list[CameraBag]:
+    """The recordings with camera images in a folder and below it, sorted by name.
 
-    Bags without images are nobody's here. Raises ScenarioError for a damaged one, for images without steering, and for
-    topics that leave open which to take.
+    Refused are a damaged one, images without steering, and topics that leave open which to take; a bag without camera
+    images is named as another task's.
     """
     homes: dict[Path, list[tuple[Path, str]]] = defaultdict(list)
-    found = [path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()]
-    for path in sorted(found, key=lambda each: natural(each.as_posix())):
+    for path in sorted(tree.ending(*_SUFFIXES), key=lambda each: natural(each.as_posix())):
         home = path.parent if (path.parent / _METADATA).is_file() else path
-        homes[home].append((path, path.relative_to(folder).as_posix()))
+        homes[home].append((path, tree.where(path)))
     named = [(home.stem if home.is_file() else home.resolve().name, files) for home, files in homes.items()]
-    bags = [bag for name, files in sorted(named) if (bag := _bag(name, tuple(files))) is not None]
+    bags = []
+    for name, files in sorted(named):
+        with account.refusing(*(where for _, where in files)):
+            bag = _bag(name, tuple(files))
+            if bag is None:
+                text = "has no camera images, which this task is about: try --task motion_forecast"
+                account.leave(files[0][1], "other-task", text, files=len(files))
+            else:
+                bags.append(bag)
     return sorted(_joined(bags), key=lambda bag: bag.name)
 
 

@@ -18,11 +18,13 @@ from typing import Final
 import numpy as np
 
 from fedfleet.models.task import Drive
+from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.drives import Drives
 from fedfleet.scenarios.local_plane import Plane
-from fedfleet.scenarios.members import Member, plain_file, zip_members
+from fedfleet.scenarios.members import Member, is_zip, plain_file, zip_members
 from fedfleet.scenarios.npy import array
 from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.tree import Tree
 from fedfleet.scenarios.windows import Observations, clock, cut, window_frames
 
 __all__ = ["REGION", "detect", "scan"]
@@ -32,7 +34,6 @@ REGION: Final = "california"
 RATE_HZ: Final = 20.0
 
 _NEEDED: Final = ("frame_times", "frame_positions")
-_DEPTHS: Final = ("", "*/", "*/*/", "*/*/*/")
 _PATH: Final = re.compile(
     r"(?:\A|.*/)([0-9a-f]{16})[|_](\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d)/(\d{1,6})/global_pose/(frame_times|frame_positions)\Z"
 )
@@ -42,48 +43,53 @@ _EARTH_M: Final = (6.3e6, 6.5e6)
 _Segments = Mapping[int, Mapping[str, Member]]
 
 
-def detect(folder: Path) -> tuple[Path, ...]:
-    """The folders and zips in it with such a route inside; the folder itself where it is a route or a segment."""
-    found = [path for path in sorted(folder.glob("*.zip")) if _of_zip(path)]
-    inside = {
-        path.relative_to(folder).parts[0]
-        for depth in _DEPTHS
-        for path in folder.glob(f"{depth}global_pose/frame_times")
-        if _PATH.match(path.resolve().as_posix())
-    }
-    return (*found, *(folder / name for name in sorted(inside)))
+def detect(tree: Tree) -> tuple[Path, ...]:
+    """The segments and zips with such a route inside; `global_pose` itself where the folder is a segment."""
+    found = [path for path in tree.ending(".zip") if _of_zip(path)]
+    poses = [path.parent for path in tree.named(*_NEEDED) if _PATH.match(path.resolve().as_posix())]
+    segments = {pose if pose.parent == tree.folder else pose.parent for pose in poses}
+    return (*found, *sorted(segments - {tree.folder}))
 
 
-def scan(folder: Path, sources: Sequence[Path]) -> Drives:
-    """Every route, by the lengths of its segments' files; ScenarioError for a file that is missing or there twice."""
+def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Drives:
+    """Every route, by the lengths of its segments' files; refused is a file that is missing or there twice."""
     routes: dict[str, dict[int, dict[str, Member]]] = defaultdict(lambda: defaultdict(dict))
     for path in sources:
-        for member, name in _of_zip(path) if path.suffix == ".zip" else _of_folder(folder, path):
+        for member, name in _of_zip(path) if is_zip(path) else _of_folder(folder, path):
             match = _PATH.match(name)
             if match is None:
                 continue
             car, start, number, file = match.groups()
-            parts = routes[f"{car[:8]}-{start.replace('--', '-')}"][int(number)]
-            if file in parts:
-                text = f"segment {number} is in {parts[file].where} and again in {member.where}"
-                raise ScenarioError("duplicate-scenario", text)
-            parts[file] = member
+            parts = routes[f"{car}-{start}"][int(number)]
+            with account.refusing(member.where):
+                if file in parts:
+                    text = f"segment {number} is in {parts[file].where} and again in {member.where}"
+                    raise ScenarioError("duplicate-scenario", text)
+                parts[file] = member
     found = []
-    for name, segments in routes.items():
-        frames = 0
-        pieces = 0
-        for parts in segments.values():
-            missing = [file for file in _NEEDED if file not in parts]
-            if missing:
-                where = next(iter(parts.values())).where
-                raise ScenarioError("missing-file", f"{where}: expected {missing[0]} beside it, got none")
-            length = len(array(parts["frame_times"].read(), parts["frame_times"].where, columns=None))
-            frames += length
-            pieces += -(-length // window_frames(RATE_HZ))
-        first = segments[min(segments)]["frame_times"].where
-        drive = Drive(REGION, name, pieces, frames / RATE_HZ)
-        found.append((drive, partial(_read, name, segments), first))
-    return Drives.of(found)
+    for route, segments in routes.items():
+        sizes = {}
+        for number_, parts in segments.items():
+            with account.refusing(*(member.where for member in parts.values())):
+                sizes[number_] = _frames(parts)
+        if sizes:
+            car, _, start = route.partition("-")
+            name = f"{car[:8]}-{start.replace('--', '-')}"
+            pieces = sum(-(-size // window_frames(RATE_HZ)) for size in sizes.values())
+            drive = Drive(REGION, name, pieces, sum(sizes.values()) / RATE_HZ)
+            sound = {number_: segments[number_] for number_ in sizes}
+            first = sound[min(sound)]["frame_times"].where
+            found.append((drive, partial(_read, name, sound), first))
+    return Drives.of(found, account)
+
+
+def _frames(parts: Mapping[str, Member]) -> int:
+    """How many frames a segment has."""
+    missing = [file for file in _NEEDED if file not in parts]
+    if missing:
+        where = next(iter(parts.values())).where
+        raise ScenarioError("missing-file", f"{where}: expected {missing[0]} beside it, got none")
+    return len(array(parts["frame_times"].read(), parts["frame_times"].where, columns=None))
 
 
 def _read(name: str, segments: _Segments, problems: Counter[str]) -> Iterator[Scenario]:
@@ -123,11 +129,10 @@ def _read(name: str, segments: _Segments, problems: Counter[str]) -> Iterator[Sc
 
 
 def _of_folder(folder: Path, source: Path) -> Iterator[tuple[Member, str]]:
-    for depth in _DEPTHS:
-        for file in _NEEDED:
-            for path in sorted(folder.glob(f"{depth}global_pose/{file}")):
-                if path.is_file() and path.relative_to(folder).parts[0] == source.name:
-                    yield plain_file(folder, path, ""), path.resolve().as_posix()
+    pose = source if source.name == "global_pose" else source / "global_pose"
+    for file in _NEEDED:
+        if (pose / file).is_file():
+            yield plain_file(folder, pose / file, ""), (pose / file).resolve().as_posix()
 
 
 def _of_zip(path: Path) -> list[tuple[Member, str]]:

@@ -7,9 +7,8 @@ unpacked to disk.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,15 +21,20 @@ from numpy.typing import NDArray
 
 from fedfleet.models.task import Drive
 from fedfleet.protocol.errors import UsageError
-from fedfleet.protocol.ids import is_id
-from fedfleet.scenarios.camera_bags import open_bags
+from fedfleet.scenarios.account import Account
+from fedfleet.scenarios.camera_bags import CameraBag, open_bags
 from fedfleet.scenarios.donkey_blocks import Cuts, cut_blocks
-from fedfleet.scenarios.donkey_catalog import MANIFEST, Record, read_records
+from fedfleet.scenarios.donkey_catalog import Record, read_records
 from fedfleet.scenarios.donkey_files import Files, Take, open_files
 from fedfleet.scenarios.labels_frames import judge_frames
+from fedfleet.scenarios.nothing_found import nothing_found
+from fedfleet.scenarios.places import MAX_CHARS, place_ids
+from fedfleet.scenarios.reading import claims
 from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.tree import Tree, stamp, walk
+from fedfleet.scenarios.unclaimed import leave_rest
 
-__all__ = ["Block", "Shots", "Tub", "open_tubs", "shots"]
+__all__ = ["Block", "Shots", "Tub", "Tubs", "open_camera", "open_tubs", "shots"]
 
 NO_IMAGE: Final = "no-image"
 BROKEN_IMAGE: Final = "broken-image"
@@ -131,18 +135,28 @@ class Shots:
     rate_hz: float
 
 
-def open_tubs(folder: Path) -> Mapping[str, Block]:
-    """The blocks of all tubs and bags with images of a folder, by the key of their drive, sorted.
+@dataclass(frozen=True)
+class Tubs:
+    """An opened folder: its blocks by the key of their drive, sorted, and the account of what is not read."""
 
-    Raises UsageError for a folder without one, and for one that cannot be opened or whose name is no id.
+    blocks: Mapping[str, Block]
+    account: Account
+
+
+def open_tubs(folder: Path) -> Mapping[str, Block]:
+    """The blocks of all tubs and bags with images of a folder, by the key of their drive, sorted; see `open_camera`."""
+    return open_camera(folder).blocks
+
+
+def open_camera(folder: Path) -> Tubs:
+    """All tubs and bags with images of a folder; what cannot be read is in its account.
+
+    Raises UsageError for a folder that is absent, or in which nothing is left to read, with the first reason.
     """
     if not folder.is_dir():
         got = "a file" if folder.exists() else "nothing"
         raise UsageError(f"{folder}: expected a folder of Donkey tubs, got {got}")
-    try:
-        return _open(folder, _stamp(folder))
-    except ScenarioError as error:
-        raise UsageError(f"{folder}: {error}") from error
+    return _open(folder, stamp(folder))
 
 
 def shots(block: Block, *, rows: int, columns: int) -> Shots:
@@ -189,36 +203,51 @@ def _decoder() -> Callable[..., NDArray[np.uint8]]:
 
 
 @lru_cache(maxsize=2)
-def _open(folder: Path, stamp: tuple[object, ...]) -> Mapping[str, Block]:  # noqa: ARG001 - another stamp, read again
+def _open(folder: Path, stamped: tuple[object, ...]) -> Tubs:  # noqa: ARG001 - another stamp, read again
+    tree, account = walk(folder), Account(folder)
+    files, bags = open_files(tree, account), open_bags(tree, account)
     blocks: dict[str, Block] = {}
-    sources: list[_Source] = [*map(_Donkey, open_files(folder)), *open_bags(folder)]
-    tubs = [_tub(source) for source in sources]
-    if not tubs:
-        some = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "an empty folder"
-        expected = f"zips or folders with {MANIFEST}, or bags with camera images"
-        raise UsageError(f"{folder}: no Donkey tub: expected {expected}, got {some}")
-    for tub in tubs:
-        for block in tub.blocks():
-            if block.drive.key in blocks:
-                raise UsageError(
-                    f"{folder}: two recordings are named for car {tub.car} in {tub.region}: rename one of them"
-                )
-            blocks[block.drive.key] = block
+    for tub, where in _tubs([*((_Donkey(each), each.path) for each in files), *_placed(folder, bags)]):
+        path = tree.where(where) if where != folder else "."
+        with account.refusing(path):
+            found = {block.drive.key: block for block in tub.blocks()}
+            if any(key in blocks for key in found):
+                text = f"two recordings are named for car {tub.car} in {tub.region}: rename one of them"
+                raise ScenarioError("duplicate-drive", f"{path}: {text}")
+            if not found:
+                raise ScenarioError("no-frames", f"{path}: expected at least 1 frame, got none")
+            blocks |= found
+    claimed = {each.path for each in files} | {file for bag in bags for file, _ in bag.files}
+    leave_rest(tree, claimed | _beside(tree), _others(tree, claimed), account)
     if not blocks:
-        raise UsageError(f"{folder}: {len(tubs)} recordings without a record")
-    return dict(sorted(blocks.items()))
+        raise nothing_found(tree, account)
+    return Tubs(dict(sorted(blocks.items())), account)
 
 
-def _tub(source: _Source) -> Tub:
-    name = source.name.lower().replace("_", "-").replace(" ", "-")
-    region, _, car = name.partition("-")
-    if not (is_id(region) and is_id(f"{car or 'car'}-00")):
-        raise ScenarioError("bad-name", f"{source.name}: expected PLACE-CAR of a-z, 0-9 and '-', at most 33")
-    return Tub(region, car or "car", source)
+def _placed(folder: Path, bags: Sequence[CameraBag]) -> Iterator[tuple[_Source, Path]]:
+    """Bags, and the file or folder that each is."""
+    for bag in bags:
+        yield bag, folder / bag.files[0][1]
 
 
-def _stamp(folder: Path) -> tuple[object, ...]:
-    """What changes when the tubs do: names, sizes and times of zips and of what lies in folders' first level."""
-    found = [folder, *sorted(folder.glob("*")), *sorted(folder.glob("*/*"))[:10_000]]
-    listed = [(str(path), os.stat(path)) for path in found]  # noqa: PTH116 - called often
-    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in listed)
+def _tubs(sources: Sequence[tuple[_Source, Path]]) -> Iterator[tuple[Tub, Path]]:
+    """The place and the car of each by its name; names that fold to one id are told apart."""
+    ids = place_ids((source.name for source, _ in sources), max_chars=MAX_CHARS - len("-00"))
+    for source, path in sources:
+        region, _, car = ids[source.name].partition("-")
+        yield Tub(region, car or "car", source), path
+
+
+def _beside(tree: Tree) -> set[Path]:
+    """What goes with bags, and all bags: `open_bags` said of each what it is."""
+    return {
+        *tree.ending(".mcap", ".db3", ".db3-wal", ".db3-shm", ".db3-journal"),
+        *tree.named("metadata.yaml"),
+    }
+
+
+def _others(tree: Tree, claimed: Collection[Path]) -> Mapping[Path, str]:
+    """What readers of other tasks know of the rest."""
+    rest = [path for path in tree.files if path not in claimed and not set(path.parents) & set(claimed)]
+    words = "is of {}, of another task: try --task motion_forecast"
+    return {path: words.format(name) for path, name in claims(Tree(tree.folder, tuple(rest))).items()}

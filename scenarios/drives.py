@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fedfleet.models.task import Drive
+from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.records import Scenario, ScenarioError
 
-__all__ = ["Drives"]
+__all__ = ["Drives", "Take"]
 
 Take = Callable[[Counter[str]], Iterator[Scenario]]
 """Reads one drive, sorted by id, and counts what it leaves out."""
@@ -25,16 +26,17 @@ class Drives:
     counted: dict[str, Counter[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, found: Iterable[tuple[Drive, Take, str]]) -> Drives:
-        """From drives, how they are read and the file that each is in; ScenarioError for two of one name."""
+    def of(cls, found: Iterable[tuple[Drive, Take, str]], account: Account = STRICT) -> Drives:
+        """From drives, how they are read and the file that each is in; a second one of a name is refused."""
         where: dict[str, str] = {}
         takes: dict[str, Take] = {}
         drives: dict[str, Drive] = {}
         for drive, take, file in found:
-            if drive.key in where:
-                text = f"drive {drive.key} is in {where[drive.key]} and again in {file}"
-                raise ScenarioError("duplicate-drive", text)
-            where[drive.key], drives[drive.key], takes[drive.key] = file, drive, take
+            with account.refusing(file):
+                if drive.key in where:
+                    text = f"drive {drive.key} is in {where[drive.key]} and again in {file}"
+                    raise ScenarioError("duplicate-drive", text)
+                where[drive.key], drives[drive.key], takes[drive.key] = file, drive, take
         by_name = sorted(drives.values(), key=lambda drive: (drive.region, drive.drive))
         return cls({drive.key: drive for drive in by_name}, takes)
 

@@ -18,22 +18,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.models.task import Drive
+from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.members import Stream, head, open_streams
-from fedfleet.scenarios.places import place_id
+from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.text import without_packing
+from fedfleet.scenarios.tree import Tree
 from fedfleet.scenarios.windows import LeftOut, Observations, clock, cut, recordings
 
 __all__ = ["Interaction", "detect", "scan"]
 
 COLUMNS: Final = {
-    "track_id": "text",
+    "track_id": "id",
     "frame_id": "whole",
     "timestamp_ms": "whole",
     "agent_type": "text",
     "x": "number",
     "y": "number",
 }
-_NAME: Final = re.compile(r"(?:vehicle|pedestrian)_tracks_(\w{1,32})\.csv\Z")
+_NAME: Final = re.compile(r"(vehicle|pedestrian)_tracks_(\w{1,32})\.csv\Z", re.IGNORECASE)
 _TYPES: Final = {
     "car": "vehicle",
     "truck": "truck",
@@ -64,44 +67,50 @@ class Interaction:
         return cut(_observations(self.drives[drive], self.files[drive]), problems=self.left_out.of(drive))
 
 
-def detect(folder: Path) -> tuple[Path, ...]:
-    """Track files by name, here, one level below, and below `recorded_trackfiles`, as the publisher unpacks them."""
-    found = [
-        path for at in ("", "*/", "recorded_trackfiles/*/") for path in folder.glob(f"{at}*_tracks_*.csv")
-    ]
-    return tuple(sorted({path for path in found if _NAME.match(path.name) and _is_ours(path)}))
+def detect(tree: Tree) -> tuple[Path, ...]:
+    """Track files by name and header."""
+    found = [path for path in tree.ending(".csv", packed=True) if _NAME.match(without_packing(path.name))]
+    return tuple(path for path in found if _is_ours(path))
 
 
-def scan(folder: Path, sources: Sequence[Path]) -> Interaction:
-    """Find places and recordings; only time stamps are read."""
-    by_drive: dict[tuple[str, str], list[Stream]] = defaultdict(list)
+def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Interaction:
+    """Find places and recordings; only time stamps are read. A recording is refused with its two files."""
+    recorded: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for path in sources:
-        number = _NAME.match(path.name)
-        region = place_id(path.parent.name if path.parent != folder else folder.resolve().name)
-        by_drive[region, place_id(f"{region}-{number[1] if number else path.stem}")] += open_streams(
-            folder, path, ".csv"
-        )
-    drives, files = {}, {}
-    for (region, name), streams in sorted(by_drive.items()):
-        stamps = np.unique(
-            np.concatenate([_columns(each, ("timestamp_ms",))["timestamp_ms"] for each in streams])
-        )
-        rate_hz, frame = clock(stamps * 1e-3, streams[0].where)
-        drive = Drive(region, name, *recordings(frame, rate_hz))
-        drives[drive.key], files[drive.key] = drive, tuple(streams)
-    return Interaction(drives, files)
+        named = _NAME.match(without_packing(path.name))
+        recorded[path.parent, named[2] if named else path.stem].append(path)
+    names = {home: home.name if home != folder else folder.resolve().name for home, _ in recorded}
+    regions = place_ids(names.values())
+    trips = place_ids(f"{regions[names[home]]}-{number}" for home, number in recorded)
+    drives: dict[str, Drive] = {}
+    files: dict[str, tuple[Stream, ...]] = {}
+    for (home, number), paths in recorded.items():
+        region = regions[names[home]]
+        with account.refusing(*(path.relative_to(folder).as_posix() for path in paths)):
+            streams = [each for path in paths for each in open_streams(folder, path, ".csv")]
+            drive = _drive(region, trips[f"{region}-{number}"], streams)
+            if drive.key in files:
+                text = f"drive {drive.key} is in {files[drive.key][0].where} and again in {streams[0].where}"
+                raise ScenarioError("duplicate-drive", text)
+            drives[drive.key], files[drive.key] = drive, tuple(streams)
+    return Interaction(dict(sorted(drives.items())), files)
+
+
+def _drive(region: str, name: str, streams: Sequence[Stream]) -> Drive:
+    each = [_columns(stream, ("timestamp_ms",))["timestamp_ms"] for stream in streams]
+    rate_hz, frame = clock(np.unique(np.concatenate(each)) * 1e-3, streams[0].where)
+    return Drive(region, name, *recordings(frame, rate_hz))
 
 
 def _is_ours(path: Path) -> bool:
     first = head(path, ".csv")
-    found = set(first.line.replace(";", ",").split(",")) if first is not None else set()
-    return len(found & set(COLUMNS)) >= 3
+    return first is not None and (first.is_damaged or not first.columns or first.has(COLUMNS, 3))
 
 
 def _columns(stream: Stream, wanted: Sequence[str], **names: Any) -> dict[str, NDArray[Any]]:  # noqa: ANN401 - Names
-    from fedfleet.scenarios.csv_stream import collect, header  # with pyarrow
+    from fedfleet.scenarios.csv_stream import collect, dialect  # with pyarrow
 
-    if "case_id" in header(stream):
+    if dialect(stream).has("case_id"):
         text = "has case_id: cases of a prediction challenge overlap; expected the whole recordings"
         raise ScenarioError("unknown-variant", f"{stream.where} {text}")
     return collect(stream, {name: COLUMNS[name] for name in wanted}, names)

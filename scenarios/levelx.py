@@ -19,13 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.models.task import Drive
-from fedfleet.scenarios.members import Stream, head, open_streams
+from fedfleet.scenarios.account import STRICT, Account
+from fedfleet.scenarios.members import Stream, head, is_zip, open_streams
 from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.text import without_packing
+from fedfleet.scenarios.tree import Tree
 from fedfleet.scenarios.windows import LeftOut, Observations, cut, recordings
 
 __all__ = ["LevelX", "detect", "scan"]
 
-_NAME: Final = re.compile(r"(\d{1,6})_(tracks|tracksMeta|recordingMeta)\.csv\Z")
+_NAME: Final = re.compile(r"(\d{1,6})_(tracks|tracksMeta|recordingMeta)\.csv\Z", re.IGNORECASE)
 _PARTS: Final = ("tracks", "tracksMeta", "recordingMeta")
 MAX_RATE_HZ: Final = 1000.0
 _TYPES: Final = {
@@ -73,57 +76,66 @@ class LevelX:
         return cut(_observations(self.drives[drive], self.recorded[drive]), problems=self.left_out.of(drive))
 
 
-def detect(folder: Path) -> tuple[Path, ...]:
-    """The three files of a recording by name, here and one level below, and zips of such."""
-    files = [path for at in ("", "*/") for path in folder.glob(f"{at}*.csv") if _NAME.match(path.name)]
+def detect(tree: Tree) -> tuple[Path, ...]:
+    """The three files of a recording by name, and zips of such."""
+    files = [path for path in tree.ending(".csv", packed=True) if _NAME.match(without_packing(path.name))]
     zips = []
-    for path in sorted(folder.glob("*.zip")):
+    for path in tree.ending(".zip"):
         first = head(path, ".csv")
         named = re.search(r"\b(highD|inD|rounD|uniD|exiD)\b", path.name, re.IGNORECASE)
-        if first is not None and (named if first.is_damaged else _NAME.match(first.name.rpartition("/")[2])):
+        inside = without_packing(first.name.rpartition("/")[2]) if first is not None else ""
+        if first is not None and (named if first.is_damaged else _NAME.match(inside)):
             zips.append(path)
-    return (*zips, *sorted(files))
+    return (*zips, *files)
 
 
-def scan(folder: Path, sources: Sequence[Path]) -> LevelX:
-    """Find the recordings by their two small files; ScenarioError for one that lacks a file."""
-    files: dict[str, dict[str, Stream]] = defaultdict(dict)
-    for stream in [each for path in sources for each in open_streams(folder, path, ".csv")]:
-        named = _NAME.match(stream.name)
-        if named is None:
-            continue
-        if named[2] in files[named[1]]:
-            before = files[named[1]][named[2]].where
-            raise ScenarioError(
-                "duplicate-drive", f"{stream.name} is in {before} and again in {stream.where}"
-            )
-        files[named[1]][named[2]] = stream
+def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> LevelX:
+    """Find the recordings by their two small files; one that lacks a file is refused."""
+    files: dict[tuple[str, str], dict[str, Stream]] = defaultdict(dict)
+    parts_by_name = {part.lower(): part for part in _PARTS}
+    for path in sources:
+        with account.refusing(path.relative_to(folder).as_posix()):
+            for stream in open_streams(folder, path, ".csv"):
+                named = _NAME.match(stream.name)
+                if named is None:
+                    text = "is none of NN_tracks.csv, NN_tracksMeta.csv, NN_recordingMeta.csv"
+                    account.leave(stream.where, "unknown-file", text)
+                    continue
+                # A number is given once in a folder; other data sets count from the start as well.
+                home = stream.where[: -len(stream.name)] if is_zip(path) else str(path.parent)
+                files[home, named[1]][parts_by_name[named[2].lower()]] = stream
     drives: dict[str, Drive] = {}
     recorded: dict[str, _Recording] = {}
-    for number, parts in files.items():
-        missing = [part for part in _PARTS if part not in parts]
-        if missing:
-            have = ", ".join(stream.where for stream in parts.values())
-            raise ScenarioError(
-                "missing-file", f"{have}: expected {number}_{missing[0]}.csv beside it, got none"
-            )
-        one, region = _recording(parts)
-        spans = [np.arange(a, b + 1) for a, b in zip(one.first.tolist(), one.last.tolist(), strict=True)]
-        frame = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *spans])) - one.first.min(
-            initial=2**31
-        )
-        drive = Drive(region, f"{region}-{number}", *recordings(frame, one.rate_hz))
-        drives[drive.key], recorded[drive.key] = drive, one
+    for (_, number), parts in sorted(files.items()):
+        with account.refusing(*sorted(stream.where for stream in parts.values())):
+            drive, one = _drive(number, parts)
+            if drive.key in drives:
+                before, again = recorded[drive.key].tracks.where, one.tracks.where
+                text = f"drive {drive.key} is in {before} and again in {again}"
+                raise ScenarioError("duplicate-drive", text)
+            drives[drive.key], recorded[drive.key] = drive, one
     ordered = sorted(drives, key=lambda key: (drives[key].region, drives[key].drive))
     return LevelX({key: drives[key] for key in ordered}, recorded)
 
 
+def _drive(number: str, parts: Mapping[str, Stream]) -> tuple[Drive, _Recording]:
+    missing = [part for part in _PARTS if part not in parts]
+    if missing:
+        have = ", ".join(stream.where for stream in parts.values())
+        raise ScenarioError("missing-file", f"{have}: expected {number}_{missing[0]}.csv beside it, got none")
+    one, region = _recording(parts)
+    spans = [np.arange(a, b + 1) for a, b in zip(one.first.tolist(), one.last.tolist(), strict=True)]
+    seen = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *spans]))
+    frame = seen - one.first.min(initial=2**31)
+    return Drive(region, f"{region}-{number}", *recordings(frame, one.rate_hz)), one
+
+
 def _recording(parts: Mapping[str, Stream]) -> tuple[_Recording, str]:
     """What its two small files tell, and its region."""
-    from fedfleet.scenarios.csv_stream import Names, collect, header  # with pyarrow
+    from fedfleet.scenarios.csv_stream import Names, collect, dialect  # with pyarrow
 
     meta = parts["recordingMeta"]
-    is_highd = "trackId" not in header(parts["tracksMeta"])
+    is_highd = not dialect(parts["tracksMeta"]).has("trackId")
     once = collect(meta, {"frameRate": "number", "locationId": "whole"}, {})
     rates = np.unique(once["frameRate"])
     if len(rates) != 1:

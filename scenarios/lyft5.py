@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.models.task import Drive
-from fedfleet.scenarios.places import place_id
+from fedfleet.scenarios.account import STRICT, Account
+from fedfleet.scenarios.places import place_id, place_ids
 from fedfleet.scenarios.records import MAX_TRACKS, Scenario, ScenarioError
+from fedfleet.scenarios.tree import Tree
 from fedfleet.scenarios.windows import LeftOut, Observations, clock, cut, recordings
 from fedfleet.scenarios.zarr_v2 import ZarrArray, attributes, open_array
 
@@ -88,27 +90,34 @@ class Lyft5:
             yield from cut(_observations(self.drives[drive], scene), problems=problems)
 
 
-def detect(folder: Path) -> tuple[Path, ...]:
-    """Folders `*.zarr`, here and one level below, with the arrays of this data set."""
-    found = sorted([*folder.glob("*.zarr"), *folder.glob("*/*.zarr")])
-    return tuple(path for path in found if (path / "agents" / ".zarray").is_file())
+def detect(tree: Tree) -> tuple[Path, ...]:
+    """Folders with the arrays of this data set in them."""
+    arrays = [path.parent for path in tree.named(".zarray")]
+    return tuple(sorted({array.parent for array in arrays if array.name == "agents"} - {tree.folder}))
 
 
-def scan(folder: Path, sources: Sequence[Path]) -> Lyft5:
-    """Read the list of scenes; ScenarioError for arrays of other fields, and for two scenes of a car at one time."""
+def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Lyft5:
+    """Read the list of scenes; refused is a store of other fields, and a car with two scenes at one time."""
     by_host: dict[str, list[_Scene]] = defaultdict(list)
     for path in sources:
-        for host, scene in _scenes(path, path.relative_to(folder).as_posix()):
-            by_host[host].append(scene)
+        with account.refusing(path.relative_to(folder).as_posix()):
+            where = path.relative_to(folder).as_posix()
+            found = list(_scenes(path, where))
+            if not found:
+                raise ScenarioError("no-scenario", f"{where}: expected at least 1 scene, got none")
+            for host, scene in found:
+                by_host[host].append(scene)
+    hosts = place_ids(by_host)
     drives, scenes = {}, {}
     for host, each in sorted(by_host.items()):
         each.sort(key=lambda scene: scene.start_ns)
-        for part in _drives(each):
-            frames = [np.arange(scene.end - scene.first) for scene in part]
-            counted = [recordings(frame, RATE_HZ) for frame in frames]
-            name = place_id(f"{host}-{part[0].start_ns // 10**9}")
-            drive = Drive(REGION, name, sum(n for n, _ in counted), sum(s for _, s in counted))
-            drives[drive.key], scenes[drive.key] = drive, tuple(part)
+        with account.refusing(f"{each[0].store.where}: host {host}"):
+            for part in list(_drives(each)):
+                frames = [np.arange(scene.end - scene.first) for scene in part]
+                counted = [recordings(frame, RATE_HZ) for frame in frames]
+                name = place_id(f"{hosts[host]}-{part[0].start_ns // 10**9}")
+                drive = Drive(REGION, name, sum(n for n, _ in counted), sum(s for _, s in counted))
+                drives[drive.key], scenes[drive.key] = drive, tuple(part)
     return Lyft5(drives, scenes)
 
 

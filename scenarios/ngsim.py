@@ -18,9 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.models.task import Drive
-from fedfleet.scenarios.members import Stream, head, open_streams
-from fedfleet.scenarios.places import place_id
+from fedfleet.scenarios.account import STRICT, Account
+from fedfleet.scenarios.members import Stream, head, is_zip, open_streams
+from fedfleet.scenarios.places import place_id, place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.text import without_packing
+from fedfleet.scenarios.tree import INDEX_NAME, Tree
 from fedfleet.scenarios.windows import LeftOut, Observations, clock, cut, recordings
 
 if TYPE_CHECKING:
@@ -41,6 +44,9 @@ COLUMNS: Final = {
     "v_Class": "whole",
 }
 LOCATION: Final = "Location"
+REUSED: Final = "reused-number"
+AGAIN_FRAMES: Final = 10
+"""A vehicle that was not seen for so long, 1 s, and whose Frame_ID starts again, is another one."""
 _CLASSES: Final = {1: "motorcycle", 2: "vehicle", 3: "truck"}
 
 
@@ -70,27 +76,36 @@ class Ngsim:
 
     def read(self, drive: str) -> Iterator[Scenario]:
         """The scenarios of one drive, cut every 10 s; ScenarioError naming file and line."""
-        return cut(_observations(self.drives[drive], self.periods[drive]), problems=self.left_out.of(drive))
+        problems = self.left_out.of(drive)
+        return cut(_observations(self.drives[drive], self.periods[drive], problems), problems=problems)
 
 
-def detect(folder: Path) -> tuple[Path, ...]:
-    """CSV files and zips of them, here and one level below, by their header."""
-    paths = [*folder.glob("*.csv"), *folder.glob("*/*.csv"), *folder.glob("*.zip")]
+def detect(tree: Tree) -> tuple[Path, ...]:
+    """CSV files and zips of them, by their header."""
+    paths = sorted([*tree.ending(".csv", packed=True), *tree.ending(".zip")])
     # Files that are named by a number alone are of another format, and may be very many.
-    return tuple(path for path in sorted(paths) if not path.stem.isdecimal() and _is_ours(path))
+    named = (path for path in paths if not without_packing(path.name).partition(".")[0].isdecimal())
+    return tuple(path for path in named if not INDEX_NAME.match(path.name) and _is_ours(path))
 
 
-def scan(folder: Path, sources: Sequence[Path]) -> Ngsim:
+def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Ngsim:
     """Find locations and periods; every file is gone through once, for its time stamps."""
+    times: list[tuple[Stream, str, str | None, NDArray[np.int64]]] = []
+    for path in sources:
+        with account.refusing(path.relative_to(folder).as_posix()):
+            for stream in open_streams(folder, path, ".csv"):
+                with account.refusing(stream.where):
+                    for location, stamps in sorted(_times(stream).items(), key=lambda item: item[0] or ""):
+                        times.append((stream, location or _folder(stream), location, stamps))
+    places = place_ids(place for _, place, _, _ in times)
     drives: dict[str, Drive] = {}
     periods: dict[str, _Period] = {}
-    for stream in [each for path in sources for each in open_streams(folder, path, ".csv")]:
-        for location, stamps in sorted(_times(stream).items(), key=lambda item: item[0] or ""):
-            place = place_id(location or _folder(stream))
-            for part in np.split(stamps, np.flatnonzero(np.diff(stamps) > PAUSE_MS) + 1):
+    for stream, place, location, stamps in times:
+        for part in np.split(stamps, np.flatnonzero(np.diff(stamps) > PAUSE_MS) + 1):
+            with account.refusing(stream.where):
                 _, frame = clock(part.astype(np.float64) * 1e-3, stream.where, rate_hz=RATE_HZ)
-                name = place_id(f"{place}-{int(part[0]) // 1000}")
-                drive = Drive(place, name, *recordings(frame, RATE_HZ))
+                name = place_id(f"{places[place]}-{int(part[0]) // 1000}")
+                drive = Drive(places[place], name, *recordings(frame, RATE_HZ))
                 if drive.key in drives:
                     text = f"drive {drive.key} is in {periods[drive.key].stream.where} and again in {stream.where}"
                     raise ScenarioError("duplicate-drive", text)
@@ -103,21 +118,23 @@ def scan(folder: Path, sources: Sequence[Path]) -> Ngsim:
 def _folder(stream: Stream) -> str:
     """The folder that a file lies in, or its zip."""
     above = stream.where.replace(": ", "/").split("/")[:-1]
-    return above[-1].removesuffix(".zip") if above else "ngsim"
+    if not above:
+        return "ngsim"
+    return above[-1][:-4] if above[-1].lower().endswith(".zip") else above[-1]
 
 
 def _is_ours(path: Path) -> bool:
     first = head(path, ".csv")
     if first is None or first.is_damaged:
-        return first is not None and path.suffix == ".zip" and "ngsim" in path.name.lower()
-    return len(set(first.line.replace(";", ",").replace('"', "").split(",")) & set(COLUMNS)) >= 4
+        return first is not None and is_zip(path) and "ngsim" in path.name.lower()
+    return first.has(COLUMNS, 4)
 
 
 def _times(stream: Stream) -> dict[str | None, NDArray[np.int64]]:
     """All time stamps by location, rising."""
-    from fedfleet.scenarios.csv_stream import blocks, header  # with pyarrow
+    from fedfleet.scenarios.csv_stream import blocks, dialect  # with pyarrow
 
-    has_location = LOCATION in header(stream)
+    has_location = dialect(stream).has(LOCATION)
     columns = {name: COLUMNS[name] for name in ("Global_Time",)} | (
         {LOCATION: "text"} if has_location else {}
     )
@@ -150,19 +167,15 @@ def _rows(period: _Period) -> dict[str, NDArray[Any]]:
     return collect(period.stream, columns, {LOCATION: Names()}, keep=keep)
 
 
-def _observations(drive: Drive, period: _Period) -> Observations:
+def _observations(drive: Drive, period: _Period, problems: Counter[str]) -> Observations:
     rows = _rows(period)
     where = period.stream.where
+    _check_times(rows, where)
     stamps, at = np.unique(rows["Global_Time"], return_inverse=True)
     _, frames = clock(stamps * 1e-3, where, rate_hz=RATE_HZ)
-    # A number is given again to another vehicle; how long each was seen tells them apart.
-    pairs = np.stack([rows["Vehicle_ID"], rows["Total_Frames"]], axis=1)
-    each, first, track = np.unique(pairs, axis=0, return_index=True, return_inverse=True)
-    track = track.reshape(-1)
-    shared = Counter(each[:, 0].tolist())
-    names = [f"{one}-{length}" if shared[one] > 1 else str(one) for one, length in each.tolist()]
-    frame = frames[at]
-    _check_frames(rows["Frame_ID"], frame, track, names, where)
+    names, track, kept = _vehicles(rows, frames[at], where, problems)
+    rows = {name: values[kept] for name, values in rows.items()}
+    first = np.unique(track, return_index=True)[1]
     return Observations(
         where,
         drive.region,
@@ -172,23 +185,67 @@ def _observations(drive: Drive, period: _Period) -> Observations:
         names,
         [_CLASSES.get(int(rows["v_Class"][row]), "unknown") for row in first],
         track,
-        frame,
+        frames[at][kept],
         np.stack([rows["Global_X"], rows["Global_Y"]], axis=1) * FOOT_M,
     )
 
 
-def _check_frames(
-    number: NDArray[np.int64],
-    frame: NDArray[np.int64],
-    track: NDArray[np.int64],
-    names: Sequence[str],
-    where: str,
-) -> None:
-    """Frame_ID and Global_Time of one vehicle must rise together."""
-    order = np.lexsort((frame, track))
-    same = track[order][1:] == track[order][:-1]
-    wrong = np.asarray(same & (np.diff(number[order]) != np.diff(frame[order])))
-    if wrong.any():
+def _check_times(rows: Mapping[str, NDArray[Any]], where: str) -> None:
+    """Refuse times that a spreadsheet rounded (`1.11885E+12`): one vehicle's frames are then at one time."""
+    order = np.lexsort((rows["Frame_ID"], rows["Global_Time"], rows["Total_Frames"], rows["Vehicle_ID"]))
+    each = [rows[name][order] for name in ("Vehicle_ID", "Total_Frames", "Global_Time", "Frame_ID")]
+    same = np.logical_and.reduce([values[1:] == values[:-1] for values in each[:3]])
+    rounded = np.asarray(same & (each[3][1:] != each[3][:-1]))
+    if 2 * rounded.sum() > len(order):
+        text = "expected a Global_Time for each frame, got many frames at one"
+        hint = "did a spreadsheet round it (1.11885E+12)? Save the column as numbers without a decimal"
+        raise ScenarioError("rounded-time", f"{where}: {text}: {hint}")
+
+
+def _vehicles(
+    rows: Mapping[str, NDArray[Any]], frame: NDArray[np.int64], where: str, problems: Counter[str]
+) -> tuple[list[str], NDArray[np.int64], NDArray[np.bool_]]:
+    """The names of all vehicles, the place of each kept row's among them, and which rows are kept, bool[rows].
+
+    A number is given again to another vehicle: how long each was seen tells them apart, and that Frame_ID starts again
+    after a time in which the first was not seen. A vehicle whose Frame_ID and Global_Time disagree otherwise is left
+    out and counted (`reused-number`); ScenarioError when that is all of them.
+    """
+    pairs = np.stack([rows["Vehicle_ID"], rows["Total_Frames"]], axis=1)
+    each, pair = np.unique(pairs, axis=0, return_inverse=True)
+    pair = pair.reshape(-1)
+    order = np.lexsort((frame, pair))
+    step, passed = np.diff(rows["Frame_ID"][order]), np.diff(frame[order])
+    same = np.diff(pair[order]) == 0
+    again = same & (step != passed) & (passed >= AGAIN_FRAMES)
+    wrong = same & (step != passed) & ~again
+    part = np.concatenate([[0], np.cumsum(~same | again)]).astype(np.int64)
+    bad = np.zeros(int(part[-1]) + 1, dtype=np.bool_)
+    bad[part[1:][wrong]] = True
+    if bad.all():
         row = int(order[int(wrong.argmax()) + 1])
-        text = f"vehicle {names[int(track[row])]}: Frame_ID {number[row]} does not follow Global_Time"
+        text = (
+            f"vehicle {rows['Vehicle_ID'][row]}: Frame_ID {rows['Frame_ID'][row]} does not follow Global_Time"
+        )
         raise ScenarioError("two-rates", f"{where}: expected {RATE_HZ:g} Hz, {text}")
+    problems.update({REUSED: int(bad.sum())} if bad.any() else {})
+    of_row = np.empty(len(order), dtype=np.int64)
+    of_row[order] = part
+    firsts = np.unique(part, return_index=True)[1]
+    names = _names(each, pair[order][firsts])
+    kept = ~bad[of_row]
+    present, track = np.unique(of_row[kept], return_inverse=True)
+    return [names[int(at)] for at in present], track.astype(np.int64), kept
+
+
+def _names(pairs: NDArray[np.int64], pair: NDArray[np.int64]) -> list[str]:
+    """`12`; `12-437` where the number is of vehicles seen for different times; `12-2`, `12-437-2` for the second."""
+    shared = Counter(pairs[:, 0].tolist())
+    seen: Counter[int] = Counter()
+    names = []
+    for at in pair.tolist():
+        number, length = pairs[at].tolist()
+        seen[at] += 1
+        name = f"{number}-{length}" if shared[number] > 1 else str(number)
+        names.append(f"{name}-{seen[at]}" if seen[at] > 1 else name)
+    return names

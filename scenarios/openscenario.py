@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -15,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.models.task import Drive
+from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.drives import Drives
-from fedfleet.scenarios.members import Member, plain_file, zip_members
+from fedfleet.scenarios.members import Member, members, open_archive
 from fedfleet.scenarios.openscenario_xml import Entity, Script, read_script
-from fedfleet.scenarios.places import place_id
+from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.tree import Tree
 from fedfleet.scenarios.windows import Observations, cut, window_frames
 
 __all__ = ["NO_TRAJECTORY", "RATE_HZ", "detect", "observations", "scan"]
@@ -36,44 +39,47 @@ Doubles = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
-def detect(folder: Path) -> tuple[Path, ...]:
-    """The files of that ending in the folder or one level below, and zips with such."""
-    found = [path for path in sorted(folder.glob("*.zip")) if _of_zip(path)]
-    plain = sorted([*folder.glob("*.xosc"), *folder.glob("*/*.xosc")])
-    return (*found, *(path for path in plain if path.is_file()))
+def detect(tree: Tree) -> tuple[Path, ...]:
+    """The files of that ending, and zips with such."""
+    zips = [path for path in tree.ending(".zip") if _has_scripts(path)]
+    return (*zips, *tree.ending(".xosc", packed=True))
 
 
-def scan(folder: Path, sources: Sequence[Path]) -> Drives:
-    """Every file, read for its length; ScenarioError for one that has no trajectory, and as `read_script`."""
-    members = [
-        member
-        for path in sources
-        for member in (_of_zip(path) if path.suffix == ".zip" else [plain_file(folder, path, ".xosc")])
-    ]
+def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Drives:
+    """Every file, read for its length; refused is one that has no trajectory, and as `read_script`."""
+    scripts: list[tuple[Member, Observations]] = []
+    for path in sources:
+        with account.refusing(path.relative_to(folder).as_posix()):
+            for member in members(folder, path, ".xosc"):
+                with account.refusing(member.where):
+                    script = read_script(member.text(), member.where)
+                    if script is not None:
+                        scripts.append((member, observations(script, member.where, name=member.stem)))
+    regions = place_ids(seen.region for _, seen in scripts)
+    names = place_ids(seen.drive for _, seen in scripts)
     found = []
-    for member in members:
-        script = read_script(member.read(), member.where)
-        if script is None:
-            continue
-        seen = observations(script, member.where, name=member.stem)
+    for member, seen in scripts:
         frames = int(seen.frame.max()) + 1
         pieces = -(-frames // window_frames(seen.rate_hz))
-        drive = Drive(seen.region, seen.drive, pieces, frames / seen.rate_hz)
-        found.append((drive, partial(_read, member), member.where))
-    return Drives.of(found)
+        drive = Drive(regions[seen.region], names[seen.drive], pieces, frames / seen.rate_hz)
+        found.append((drive, partial(_read, member, drive), member.where))
+    return Drives.of(found, account)
 
 
-def _read(member: Member, problems: Counter[str]) -> Iterator[Scenario]:
-    script = read_script(member.read(), member.where)
+def _read(member: Member, drive: Drive, problems: Counter[str]) -> Iterator[Scenario]:
+    script = read_script(member.text(), member.where)
     if script is None:
         raise ScenarioError("changed-file", f"{member.where}: had a storyboard before, has none")
     unknown = sum(1 for entity in script.entities if not entity.pieces and entity.stands is None)
     problems.update({NO_TRAJECTORY: unknown} if unknown else {})
-    yield from cut(observations(script, member.where, name=member.stem), problems=problems)
+    seen = observations(script, member.where, name=member.stem)
+    yield from cut(replace(seen, region=drive.region, drive=drive.drive), problems=problems)
 
 
 def observations(script: Script, where: str, *, name: str) -> Observations:
     """All positions that a script gives: of its vertices, and on the straight lines between them.
+
+    Region and drive are the names of the road network and of the file, not yet ids.
 
     The clock is that of the vertices where they share one of 2 to 100 Hz, else RATE_HZ.
     """
@@ -89,8 +95,8 @@ def observations(script: Script, where: str, *, name: str) -> Observations:
     egos = [at for at, entity in enumerate(known) if entity.is_ego]
     return Observations(
         where=where,
-        region=place_id(script.road or "openscenario"),
-        drive=place_id(name),
+        region=script.road or "openscenario",
+        drive=name,
         rate_hz=round(1.0 / period, 9),
         t0_s=float(first),
         names=[entity.name for entity in known],
@@ -130,8 +136,10 @@ def _track(entity: Entity, first: float, period: float, frames: int) -> tuple[In
     return np.array(order, dtype=np.int64), np.array([found[frame] for frame in order])
 
 
-def _of_zip(path: Path) -> list[Member]:
+def _has_scripts(path: Path) -> bool:
     try:
-        return zip_members(path, ".xosc")
+        archive = open_archive(path)
     except ScenarioError:
-        return []
+        return False
+    with archive.zip:
+        return bool(archive.ending(".xosc"))

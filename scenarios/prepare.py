@@ -45,14 +45,15 @@ def prepare(
     *,
     report: Report | None = None,
     teacher: Teacher | None = None,
+    index: Index | None = None,
 ) -> list[Meta]:
     """Write every job's folder, each whole or not at all; folders written before a failure stay.
 
     `report` is called with (done, total, name of the folder) before each job. With a `teacher`, training samples that
-    it is far from are left out and counted. Raises UsageError for a folder without recordings, a malformed
-    recording, an unknown drive and a teacher that is no model of the task.
+    it is far from are left out and counted. `index` is that of the folder, if it is known. Raises UsageError for a
+    folder in which nothing can be read, an unknown drive, and a teacher that is no model of the task.
     """
-    index = task.index(scenarios)
+    index = index or task.index(scenarios)
     everything = tuple(drive.key for drive in index.drives)
     metas: list[Meta] = []
     for job in jobs:
@@ -81,13 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         jobs = _jobs(given.out, given.drives, given.parts, given.jobs)
         tell, teach = _tell if given.progress else None, open_teacher(given.teacher, given.teacher_limit)
-        metas = prepare(load(given.task), given.scenarios, jobs, report=tell, teacher=teach)
+        task = load(given.task)
+        index = task.index(given.scenarios)
+        known = len(index.account.rows) if index.account is not None else 0
+        metas = prepare(task, given.scenarios, jobs, report=tell, teacher=teach, index=index)
     except (UsageError, OSError) as error:
         sys.stderr.write(f"prepare: {printable(str(error))}\n")
         return 2
     folders = {str(job.out): dict(meta.counts) for job, meta in zip(jobs, metas, strict=True)}
     problems = {name: dict(meta.problems) for name, meta in zip(folders, metas, strict=True)}
-    sys.stdout.write(json.dumps({"folders": folders, "problems": problems}) + "\n")
+    refused = [row.text for row in index.account.rows[known:]] if index.account is not None else []
+    sys.stdout.write(json.dumps({"folders": folders, "problems": problems, "refused": refused}) + "\n")
     return 0
 
 

@@ -1,19 +1,20 @@
 """Reads a folder of recordings, whatever their formats: each file by the reader that knows it.
 
-May live here: the list of readers and what a folder as a whole must be. A reader lives in its own file, imported only
-when a folder is looked at; what it needs to read recordings (pyarrow and others) is imported when they are read.
+May live here: the list of readers, and what a folder as a whole is. A reader lives in its own file, imported only when
+a folder is looked at; what it needs to read recordings (pyarrow and others) is imported when they are read.
 
 A reader is a module with two functions:
 
-- `detect(folder)`: the files or folders, directly in the folder or one level below it, that are of its format, by name
-  and a header of at most 64 kB; none: it is not here. It never fails: a broken archive is nobody's, or one's by name.
-- `scan(folder, sources)`: finds the drives in them (`Recordings`), reading no more than it must.
+- `detect(tree)`: the files or folders of the tree that are of its format, by name and a header of at most 64 kB; none:
+  it is not here. It never fails: a broken archive is nobody's, or one's by name.
+- `scan(folder, sources, account)`: finds the drives in them (`Recordings`), reading no more than it must. What is not
+  as it must be is refused file by file in the account.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +24,12 @@ from typing import Final, Protocol, cast
 
 from fedfleet.models.task import Drive
 from fedfleet.protocol.errors import UsageError
-from fedfleet.scenarios.members import zip_members
+from fedfleet.scenarios.account import Account
+from fedfleet.scenarios.members import is_zip
+from fedfleet.scenarios.nothing_found import nothing_found
 from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.tree import INDEX_NAME, Tree, stamp, walk
+from fedfleet.scenarios.unclaimed import leave_members, leave_rest, tub_claims
 from fedfleet.scenarios.windows import check_speed
 
 __all__ = [
@@ -34,14 +39,11 @@ __all__ = [
     "Recorded",
     "Recordings",
     "Tally",
+    "claims",
     "open_recordings",
     "read",
     "stream",
 ]
-
-IGNORED: Final = ("index.csv",)
-RECORDED: Final = (".csv", ".parquet", ".zip")
-"""A file of such a name that no reader knows is refused: it would be left out in silence."""
 
 
 class Recordings(Protocol):
@@ -64,43 +66,90 @@ class Recordings(Protocol):
 
 
 class _Format(Protocol):
-    def detect(self, folder: Path) -> tuple[Path, ...]: ...
+    def detect(self, tree: Tree) -> tuple[Path, ...]: ...
 
-    def scan(self, folder: Path, sources: Sequence[Path]) -> Recordings: ...
+    def scan(self, folder: Path, sources: Sequence[Path], account: Account) -> Recordings: ...
 
 
 @dataclass(frozen=True)
 class Reader:
-    """A recorded format: its name, what its files look like, and the module that knows `detect` and `scan`."""
+    """A recorded format: its name, what its files look like, and the module that knows `detect` and `scan`.
+
+    `members` matches what it takes of a zip, `beside` the files that go with its own and are not read.
+    """
 
     format: str
     files: str
     module: str
+    members: str = ""
+    beside: str = r"(?!)"
 
     def load(self) -> _Format:
         """The module, imported now."""
         return cast("_Format", importlib.import_module(self.module))
 
 
+_CSV: Final = r"\.csv(\.gz|\.zst|\.zstd)?\Z"
 READERS: Final = (
     Reader("fedfleet scenario table", "*.parquet", "fedfleet.scenarios.table_folder"),
-    Reader("Argoverse 1", "*.zip or *.csv with TIMESTAMP,TRACK_ID,…", "fedfleet.scenarios.argoverse1"),
-    Reader("Argoverse 2", "scenario_*.parquet", "fedfleet.scenarios.argoverse2"),
+    Reader("Argoverse 1", "*.zip or *.csv with TIMESTAMP,TRACK_ID,…", "fedfleet.scenarios.argoverse1", _CSV),
+    Reader(
+        "Argoverse 2",
+        "scenario_*.parquet",
+        "fedfleet.scenarios.argoverse2",
+        beside=r"(\A|/)log_map_archive_[^/]*\.json\Z",
+    ),
     Reader("INTERACTION", "vehicle_tracks_*.csv, pedestrian_tracks_*.csv", "fedfleet.scenarios.interaction"),
-    Reader("NGSIM", "*.csv with Vehicle_ID,Frame_ID,Global_Time,…", "fedfleet.scenarios.ngsim"),
+    Reader(
+        "NGSIM",
+        "*.csv or zips of them with Vehicle_ID,Frame_ID,Global_Time,…",
+        "fedfleet.scenarios.ngsim",
+        _CSV,
+    ),
     Reader(
         "highD, inD, rounD",
         "*_tracks.csv, *_tracksMeta.csv, *_recordingMeta.csv",
         "fedfleet.scenarios.levelx",
+        _CSV + r"|\d_(background|highway)\.(png|jpg)\Z",
+        r"\d_(background|highway)\.(png|jpg)\Z",
     ),
     Reader("Waymo Motion", "*tfrecord* of Scenario messages", "fedfleet.scenarios.waymo"),
     Reader("Lyft Level 5", "*.zarr of scenes, frames and agents", "fedfleet.scenarios.lyft5"),
-    Reader("CommonRoad", "*.zip or *.xml with <commonRoad>", "fedfleet.scenarios.commonroad"),
-    Reader("KITTI tracking", "label_02, oxts and calib as zips or folders", "fedfleet.scenarios.kitti"),
-    Reader("ScenarioNet (nuScenes)", "sd_*.pkl", "fedfleet.scenarios.scenarionet"),
-    Reader("comma2k19", "<car>|<time>/<segment>/global_pose", "fedfleet.scenarios.comma2k19"),
-    Reader("OpenSCENARIO", "*.xosc with trajectories", "fedfleet.scenarios.openscenario"),
-    Reader("MCAP, ROS 2 bag", "*.mcap or *.db3 with an object list", "fedfleet.scenarios.bags"),
+    Reader(
+        "CommonRoad",
+        "*.zip or *.xml with <commonRoad>",
+        "fedfleet.scenarios.commonroad",
+        r"\.xml(\.gz|\.zst|\.zstd)?\Z",
+    ),
+    Reader(
+        "KITTI tracking",
+        "label_02, oxts and calib as zips or folders",
+        "fedfleet.scenarios.kitti",
+        r"(\A|/)(label|label_02|oxts|calib)/\d{4}\.txt\Z",
+        r"(\A|/)testing/(oxts|calib)/\d{4}\.txt\Z",
+    ),
+    Reader(
+        "ScenarioNet (nuScenes)",
+        "sd_*.pkl",
+        "fedfleet.scenarios.scenarionet",
+        r"(\A|/)(sd_[^/]*|dataset_summary|dataset_mapping)\.pkl\Z",
+        r"(\A|/)dataset_(summary|mapping)\.pkl\Z",
+    ),
+    Reader(
+        "comma2k19", "<car>|<time>/<segment>/global_pose", "fedfleet.scenarios.comma2k19", r"\d{2}/\d+/[^/]+"
+    ),
+    Reader(
+        "OpenSCENARIO",
+        "*.xosc with trajectories",
+        "fedfleet.scenarios.openscenario",
+        r"\.xosc(\.gz|\.zst|\.zstd)?\Z",
+    ),
+    Reader(
+        "MCAP, ROS 2 bag",
+        "*.mcap or *.db3 with an object list",
+        "fedfleet.scenarios.bags",
+        beside=r"(\A|/)metadata\.yaml\Z|\.db3-(wal|shm|journal)\Z",
+    ),
 )
 
 
@@ -150,10 +199,15 @@ class Found:
 
 @dataclass(frozen=True)
 class Recorded:
-    """An opened folder: what each reader found, and all drives together."""
+    """An opened folder: what each reader found, all drives together, and the account of what is not read.
+
+    `refused` are the drives of which nothing could be read, so far.
+    """
 
     parts: tuple[Found, ...]
     drives: Mapping[str, Drive]
+    account: Account
+    refused: set[str] = field(default_factory=set)
 
     @property
     def is_lazy(self) -> bool:
@@ -165,6 +219,12 @@ class Recorded:
         """What was left out so far, by reason."""
         counted: Counter[str] = sum((Counter(part.recordings.problems) for part in self.parts), Counter())
         return dict(sorted(counted.items()))
+
+    @property
+    def nothing_left(self) -> UsageError | None:
+        """The error that says so, when no drive of the folder can be read."""
+        worst = self.account.worst
+        return UsageError(worst.text) if worst is not None and self.refused >= set(self.drives) else None
 
     def part(self, drive: str) -> Found:
         """What the drive was found by."""
@@ -178,20 +238,29 @@ class Recorded:
 def open_recordings(folder: Path) -> Recorded:
     """Open a folder; the last ones stay open as long as their files stay as they are.
 
-    Raises UsageError for a folder that is absent, empty or of no known format, for a file that no reader or two readers
-    know, for a drive in two formats, and for what its reader refuses.
+    What cannot be read is in its account. Raises UsageError for a folder that is absent, or in which nothing is left
+    to read, with the first reason.
     """
     if not folder.is_dir():
         got = "a file" if folder.exists() else "nothing"
         raise UsageError(f"{folder}: expected a folder of recordings, got {got}")
-    return _open(folder, _stamp(folder))
+    return _open(folder, stamp(folder))
+
+
+def claims(tree: Tree) -> dict[Path, str]:
+    """The files and folders of a tree that a reader knows, and its format."""
+    owner: dict[Path, str] = {}
+    for reader in READERS:
+        owner |= dict.fromkeys(reader.load().detect(tree), reader.format)
+    return owner
 
 
 def stream(folder: Path, drives: Sequence[str] | None = None) -> Iterator[Scenario]:
     """The scenarios of a folder one after the other, sorted by region, drive and id; all, or those of named drives.
 
-    `drives` are `region/drive` keys. Raises as `open_recordings`, and UsageError for an unknown drive, a malformed
-    recording or a scenario id in two formats: whoever reads to the end has all of them.
+    `drives` are `region/drive` keys. A malformed recording, or a scenario id in two formats, is refused in the folder's
+    account, and the others follow. Raises as `open_recordings`, and UsageError for an unknown drive, and when no drive
+    of the folder could be read.
     """
     recordings = open_recordings(folder)
     wanted = set(recordings.drives if drives is None else drives)
@@ -209,19 +278,24 @@ def read(folder: Path, drives: Sequence[str] | None = None) -> tuple[Scenario, .
 
 def _each(recordings: Recorded, keys: Sequence[str]) -> Iterator[Scenario]:
     formats: dict[str, str] = {}
-    try:
-        for key in keys:
-            part = recordings.part(key)
-            seen: list[tuple[int, float]] = []
+    account = recordings.account
+    for key in keys:
+        part = recordings.part(key)
+        seen: list[tuple[int, float]] = []
+        with account.refusing(key):
             for scenario in part.recordings.read(key):
-                seen.append((len(scenario.track_ids), scenario.rate_hz))
-                if len(recordings.parts) > 1:
-                    _check_format(formats, scenario.scenario_id, part.reader.format)
-                _check_units(scenario, part.reader.format)
-                yield scenario
+                with account.refusing(f"{key}/{scenario.scenario_id}"):
+                    if len(recordings.parts) > 1:
+                        _check_format(formats, scenario.scenario_id, part.reader.format)
+                    _check_units(scenario, part.reader.format)
+                    seen.append((len(scenario.track_ids), scenario.rate_hz))
+                    yield scenario
             part.tally.add(key, seen)
-    except ScenarioError as error:
-        raise UsageError(str(error)) from error
+        if not seen:
+            recordings.refused.add(key)
+    error = recordings.nothing_left
+    if error is not None:
+        raise error
 
 
 def _check_units(scenario: Scenario, name: str) -> None:
@@ -239,71 +313,62 @@ def _check_format(formats: dict[str, str], scenario: str, name: str) -> None:
 
 
 @lru_cache(maxsize=2)
-def _open(folder: Path, stamp: tuple[object, ...]) -> Recorded:  # noqa: ARG001 - another stamp, another reading
-    try:
-        here = _detect(folder)
-        found = [(reader, sources, module.scan(folder, sources)) for reader, module, sources in here]
-        return _together(folder, [Found(*one) for one in found])
-    except ScenarioError as error:
-        raise UsageError(str(error)) from error
+def _open(folder: Path, stamped: tuple[object, ...]) -> Recorded:  # noqa: ARG001 - another stamp, another reading
+    tree, account = walk(folder), Account(folder)
+    here, claimed = _detect(tree, account)
+    found = []
+    for reader, module, sources in here:
+        with account.refusing(reader.format):
+            found.append(Found(reader, sources, module.scan(folder, sources, account)))
+        _leave_beside(tree, reader, sources, claimed, account)
+    leave_rest(tree, claimed, tub_claims(tree), account)
+    recorded = _together(found, account)
+    if not recorded.drives:
+        raise nothing_found(tree, account)
+    return recorded
 
 
-def _detect(folder: Path) -> list[tuple[Reader, _Format, tuple[Path, ...]]]:
-    found = [(reader, reader.load()) for reader in READERS]
-    here = [(reader, module, module.detect(folder)) for reader, module in found]
+def _detect(tree: Tree, account: Account) -> tuple[list[tuple[Reader, _Format, tuple[Path, ...]]], set[Path]]:
+    """The readers that know something here, each with what it knows, and all of it together."""
     owner: dict[Path, Reader] = {}
-    for reader, _, sources in here:
-        for path in sources:
-            if owner.setdefault(path, reader) is not reader:
-                text = f"{path.relative_to(folder)} looks like {owner[path].format} and like {reader.format}"
-                raise ScenarioError("two-formats", text)
-    _refuse_unknown(folder, owner)
-    if not owner:
-        expected = ", ".join(f"{reader.files} ({reader.format})" for reader in READERS)
-        got = _some(sorted(path.name for path in folder.iterdir())) or "an empty folder"
-        raise UsageError(f"{folder}: no recordings: expected {expected}, got {got}")
-    return [one for one in here if one[2]]
+    here = []
+    for reader in READERS:
+        module = reader.load()
+        sources = []
+        for path in module.detect(tree):
+            with account.refusing(tree.where(path)):
+                if owner.setdefault(path, reader) is not reader and not INDEX_NAME.match(path.name):
+                    text = f"{tree.where(path)} looks like {owner[path].format} and like {reader.format}"
+                    raise ScenarioError("two-formats", text)
+                sources.append(path)
+        if sources:
+            here.append((reader, module, tuple(sources)))
+    return here, set(owner)
 
 
-def _refuse_unknown(folder: Path, owner: Mapping[Path, Reader]) -> None:
-    """A file that looks like a recording and is nobody's: what is wrong with it, or that no reader knows it."""
-    claimed = set(owner) | {path.parent for path in owner}
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.endswith(RECORDED) and entry.is_file())
-    for path in (folder / name for name in names if name not in IGNORED):
-        if path in claimed:
-            continue
-        if path.suffix == ".zip":
-            zip_members(path, "")
-        if not owner:
-            continue
-        known = ", ".join(reader.format for reader in READERS)
-        raise ScenarioError("unknown-file", f"{path.name}: no recordings of a known format: expected {known}")
+def _leave_beside(
+    tree: Tree, reader: Reader, sources: Sequence[Path], claimed: set[Path], account: Account
+) -> None:
+    """Claim what goes with a reader's files, and name what its zips hold beside what it takes."""
+    pattern = re.compile(reader.beside, re.IGNORECASE)
+    claimed.update(path for path in tree.files if pattern.search(tree.where(path)))
+    if reader.members:
+        for path in filter(is_zip, sources):
+            leave_members(path, re.compile(reader.members, re.IGNORECASE), account, tree.where(path))
 
 
-def _together(folder: Path, found: Sequence[Found]) -> Recorded:
+def _together(found: Sequence[Found], account: Account) -> Recorded:
     by_key: dict[str, tuple[Drive, str]] = {}
     for part in found:
-        if not part.recordings.drives:
-            what = f"{part.reader.files} ({part.reader.format})"
-            raise UsageError(f"{folder}: no recordings: {what} without a scenario")
         for key, drive in part.recordings.drives.items():
-            if key in by_key:
-                text = f"drive {key} is in {by_key[key][1]} and again in {part.reader.format}"
-                raise ScenarioError("duplicate-drive", text)
-            by_key[key] = drive, part.reader.format
+            with account.refusing(key):
+                if key in by_key:
+                    text = f"drive {key} is in {by_key[key][1]} and again in {part.reader.format}"
+                    raise ScenarioError("duplicate-drive", text)
+                by_key[key] = drive, part.reader.format
     ordered = sorted(by_key.items(), key=lambda item: (item[1][0].region, item[1][0].drive))
-    return Recorded(tuple(found), {key: drive for key, (drive, _) in ordered})
-
-
-def _stamp(folder: Path) -> tuple[object, ...]:
-    """What changes when the folder does: names, sizes and times of its files; of plain CSV files, of their folder."""
-    with os.scandir(folder) as listed:
-        paths = [
-            entry.path for entry in listed if entry.name == "index.csv" or not entry.name.endswith(".csv")
-        ]
-    found = [(path, os.stat(path)) for path in [str(folder), *sorted(paths)]]  # noqa: PTH116 - called often
-    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in found)
+    with_drives = tuple(part for part in found if part.recordings.drives)
+    return Recorded(with_drives, {key: drive for key, (drive, _) in ordered}, account)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -18,16 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.models.task import Drive
+from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.drives import Drives
-from fedfleet.scenarios.members import Member, plain_file, zip_members
+from fedfleet.scenarios.members import Member, members, open_archive
 from fedfleet.scenarios.pickle_data import load
-from fedfleet.scenarios.places import place_id
+from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.tree import Tree
 from fedfleet.scenarios.windows import Observations, clock, cut, window_frames
 
 __all__ = ["detect", "observations", "scan"]
 
-_FILE: Final = re.compile(r"sd_[^/]*\.pkl\Z")
+_FILE: Final = re.compile(r"(?:\A|.*[/ ])sd_[^/]*\.pkl\Z", re.IGNORECASE)
 _SCENE: Final = re.compile(r"(scene-\d+)(?:_|\Z)")
 _DATASET: Final = "nuscenes"
 _BY_CATEGORY: Final = (
@@ -60,53 +62,57 @@ class _File:
     seconds: float
 
 
-def detect(folder: Path) -> tuple[Path, ...]:
-    """The pickles named as ScenarioNet names them, in the folder or one level below, and zips with such."""
-    found = [path for path in sorted(folder.glob("*.zip")) if _of_zip(path)]
-    plain = sorted([*folder.glob("sd_*.pkl"), *folder.glob("*/sd_*.pkl")])
-    return (*found, *(path for path in plain if path.is_file()))
+def detect(tree: Tree) -> tuple[Path, ...]:
+    """The pickles named as ScenarioNet names them, and zips with such."""
+    zips = [path for path in tree.ending(".zip") if _has_scenarios(path)]
+    return (*zips, *(path for path in tree.ending(".pkl") if _FILE.match(path.name)))
 
 
-def scan(folder: Path, sources: Sequence[Path]) -> Drives:
+def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Drives:
     """Every scenario and its drive: each file is read for that, since the map and the length stand in its midst.
 
-    ScenarioError for a pickle with more than data in it, of another data set, and for a scenario that is there twice.
+    Refused is a pickle with more than data in it, of another data set, and a scenario that is there twice.
     """
     by_drive: dict[tuple[str, str], list[_File]] = defaultdict(list)
     names: dict[str, str] = {}
-    members = [
-        member
-        for path in sources
-        for member in (_of_zip(path) if path.suffix == ".zip" else [plain_file(folder, path, ".pkl")])
-    ]
-    for member in members:
-        seen, name = observations(member.read(), member.where)
-        if name in names:
-            text = f"scenario {name} is in {names[name]} and again in {member.where}"
-            raise ScenarioError("duplicate-scenario", text)
-        names[name] = member.where
-        frames = int(seen.frame.max()) + 1
-        by_drive[seen.region, seen.drive].append(_File(member, name, frames, frames / seen.rate_hz))
+    for path in sources:
+        with account.refusing(path.relative_to(folder).as_posix()):
+            for member in members(folder, path, ".pkl"):
+                if not _FILE.match(member.where):
+                    continue
+                with account.refusing(member.where):
+                    seen, name = observations(member.read(), member.where)
+                    if name in names:
+                        text = f"scenario {name} is in {names[name]} and again in {member.where}"
+                        raise ScenarioError("duplicate-scenario", text)
+                    names[name] = member.where
+                    frames = int(seen.frame.max()) + 1
+                    file = _File(member, name, frames, frames / seen.rate_hz)
+                    by_drive[seen.region, seen.drive].append(file)
+    regions = place_ids(place for place, _ in by_drive)
     found = []
-    for (region, drive), files in by_drive.items():
+    for (place, name), files in by_drive.items():
         pieces = sum(-(-file.frames // window_frames(file.frames / file.seconds)) for file in files)
-        seconds = sum(file.seconds for file in files)
-        found.append((Drive(region, drive, pieces, seconds), partial(_read, files), files[0].member.where))
-    return Drives.of(found)
+        drive = Drive(regions[place], name, pieces, sum(file.seconds for file in files))
+        found.append((drive, partial(_read, files, drive.region, account), files[0].member.where))
+    return Drives.of(found, account)
 
 
-def _read(files: Sequence[_File], problems: Counter[str]) -> Iterator[Scenario]:
+def _read(
+    files: Sequence[_File], region: str, account: Account, problems: Counter[str]
+) -> Iterator[Scenario]:
     """The scenarios of a scene: one per file, named as the publisher does, or several when it is long."""
     for file in sorted(files, key=lambda each: each.name):
-        seen, name = observations(file.member.read(), file.member.where)
-        pieces = list(cut(seen, problems=problems))
-        for scenario in pieces:
-            number = scenario.scenario_id.rpartition("-")[2]
-            yield replace(scenario, scenario_id=name if len(pieces) == 1 else f"{name}-{number}")
+        with account.refusing(file.member.where):
+            seen, name = observations(file.member.read(), file.member.where)
+            pieces = list(cut(replace(seen, region=region), problems=problems))
+            for scenario in pieces:
+                number = scenario.scenario_id.rpartition("-")[2]
+                yield replace(scenario, scenario_id=name if len(pieces) == 1 else f"{name}-{number}")
 
 
 def observations(data: bytes, where: str) -> tuple[Observations, str]:
-    """What one pickle recorded, and its id. Positions are those of the file, in its own frame."""
+    """What one pickle recorded, and its id; positions are in its own frame, the region is the map's name."""
     whole = _Part(where, load(data, where))
     metadata = whole.part("metadata")
     if metadata.text("dataset") != _DATASET:
@@ -134,7 +140,7 @@ def observations(data: bytes, where: str) -> tuple[Observations, str]:
         )
     seen = Observations(
         where=where,
-        region=place_id(metadata.text("map")),
+        region=metadata.text("map"),
         drive=scene[1],
         rate_hz=rate,
         t0_s=float(metadata.array("ts", 1)[0]),
@@ -203,8 +209,10 @@ class _Part:
         return np.asarray(found, dtype=np.float64)
 
 
-def _of_zip(path: Path) -> list[Member]:
+def _has_scenarios(path: Path) -> bool:
     try:
-        return [each for each in zip_members(path, ".pkl") if _FILE.search(each.where)]
+        archive = open_archive(path)
     except ScenarioError:
-        return []
+        return False
+    with archive.zip:
+        return any(_FILE.match(name) for name in archive.entries)

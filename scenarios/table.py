@@ -173,8 +173,8 @@ class Table:
                 counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         except FileNotFoundError:
             raise ScenarioError("no-such-file", f"{path} does not exist") from None
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise _not_parquet(path, error) from None
+        except (pa.ArrowException, OSError, ValueError):
+            raise _not_parquet(path) from None
         # A file of version 1 may have a scenario in two row groups: it is one group to us, as small as it must be.
         self.group_rows = tuple(counts) if self.version > 1 else (sum(counts),)
 
@@ -196,8 +196,8 @@ class Table:
                 if self.version == 1:
                     return file.read(columns=columns, use_threads=False)
                 return file.read_row_group(group, columns=columns, use_threads=False)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise _not_parquet(self.path, error) from None
+        except (pa.ArrowException, OSError, ValueError):
+            raise _not_parquet(self.path) from None
 
 
 def read_table(path: Path, *, drives: Collection[str] | None = None) -> list[Scenario]:
@@ -222,8 +222,8 @@ def _column(field: pa.Field, values: list[Any]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, mask=flat == NULL))
 
 
-def _not_parquet(path: Path, error: Exception) -> ScenarioError:
-    text = f"{path}: expected a Parquet file, got: {str(error).splitlines()[0]:.160}"
+def _not_parquet(path: Path) -> ScenarioError:
+    text = f"{path}: expected a whole Parquet file, got one that is none, or only a part of one"
     return ScenarioError("not-parquet", text)
 
 

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fedfleet.models.task import Drive
+from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.records import Scenario, ScenarioError
+from fedfleet.scenarios.tree import Tree
 
 if TYPE_CHECKING:
     from fedfleet.scenarios.table import Table
@@ -74,14 +76,13 @@ class TableFolder:
         yield from found
 
 
-def detect(folder: Path) -> tuple[Path, ...]:
-    """The Parquet files in the folder, but those of the names that Argoverse 2 gives."""
-    found = (path for path in folder.glob("*.parquet") if not path.name.startswith("scenario_"))
-    return tuple(sorted(path for path in found if path.is_file()))
+def detect(tree: Tree) -> tuple[Path, ...]:
+    """The Parquet files, but those of the names that Argoverse 2 gives."""
+    return tuple(path for path in tree.ending(".parquet") if not path.name.lower().startswith("scenario_"))
 
 
-def scan(folder: Path, sources: Sequence[Path]) -> TableFolder:  # noqa: ARG001 - tables tell all themselves
-    """Read the names in every table; ScenarioError for what is none."""
+def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> TableFolder:
+    """Read the names in every table; refused is what is none."""
     from fedfleet.scenarios.table import Table  # with pyarrow
 
     pieces: dict[tuple[str, str], list[_Piece]] = defaultdict(list)
@@ -89,11 +90,16 @@ def scan(folder: Path, sources: Sequence[Path]) -> TableFolder:  # noqa: ARG001 
     seconds: dict[tuple[str, str], float] = defaultdict(float)
     rows = 0
     for path in sources:
-        table = Table(path)
-        rows += sum(table.group_rows)
-        for group in range(len(table.group_rows)):
-            heads = table.heads(group)
-            for key, start, stop, each, length in _drives(heads):
+        with account.refusing(path.relative_to(folder).as_posix()):
+            table = Table(path)
+            groups = range(len(table.group_rows))
+            if not sum(table.group_rows):
+                raise ScenarioError(
+                    "no-scenario", f"{path}: expected at least 1 scenario, got a table without rows"
+                )
+            found = [(group, each) for group in groups for each in list(_drives(table.heads(group)))]
+            rows += sum(table.group_rows)
+            for group, (key, start, stop, each, length) in found:
                 pieces[key].append(_Piece(table, group, (start, stop)))
                 counts[key] += each
                 seconds[key] += length

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from fedfleet.models.task import Drive
-from fedfleet.scenarios.places import place_id
+from fedfleet.scenarios.account import STRICT, Account
+from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.tfrecord import Place, places, read_record
+from fedfleet.scenarios.tree import Tree
 from fedfleet.scenarios.waymo_example import example_extent, parse_example
 from fedfleet.scenarios.waymo_scenario import is_scenario, parse_scenario, scenario_extent
 
@@ -51,27 +53,32 @@ class Waymo:
         yield parse(data, at, REGION, self.drives[drive].drive)
 
 
-def detect(folder: Path) -> tuple[Path, ...]:
-    """Files with `tfrecord` in their name, here and one level below."""
-    found = sorted([*folder.glob("*tfrecord*"), *folder.glob("*/*tfrecord*")])
-    return tuple(path for path in found if path.is_file())
+def detect(tree: Tree) -> tuple[Path, ...]:
+    """Files with `tfrecord` in their name."""
+    return tuple(path for path in tree.files if "tfrecord" in path.name.lower())
 
 
-def scan(folder: Path, sources: Sequence[Path]) -> Waymo:
-    """Find each record's scenario id; ScenarioError for an id that appears twice."""
-    drives: dict[str, Drive] = {}
-    records: dict[str, _Record] = {}
+def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Waymo:
+    """Find each record's scenario id; refused is an id that appears twice, and a file from its first bad record on."""
+    found: dict[str, tuple[_Record, float]] = {}
     for path in sources:
         where = path.relative_to(folder).as_posix()
-        with path.open("rb") as file:
+        with account.refusing(where), path.open("rb") as file:
+            if not path.stat().st_size:
+                raise ScenarioError("no-records", f"{where}: expected at least 1 record, got none")
             for place in places(file, path.stat().st_size, where):
                 at = f"{where}: record {place.number}"
                 data = read_record(file, place, where, check=False)
-                extent = scenario_extent if is_scenario(data, at) else example_extent
-                name, frames = extent(data, at)
-                drive = Drive(REGION, place_id(name), 1, frames / RATE_HZ)
-                if drive.key in drives:
-                    text = f"scenario {name} is in {records[drive.key].where} and again in {at}"
-                    raise ScenarioError("duplicate-scenario", text)
-                drives[drive.key], records[drive.key] = drive, _Record(path, where, place)
-    return Waymo({key: drives[key] for key in sorted(drives)}, records)
+                with account.refusing(at):
+                    extent = scenario_extent if is_scenario(data, at) else example_extent
+                    name, frames = extent(data, at)
+                    if name in found:
+                        before = found[name][0]
+                        text = f"scenario {name} is in {before.where}: record {before.place.number} and again in {at}"
+                        raise ScenarioError("duplicate-scenario", text)
+                    found[name] = _Record(path, where, place), frames / RATE_HZ
+    ids = place_ids(found)
+    drives = {name: Drive(REGION, ids[name], 1, seconds) for name, (_, seconds) in found.items()}
+    records = {drives[name].key: record for name, (record, _) in found.items()}
+    by_key = {drive.key: drive for drive in drives.values()}
+    return Waymo({key: by_key[key] for key in sorted(by_key)}, records)

@@ -54,9 +54,10 @@ def real(name: str = "1") -> list[Track]:
     if not folder or not (Path(folder) / "argoverse1" / "MIA.zip").is_file():
         return made(7)
     from fedfleet.scenarios import argoverse1
+    from fedfleet.scenarios.tree import walk
 
     here = Path(folder) / "argoverse1"
-    recordings = argoverse1.scan(here, argoverse1.detect(here))
+    recordings = argoverse1.scan(here, argoverse1.detect(walk(here)))
     scenario = next(iter(recordings.read(sorted(recordings.drives)[int(name)])))
     found = []
     for number, xy in enumerate(scenario.xy):

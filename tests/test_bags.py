@@ -22,6 +22,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from fedfleet.scenarios import bags
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.ros_definitions import DEFINITIONS
+from fedfleet.scenarios.tree import walk
 
 T0_NS = 1_700_000_000_000_000_000
 STEP_NS = 100_000_000
@@ -42,7 +43,7 @@ def tracks(frames: int = 120) -> Tracks:
 
 
 def read(folder: Path) -> list[Scenario]:
-    recordings = bags.scan(folder, bags.detect(folder))
+    recordings = bags.scan(folder, bags.detect(walk(folder)))
     return [scenario for key in recordings.drives for scenario in recordings.read(key)]
 
 
@@ -250,7 +251,7 @@ def test_a_folder_one_level_below_is_the_region(tmp_path: Path) -> None:
     (tmp_path / "Karlsruhe Süd").mkdir()
     write_mcap(tmp_path / "Karlsruhe Süd" / "monday.mcap", scenes(tracks()))
     write_bag(tmp_path / "Karlsruhe Süd" / "tuesday", VISION, tracks())
-    recordings = bags.scan(tmp_path, bags.detect(tmp_path))
+    recordings = bags.scan(tmp_path, bags.detect(walk(tmp_path)))
     assert list(recordings.drives) == ["karlsruhe-sud/monday", "karlsruhe-sud/tuesday"]
 
 
@@ -258,7 +259,7 @@ def test_untracked_objects_are_counted(tmp_path: Path) -> None:
     whole = tracks()
     whole[""] = whole.pop("18")
     write_mcap(tmp_path / "monday.mcap", scenes(whole))
-    recordings = bags.scan(tmp_path, bags.detect(tmp_path))
+    recordings = bags.scan(tmp_path, bags.detect(walk(tmp_path)))
     assert {track for one in recordings.read("local/monday") for track in one.track_ids} == {"ego", "17"}
     assert recordings.problems == {"untracked-object": 80}
 

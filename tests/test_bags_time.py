@@ -22,6 +22,7 @@ from test_bags import STEP_NS, T0_NS, VISION, read, scene, tracks, write_bag
 from fedfleet.scenarios import bags, stamps
 from fedfleet.scenarios.donkey import open_tubs
 from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.tree import walk
 from fedfleet.scenarios.windows import clock
 
 FRAMES = 120
@@ -55,7 +56,7 @@ def steady(frames: int, *, from_ns: int = T0_NS, written_ns: int | None = None) 
 
 
 def listed(folder: Path) -> dict[str, tuple[int, float]]:
-    found = bags.scan(folder, bags.detect(folder))
+    found = bags.scan(folder, bags.detect(walk(folder)))
     return {key: (drive.recordings, drive.seconds) for key, drive in found.drives.items()}
 
 

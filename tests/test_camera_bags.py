@@ -23,7 +23,7 @@ from rosbags.rosbag2 import Writer as BagWriter
 from fedfleet.models.camera_steering import TASK
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios import camera_messages, donkey, donkey_image
-from fedfleet.scenarios.donkey import Shots, open_tubs
+from fedfleet.scenarios.donkey import Shots, open_camera, open_tubs
 from fedfleet.scenarios.reading import open_recordings
 
 IMAGE = "sensor_msgs/msg/CompressedImage"
@@ -305,7 +305,7 @@ def test_an_image_that_changed_since_is_counted_never_raised(tmp_path: Path) -> 
         ),
         (
             driven(TWIST, [0.1] * 5),
-            "no Donkey tub: expected zips or folders with manifest.json, or bags with camera",
+            "no recordings: 1 × other-task: hall-red.mcap has no camera images, which this task is about: try --task",
         ),
     ],
 )
@@ -325,16 +325,23 @@ def test_a_truncated_bag_is_refused(tmp_path: Path, share: float) -> None:
     write_mcap(path, [*images(), *driven(TWIST, [0.1] * FRAMES)])
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UsageError, match=r"damaged-bag: hall-red.mcap: expected a whole MCAP file"):
+    with pytest.raises(
+        UsageError,
+        match="damaged-bag: hall-red.mcap: expected a whole MCAP file"
+        if share
+        else "empty-file: hall-red.mcap",
+    ):
         open_tubs(tmp_path)
 
 
 def test_two_recordings_of_one_name_are_refused(tmp_path: Path) -> None:
     messages = [*images(), *driven(TWIST, [0.1] * FRAMES)]
     write_mcap(tmp_path / "hall-red.mcap", messages)
-    write_bag(tmp_path / "hall_red", messages, StoragePlugin.SQLITE3)
-    with pytest.raises(UsageError, match="two recordings are named for car red in hall"):
-        open_tubs(tmp_path)
+    write_bag(tmp_path / "copy" / "hall-red", messages, StoragePlugin.SQLITE3)
+    found = open_camera(tmp_path)
+    assert list(found.blocks) == ["hall/red-00"]
+    (row,) = found.account.rows
+    assert "two recordings are named for car red in hall: rename one of them" in row.text
 
 
 # --- each task its own ---
@@ -353,9 +360,13 @@ def test_objects_are_of_motion_forecast_and_images_of_camera_steering(tmp_path: 
         assert list(open_recordings(tmp_path / folder).drives) == ["local/monday"]
     for folder in ("camera", "both"):
         assert list(open_tubs(tmp_path / folder)) == ["hall/red-00"]
-    assert open_recordings(tmp_path / "both").problems == {"camera-only-bag": 1}
+    assert open_recordings(tmp_path / "both").account.counts == {"camera-only-bag": 1}
+    assert open_camera(tmp_path / "both").account.counts == {"other-task": 1}
     assert open_recordings(tmp_path / "objects").problems == {}
-    with pytest.raises(UsageError, match=r"or bags with camera images, got monday\.mcap"):
+    with pytest.raises(UsageError, match=r"monday\.mcap has no camera images.*: try --task motion_forecast"):
         open_tubs(tmp_path / "objects")
-    with pytest.raises(UsageError, match=r"no-object-list: hall-red\.mcap: expected one object list"):
+    with pytest.raises(
+        UsageError,
+        match=r"camera-only-bag: hall-red\.mcap: .*try --task camera_steering",
+    ):
         open_recordings(tmp_path / "camera")

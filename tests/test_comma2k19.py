@@ -14,6 +14,7 @@ import pytest
 from fedfleet.scenarios import comma2k19
 from fedfleet.scenarios.npy import array
 from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.tree import walk
 
 ROUTE = "b0c9d2329ad1606b|2018-08-02--08-34-47"
 START = np.array([-2712087.5, -4261670.0, 3881014.4])
@@ -43,7 +44,7 @@ def segment(
 
 
 def read(folder: Path) -> list[Any]:
-    recordings = comma2k19.scan(folder, comma2k19.detect(folder))
+    recordings = comma2k19.scan(folder, comma2k19.detect(walk(folder)))
     return [scenario for key in recordings.drives for scenario in recordings.read(key)]
 
 
@@ -76,7 +77,7 @@ def test_the_real_segment_against_plain_mathematics(data_dir: Path) -> None:
     (pose,) = folder.glob("Example_1/*/40/global_pose")
     xyz, times = np.load(pose / "frame_positions"), np.load(pose / "frame_times")
     # When
-    recordings = comma2k19.scan(folder, comma2k19.detect(folder))
+    recordings = comma2k19.scan(folder, comma2k19.detect(walk(folder)))
     scenarios = read(folder)
     # Then
     (drive,) = recordings.drives.values()
@@ -222,4 +223,4 @@ def test_other_folders_are_not_of_this_format(tmp_path: Path) -> None:
     (tmp_path / "robot" / "global_pose").mkdir(parents=True)
     (tmp_path / "robot" / "global_pose" / "frame_times").write_bytes(npy(np.zeros(3)))
     (tmp_path / "a.zip").write_bytes(b"no zip")
-    assert comma2k19.detect(tmp_path) == ()
+    assert comma2k19.detect(walk(tmp_path)) == ()

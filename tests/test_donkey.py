@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import tubs
 
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios import donkey, donkey_catalog, donkey_image
-from fedfleet.scenarios.donkey import Block, Shots, open_tubs
+from fedfleet.scenarios.donkey import Block, Shots, open_camera, open_tubs
+from fedfleet.scenarios.tree import walk
 
 pytest.importorskip("PIL", reason="Pillow is not installed (extra scenarios)")
 
@@ -131,7 +133,7 @@ def test_flipped_bytes_of_a_catalog_never_raise(sound: dict[str, bytes], tmp_pat
         tubs.write_folder(
             folder, {"catalog_0.catalog": data.tobytes(), "manifest.json": sound["manifest.json"]}
         )
-        records, problems = donkey_catalog.read_records(donkey.open_files(folder)[0])
+        records, problems = donkey_catalog.read_records(donkey.open_files(walk(folder))[0])
         assert len(records) + problems.total() >= FRAMES - 20
         assert all("/" not in record.image for record in records)
 
@@ -139,7 +141,7 @@ def test_flipped_bytes_of_a_catalog_never_raise(sound: dict[str, bytes], tmp_pat
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"catalog_0.catalog": b""}, "1 recordings without a record"),
+        ({"catalog_0.catalog": b""}, "no-frames: hall-red.zip: expected at least 1 frame, got none"),
     ],
 )
 def test_a_tub_that_is_none_refuses_the_folder(
@@ -153,11 +155,13 @@ def test_a_tub_that_is_none_refuses_the_folder(
 def test_a_folder_without_a_tub_says_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError,
-        match=r"no Donkey tub: expected zips or folders with manifest.json, or bags with camera images, got an empty",
+        match=r"no recordings: an empty folder; `fedfleet scenarios formats` lists what is read",
     ):
         open_tubs(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UsageError, match=r"got notes\.txt"):
+    with pytest.raises(
+        UsageError, match=r"no recordings: 1 × unknown-file: notes\.txt is of no format that is read"
+    ):
         open_tubs(tmp_path)
     with pytest.raises(UsageError, match="got nothing"):
         open_tubs(tmp_path / "absent")
@@ -171,12 +175,22 @@ def test_a_zip_that_is_none_and_two_tubs_of_one_name_are_refused(
     with pytest.raises(UsageError, match=r"not-a-zip: hall-red\.zip"):
         open_tubs(tmp_path / "a")
     tubs.write_zip(tmp_path / "b" / "hall-red.zip", sound)
-    tubs.write_folder(tmp_path / "b" / "hall_red", sound)
-    with pytest.raises(UsageError, match="two recordings are named for car red in hall"):
-        open_tubs(tmp_path / "b")
-    tubs.write_zip(tmp_path / "c" / "hall,red.zip", sound)
-    with pytest.raises(UsageError, match="bad-name"):
-        open_tubs(tmp_path / "c")
+    tubs.write_folder(tmp_path / "b" / "copy" / "hall-red", sound)
+    found = open_camera(tmp_path / "b")
+    assert len(found.blocks) == 3
+    (row,) = found.account.rows
+    assert re.match(
+        r"duplicate-drive: .*: two recordings are named for car red in hall: rename one", row.text
+    )
+
+
+def test_names_that_fold_to_one_id_are_cars_of_their_own(tmp_path: Path, sound: dict[str, bytes]) -> None:
+    for name in ("hall-red", "Hall_Red", "hall,red"):
+        tubs.write_zip(tmp_path / f"{name}.zip", sound)
+    blocks = open_tubs(tmp_path)
+    assert len(blocks) == 9
+    assert len({block.tub.car for block in blocks.values()}) == 3
+    assert {"hall/red-00", "hall/red-01", "hall/red-02"} < set(blocks)
 
 
 def test_an_encrypted_or_oversized_member_is_counted(tmp_path: Path, sound: dict[str, bytes]) -> None:

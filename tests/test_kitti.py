@@ -12,6 +12,7 @@ import pytest
 from fedfleet.scenarios import kitti
 from fedfleet.scenarios.kitti_tracks import Text, observations
 from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.tree import walk
 
 CALIB = """P0: 1 0 0 0 0 1 0 0 0 0 1 0
 R_rect 1 0 0 0 1 0 0 0 1
@@ -41,7 +42,7 @@ def sequence(folder: Path, labels: str, *, poses: int = 3, calib: str = CALIB, n
 
 def all_of(folder: Path) -> dict[tuple[str, str, int], np.ndarray]:
     """Positions by drive, track and frame of the drive."""
-    recordings = kitti.scan(folder, kitti.detect(folder))
+    recordings = kitti.scan(folder, kitti.detect(walk(folder)))
     found = {}
     for key in recordings.drives:
         for scenario in recordings.read(key):
@@ -75,7 +76,7 @@ def test_kinds_and_types(tmp_path: Path) -> None:
     rows = [label(i, 1, "Van", i, 10) + label(i, 2, "Pedestrian", i, 9) for i in range(3)]
     folder = sequence(tmp_path, "".join(rows) + label(1, 3, "Truck", 5, 5) + label(1, 4, "Tram", 5, 9))
     # When
-    (scenario,) = kitti.scan(folder, kitti.detect(folder)).read("karlsruhe/kitti-0000")
+    (scenario,) = kitti.scan(folder, kitti.detect(walk(folder))).read("karlsruhe/kitti-0000")
     # Then
     assert dict(zip(scenario.track_ids, zip(scenario.kinds, scenario.types, strict=True), strict=True)) == {
         "1": ("AGENT", "vehicle"),
@@ -111,7 +112,7 @@ def test_counts_are_those_of_the_data_folder(data_dir: Path) -> None:
             rows = [line.split() for line in archive.read(name).decode().splitlines()]
             types.update({row[1]: row[2] for row in rows if row[2] != "DontCare"}.values())
     # When
-    recordings = kitti.scan(folder, kitti.detect(folder))
+    recordings = kitti.scan(folder, kitti.detect(walk(folder)))
     tracks = {(drive, track) for drive, track, _ in all_of(folder)}
     # Then
     assert len(recordings.drives) == len(names) == 16
@@ -232,7 +233,7 @@ def test_what_is_not_as_it_must_be_is_refused(
     tmp_path: Path, labels: str, calib: str, reason: str, text: str
 ) -> None:
     folder = sequence(tmp_path, labels, calib=calib)
-    recordings = kitti.scan(folder, kitti.detect(folder))
+    recordings = kitti.scan(folder, kitti.detect(walk(folder)))
     with pytest.raises(ScenarioError) as refused:
         list(recordings.read("karlsruhe/kitti-0000"))
     assert refused.value.reason == reason
@@ -245,7 +246,7 @@ def test_a_sequence_without_its_pose_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ScenarioError, match=re.escape("missing-file: training/label_02/0000.txt: expected oxts/0000.txt")
     ):
-        kitti.scan(folder, kitti.detect(folder))
+        kitti.scan(folder, kitti.detect(walk(folder)))
 
 
 def test_a_sequence_that_is_there_twice_is_refused(tmp_path: Path) -> None:
@@ -255,14 +256,14 @@ def test_a_sequence_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ScenarioError, match=re.escape("duplicate-drive: calib of sequence 0000 is in more.zip")
     ):
-        kitti.scan(folder, kitti.detect(folder))
+        kitti.scan(folder, kitti.detect(walk(folder)))
 
 
 def test_a_truncated_archive_is_refused(tmp_path: Path, data_dir: Path) -> None:
     whole = (data_dir / "kitti-tracking" / "kitti.zip").read_bytes()
     (tmp_path / "kitti.zip").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ScenarioError, match=re.escape("not-a-zip: kitti.zip: expected a whole zip archive")):
-        kitti.scan(tmp_path, kitti.detect(tmp_path))
+        kitti.scan(tmp_path, kitti.detect(walk(tmp_path)))
 
 
 def test_other_folders_are_not_of_this_format(tmp_path: Path) -> None:
@@ -270,7 +271,7 @@ def test_other_folders_are_not_of_this_format(tmp_path: Path) -> None:
     (tmp_path / "label" / "notes.txt").write_text("hello")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("oxts/0000.txt", "")
-    assert kitti.detect(tmp_path) == ()
+    assert kitti.detect(walk(tmp_path)) == ()
 
 
 def test_no_pose_at_all_is_refused() -> None:
@@ -297,6 +298,6 @@ def test_a_frame_whose_pose_was_lost_moves_no_other(tmp_path: Path) -> None:
     origin = expected["kitti-0000", "ego", 1]
     for key, place in found.items():
         np.testing.assert_allclose(place + origin, expected[key], atol=1e-6)
-    recordings = kitti.scan(holed, kitti.detect(holed))
+    recordings = kitti.scan(holed, kitti.detect(walk(holed)))
     list(recordings.read("karlsruhe/kitti-0000"))
     assert recordings.problems == {"no-pose": 3}

@@ -12,6 +12,7 @@ import pytest
 from fedfleet.scenarios import openscenario
 from fedfleet.scenarios.openscenario_xml import read_script
 from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.tree import walk
 
 TIMES = np.arange(0, 12, 0.1)
 ABSOLUTE = '<Timing domainAbsoluteRelative="absolute" scale="1" offset="0"/>'
@@ -60,7 +61,7 @@ CAR = '<Vehicle vehicleCategory="car"/>'
 
 def read(folder: Path, text: str, *, name: str = "drive.xosc") -> tuple[list[Any], Mapping[str, int]]:
     (folder / name).write_text(text)
-    recordings = openscenario.scan(folder, openscenario.detect(folder))
+    recordings = openscenario.scan(folder, openscenario.detect(walk(folder)))
     return [each for key in recordings.drives for each in recordings.read(key)], recordings.problems
 
 

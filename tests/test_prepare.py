@@ -199,7 +199,7 @@ def test_the_command_prepares_a_plugged_in_task(tmp_path: Path) -> None:
     ("arguments", "text"),
     [
         (["--task", "steering", "--out", "o", "--parts", "train"], "unknown task 'steering'"),
-        (["--task", "motion_forecast", "--out", "o", "--parts", "train"], "no recordings: expected"),
+        (["--task", "motion_forecast", "--out", "o", "--parts", "train"], "no recordings: an empty folder"),
         (
             ["--task", "motion_forecast", "--out", "o", "--parts", "drain"],
             "no part 'drain', expected of train,",

@@ -191,7 +191,8 @@ def test_opening_a_folder_reads_no_positions(tmp_path: Path) -> None:
     # then
     assert list(drives) == ["levelx-4/levelx-4-07"]
     with pytest.raises(
-        UsageError, match=r"malformed-csv: data/07_tracks\.csv after line 1: expected rows of num"
+        UsageError,
+        match=r"malformed-csv: data/07_tracks\.csv line 2: expected a number of xCenter, got 'west",
     ):
         read(tmp_path)
 

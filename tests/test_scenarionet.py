@@ -12,6 +12,7 @@ import pytest
 
 from fedfleet.scenarios import scenarionet
 from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.tree import walk
 
 KNOWN = {"_reconstruct", "ndarray", "dtype", "defaultdict", "int"}
 
@@ -57,7 +58,7 @@ def write(folder: Path, *scenes: dict[str, Any]) -> Path:
 
 
 def read(folder: Path) -> list[Any]:
-    recordings = scenarionet.scan(folder, scenarionet.detect(folder))
+    recordings = scenarionet.scan(folder, scenarionet.detect(walk(folder)))
     return [scenario for key in recordings.drives for scenario in recordings.read(key)]
 
 
@@ -88,7 +89,7 @@ def test_files_of_one_scene_are_one_drive_and_long_ones_several_scenarios(tmp_pa
         scene(name="scene-0002_a_b", map="singapore-onenorth"),
     )
     # When
-    recordings = scenarionet.scan(folder, scenarionet.detect(folder))
+    recordings = scenarionet.scan(folder, scenarionet.detect(walk(folder)))
     # Then
     drives = {key: (drive.recordings, round(drive.seconds, 1)) for key, drive in recordings.drives.items()}
     assert drives == {"boston-seaport/scene-0001": (4, 31.0), "singapore-onenorth/scene-0002": (1, 6.0)}
@@ -98,7 +99,8 @@ def test_files_of_one_scene_are_one_drive_and_long_ones_several_scenarios(tmp_pa
 
 
 def test_a_zip_of_them_reads_as_the_files(tmp_path: Path) -> None:
-    folder = write(tmp_path, scene())
+    (tmp_path / "files").mkdir()
+    folder = write(tmp_path / "files", scene())
     (zips := tmp_path / "zips").mkdir()
     with zipfile.ZipFile(zips / "nuscenes.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(folder / "sd_nuscenes_v1_0.pkl", "nuscenes_0/sd_nuscenes_v1_0.pkl")
@@ -197,4 +199,4 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 
 def test_other_pickles_are_not_of_this_format(tmp_path: Path) -> None:
     (tmp_path / "model.pkl").write_bytes(b"")
-    assert scenarionet.detect(tmp_path) == ()
+    assert scenarionet.detect(walk(tmp_path)) == ()

@@ -118,5 +118,5 @@ def test_unknown_drives_and_empty_folders_are_refused(task: Task, folder: Path, 
         task.samples(folder, ["nowhere/d99"])
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UsageError, match="no recordings: expected"):
+    with pytest.raises(UsageError, match="no recordings: "):
         task.index(empty)

@@ -1,0 +1,140 @@
+"""What no reader claims, named: each file or group of files with the reason that its name or its first bytes tell.
+
+May live here: the rest of a folder, when readers have taken theirs, in words and with the way out (`try --task …`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from fedfleet.scenarios.account import Account
+from fedfleet.scenarios.donkey_files import has_tub, tub_folders
+from fedfleet.scenarios.impostors import Verdict, by_content, by_name
+from fedfleet.scenarios.members import head, is_zip, open_archive
+from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.tree import INDEX_NAME, Tree, is_harmless
+
+__all__ = ["Claims", "leave_members", "leave_rest", "tub_claims"]
+
+Claims = Mapping[Path, str]
+"""What another task would read, files or whole folders, and the words for it."""
+
+_LOOKED_INTO: Final = 2_000
+"""So many unclaimed files are opened; of more, the name alone speaks."""
+_SHOWN_ALONE: Final = 5
+_OLD_RECORD: Final = re.compile(r"record_\d+\.json\Z")
+_OLD_TUB: Final = (
+    "old-tub",
+    "is of a Donkey tub of version 1, which is not read: convert it (convert_to_tub_v2)",
+)
+
+
+def tub_claims(tree: Tree) -> Claims:
+    """The tubs of a tree, folders and zips, as what another task reads."""
+    words = "is a Donkey tub, of another task: try --task camera_steering"
+    zips = [path for path in tree.ending(".zip") if has_tub(path)]
+    return dict.fromkeys([*tub_folders(tree), *zips], words)
+
+
+def leave_rest(tree: Tree, claimed: Collection[Path], others: Claims, account: Account) -> None:
+    """Add a row for whatever of the tree is neither in `claimed` (files, or folders with all below them) nor harmless.
+
+    What another task claims (`others`) is named as that, a folder as one row.
+    """
+    for path, reason, detail in tree.unread:
+        account.leave(_where(tree, path), reason, detail)
+    foreign: dict[Path, int] = defaultdict(int)
+    groups: dict[tuple[Verdict, Path, str], list[Path]] = defaultdict(list)
+    looked = 0
+    for path in tree.files:
+        if _owner(path, tree.folder, claimed) is not None:
+            continue
+        owner = _owner(path, tree.folder, others)
+        if owner is not None:
+            foreign[owner] += 1
+            continue
+        looked += 1
+        verdict = _verdict(path, is_looked_into=looked <= _LOOKED_INTO)
+        if verdict is not None:
+            groups[verdict, path.parent, path.suffix.lower()].append(path)
+    for owner, files in foreign.items():
+        account.leave(_where(tree, owner), "other-task", others[owner], files=files)
+    for (verdict, home, ending), paths in groups.items():
+        if len(paths) <= _SHOWN_ALONE:
+            for path in paths:
+                account.leave(_where(tree, path), *verdict)
+        else:
+            text = f"holds {len(paths)} files {ending or 'without an ending'} ({paths[0].name} …), each {verdict[1]}"
+            account.leave(_where(tree, home), verdict[0], text, files=len(paths))
+
+
+def leave_members(path: Path, claims: re.Pattern[str], account: Account, where: str) -> None:
+    """Add a row for each member of a claimed zip that its reader does not take."""
+    try:
+        archive = open_archive(path)
+    except ScenarioError:
+        return  # its reader said so
+    with archive.zip:
+        rest = [name for name in archive.entries if not claims.search(name)]
+    for name in rest[:_SHOWN_ALONE]:
+        account.leave(f"{where}: {name}", "unknown-file", "is of no format that is read")
+    if len(rest) > _SHOWN_ALONE:
+        text = f"holds {len(rest) - _SHOWN_ALONE} more files of no format that is read"
+        account.leave(where, "unknown-file", text, files=len(rest) - _SHOWN_ALONE)
+
+
+def _where(tree: Tree, path: Path) -> str:
+    return tree.where(path) if path != tree.folder else "."
+
+
+def _owner(path: Path, folder: Path, claims: Collection[Path]) -> Path | None:
+    """The claim that a path is, or lies below."""
+    if path in claims:
+        return path
+    for above in path.parents:
+        if above in claims:
+            return above
+        if above == folder:
+            return None
+    return None
+
+
+def _verdict(path: Path, *, is_looked_into: bool) -> Verdict | None:
+    """Why a file is not read; None for one that only goes with another."""
+    if path.name.lower().endswith(".dvc") and path.with_name(path.name[:-4]).exists():
+        return None
+    told = (by_content(path) if is_looked_into else None) or by_name(path)
+    if told is not None or _OLD_RECORD.match(path.name):
+        return told or _OLD_TUB
+    if is_zip(path) and is_looked_into:
+        return _of_zip(path)
+    if INDEX_NAME.match(path.name):
+        return "unused-index", "is an index, and of no format that lies here"
+    if path.name.lower().endswith((".csv", ".csv.gz", ".csv.zst")) and is_looked_into:
+        first = head(path, ".csv")
+        shown = ",".join(sorted(first.columns))[:80] if first is not None else ""
+        return "unknown-file", f"has the columns of no format that is read: {shown!r}"
+    return "unknown-file", "is of no format that is read"
+
+
+def _of_zip(path: Path) -> Verdict:
+    try:
+        archive = open_archive(path)
+    except ScenarioError as error:
+        return error.reason, error.detail.partition(": ")[2]
+    with archive.zip:
+        names = sorted(archive.entries)
+    if not names:
+        return "empty-archive", "is a zip with no recording in it"
+    shown = _some(name for name in names if not is_harmless(name))
+    return "unknown-file", f"is a zip with nothing in it that is read: {shown}"
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return ", ".join(listed[:3]) + more
