@@ -8,6 +8,7 @@ sector; a name that was made or removed may be there or not until its folder was
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -20,14 +21,15 @@ from sqlalchemy import select
 
 from fedfleet.fleet_server import schema, store_vehicles
 from fedfleet.fleet_server.store_check import problems
+from fedfleet.fleet_server.store_files import UPDATES
 
 __all__ = ["Found", "Op", "examine", "record"]
 
 TESTS = Path(__file__).parent
 SECTOR_BYTES = 512
 RECORD_S = 300
-CALLS = "openat,pwrite64,write,fsync,fdatasync,ftruncate,unlink,rename"
-STRING_BYTES = 70_000
+CALLS = "openat,pwrite64,write,fsync,fdatasync,ftruncate,unlink,rename,mkdir"
+STRING_BYTES = 110_000
 LINE = re.compile(r"^(?:\d+ +)?(\w+)\((.*)\) += (-?\d+)(?:<(.*)>)?(?: .*)?$")
 KINDS = {
     "pwrite64": "write",
@@ -43,7 +45,10 @@ ODDS = (0.05, 0.35, 0.65, 0.95)
 
 @dataclass(frozen=True)
 class Op:
-    """One thing that the process did: write, truncate, create, unlink, sync (a file), sync-folder, told."""
+    """One thing that the process did: write, truncate, create, mkdir, unlink, sync (a file), sync-folder, told.
+
+    ``name`` is relative to the store's folder; that of the folder itself is ".".
+    """
 
     kind: str
     name: str = ""
@@ -86,17 +91,32 @@ def _parse(lines: Iterator[str], *, store: Path, told: Path) -> Iterator[Op]:
 
 def _ops(call: str, words: str, opened_: str, known: set[str], *, store: Path, told: Path) -> Iterator[Op]:
     path = _path(call, words, opened_)
-    name = path.name
     if path == told and call == "write":
         yield Op("told", data=_bytes(words))
-    elif path == store and call in {"fsync", "fdatasync"}:
-        yield Op("sync-folder")
-    elif path.parent != store or not name.startswith("store.sqlite") or name.endswith(SHM):
         return
-    elif call == "openat":
+    if not path.is_relative_to(store):
+        return
+    name = str(path.relative_to(store))
+    if name in {".", UPDATES}:
+        yield from _folder_ops(call, name)
+    elif name.startswith(("store.sqlite", f"{UPDATES}/")) and not name.endswith(SHM):
+        yield from _file_ops(call, words, name, known)
+
+
+def _folder_ops(call: str, name: str) -> Iterator[Op]:
+    if call in {"fsync", "fdatasync"}:
+        yield Op("sync-folder", name)
+    elif call == "mkdir" and name != ".":
+        yield Op("mkdir", name)
+
+
+def _file_ops(call: str, words: str, name: str, known: set[str]) -> Iterator[Op]:
+    if call == "openat":
         if name not in known and "O_CREAT" in words:
             known.add(name)
             yield Op("create", name)
+    elif call == "write":  # a file of updates is written once, from its beginning
+        yield Op("write", name, 0, _bytes(words))
     elif call in KINDS:
         if call == "unlink":
             known.discard(name)
@@ -109,7 +129,7 @@ def _ops(call: str, words: str, opened_: str, known: set[str], *, store: Path, t
 def _path(call: str, words: str, opened_: str) -> Path:
     if call == "openat":
         return Path(_text(opened_))
-    if call in {"unlink", "rename"}:
+    if call in {"unlink", "rename", "mkdir"}:
         return Path(_text(words.split('"')[1]))
     return Path(_text(words.split("<", 1)[1].split(">", 1)[0]) if "<" in words else "")
 
@@ -127,7 +147,7 @@ def _text(words: str) -> str:
 
 @dataclass
 class Disk:
-    """What is durable, and what may be lost. Names are durable once the folder was synced.
+    """What is durable, and what may be lost. Names are durable once their folder was synced, and its own name.
 
     ``before`` is what stands under a name whose removal and making anew may both be lost.
     """
@@ -136,11 +156,14 @@ class Disk:
     pending: dict[str, list[Op]] = field(default_factory=dict)
     names: dict[str, bool] = field(default_factory=dict)
     before: dict[str, bytes] = field(default_factory=dict)
+    folders: dict[str, bool] = field(default_factory=dict)
     told: int = 0
 
     def do(self, op: Op) -> None:
         """Take over one thing that the process did."""
         match op.kind:
+            case "mkdir":
+                self.folders[op.name] = False
             case "create":
                 if op.name in self.files:
                     self.before[op.name] = self.files.pop(op.name)
@@ -152,21 +175,28 @@ class Disk:
                 self.files[op.name] = _apply(self.files.get(op.name, b""), self.pending[op.name])
                 self.pending[op.name] = []
             case "sync-folder":
-                for name, is_there in self.names.items():
-                    if not is_there:
-                        self.files.pop(name, None)
-                        self.pending.pop(name, None)
-                self.names.clear()
-                self.before.clear()
+                self._sync_folder(op.name)
             case "told":
                 self.told = int(op.data)
             case _:
                 self.pending[op.name].append(op)
 
+    def _sync_folder(self, folder: str) -> None:
+        for name in [each for each in self.names if str(Path(each).parent) == folder]:
+            if not self.names.pop(name):
+                self.files.pop(name, None)
+                self.pending.pop(name, None)
+            self.before.pop(name, None)
+        if folder == ".":
+            self.folders = dict.fromkeys(self.folders, True)
+
     def image(self, rng: random.Random, loss: float) -> dict[str, bytes]:
         """Return files as a power cut may leave them, each pending thing lost with this probability."""
         found = {}
+        lost = {name for name, is_safe in self.folders.items() if not is_safe and rng.random() < loss}
         for name in self.files.keys() | self.pending.keys():
+            if str(Path(name).parent) in lost:
+                continue
             if name in self.names and rng.random() < (loss if self.names[name] else 1 - loss):
                 if self.names[name] and name in self.before and rng.random() < loss:
                     found[name] = self.before[name]
@@ -234,10 +264,10 @@ def examine(
 
 
 def _open(image: dict[str, bytes], told: int, folder: Path, found: Found, rng: random.Random) -> None:
-    folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
-        path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     for name, data in image.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     if rng.random() < 0.2:  # what is left of the index of the log is never to be believed
         (folder / f"store.sqlite{SHM}").write_bytes(rng.randbytes(32_768))
