@@ -57,7 +57,7 @@ PLAN = plan_of(5, base=0)
 LARGE = {"parameters": 1_000_000, "density": 0.01, "value": "int8"}
 SMALL = {"parameters": 100_000, "density": 0.033, "value": "sign"}
 DENSE = {"density": 1.0, "value": "float32", "index": "dense"}
-DENSE_UPDATES = {1: 200, 4: 100}
+DENSE_UPDATES = {1: 400, 4: 160}
 """How many of so many MB."""
 DENSE_WINDOW_MB = 64
 TURNS = 3

@@ -101,11 +101,17 @@ def pack(
 
 
 def unpack(
-    reader: Reader, *, part: Part | None, named: Indices | None = None, largest: int = MAX_SIZE
+    reader: Reader,
+    *,
+    part: Part | None,
+    named: Indices | None = None,
+    largest: int = MAX_SIZE,
+    placed: bool = True,
 ) -> Block:
     """Return the block that `reader` stands before, after every check.
 
-    With `part` None any size up to `largest` and any known mode is accepted, to look at. Raises PeerError.
+    With `part` None any size up to `largest` and any known mode is accepted, to look at. Not `placed`, the values'
+    indices are checked but may be left out (None), which is faster. Raises PeerError.
     """
     left = reader.left
     mode = reader.u8()
@@ -122,6 +128,8 @@ def unpack(
     count = size
     if index == BY_PLAN:
         indices, count = named, _unpack_by_plan(reader, size=size, named=named)
+    elif index != DENSE and not placed:
+        count = entropy.check_indices(reader, size=size, mode=index)
     elif index != DENSE:
         indices = entropy.unpack_indices(reader, size=size, mode=index)
         count = indices.size

@@ -53,7 +53,7 @@ def join(sections: Mapping[SectionKey, bytes]) -> bytes:
     return data + zlib.crc32(data).to_bytes(_CHECKSUM_BYTES, "little")
 
 
-def split(data: bytes, *, limit: int, control: bool = False) -> dict[SectionKey, memoryview]:
+def split(data: bytes | memoryview, *, limit: int, control: bool = False) -> dict[SectionKey, memoryview]:
     """Return the known sections' bodies, uncopied, after length, checksum, magic and version, in this order.
 
     A control variate is known only when `control` is set. Unknown optional sections are left out.

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fedfleet.codec.entropy_rice import (
     BLOCK,
+    check_rice,
     gaps_of,
     pack_adaptive,
     pack_rice,
@@ -29,6 +30,7 @@ __all__ = [
     "RICE",
     "ROWS",
     "UNARY_ZSTD",
+    "check_indices",
     "pack_indices",
     "unpack_indices",
 ]
@@ -91,21 +93,41 @@ def unpack_indices(reader: Reader, *, size: int, mode: int, valued: bool = True)
     """
     if mode not in ALL:
         raise PeerError("unknown-mode", f"index mode {mode}")
+    count = _count(reader, size=size, mode=mode, valued=valued)
+    if count == 0:
+        return np.empty(0, dtype=np.int64)
+    indices = _UNPACK[mode](reader, size=size, count=count)
+    _check_last(int(indices[-1]), size=size, mode=mode)
+    return indices
+
+
+def check_indices(reader: Reader, *, size: int, mode: int) -> int:
+    """Return how many indices `unpack_indices` would return, after every check that it makes.
+
+    In mode Rice they are not made, which takes an eighth of the time.
+    """
+    if mode != RICE:
+        return unpack_indices(reader, size=size, mode=mode).size
+    count = _count(reader, size=size, mode=mode, valued=True)
+    if count:
+        _check_last(check_rice(reader, size=size, count=count), size=size, mode=mode)
+    return count
+
+
+def _count(reader: Reader, *, size: int, mode: int, valued: bool) -> int:
     count = reader.varint()
     if count > size:
         raise PeerError("count-out-of-range", f"{NAMES[mode]}: {count} indices of {size} coordinates")
-    if count == 0:
-        if mode != RICE:
-            raise PeerError("count-out-of-range", f"{NAMES[mode]}: an empty set is sent as rice")
-        return np.empty(0, dtype=np.int64)
+    if count == 0 and mode != RICE:
+        raise PeerError("count-out-of-range", f"{NAMES[mode]}: an empty set is sent as rice")
     if valued and mode in _COMPRESSED and count > 8 * reader.left:
         raise PeerError("truncated", f"{NAMES[mode]}: {count} indices in {reader.left} bytes")
-    indices = _UNPACK[mode](reader, size=size, count=count)
-    if int(indices[-1]) >= size:
-        raise PeerError(
-            "index-out-of-range", f"{NAMES[mode]}: index {int(indices[-1])} of {size} coordinates"
-        )
-    return indices
+    return count
+
+
+def _check_last(last: int, *, size: int, mode: int) -> None:
+    if last >= size:
+        raise PeerError("index-out-of-range", f"{NAMES[mode]}: index {last} of {size} coordinates")
 
 
 def _others(

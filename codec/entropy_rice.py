@@ -14,6 +14,7 @@ from fedfleet.protocol.errors import PeerError
 __all__ = [
     "BLOCK",
     "MAX_PARAMETER",
+    "check_rice",
     "gaps_of",
     "pack_adaptive",
     "pack_planes",
@@ -87,6 +88,19 @@ def unpack_rice(reader: Reader, *, size: int, count: int) -> Ints:
     return indices
 
 
+def check_rice(reader: Reader, *, size: int, count: int) -> int:
+    """Return the last of the `count` ≥ 1 indices that `unpack_rice` would return; the others are only counted.
+
+    Raises as the other, in an eighth of its time: gaps cannot be negative, so the indices rise whatever they are.
+    """
+    parameter = _parameter(reader)
+    quotients = reader.take(_unary_bytes(reader, count, (size - count) >> parameter))
+    remainders = reader.take((count * parameter + 7) // 8)
+    _check_unary(quotients, int.from_bytes(quotients, "big").bit_count(), count)
+    zeros = 8 * len(quotients) - _zeros_behind(quotients[-1]) - count
+    return (zeros << parameter) + count - 1 + (_sum(remainders, count, parameter) if parameter else 0)
+
+
 def pack_adaptive(gaps: Ints) -> bytes | None:
     """Return gaps int64[k ≥ 1] as bytes with one parameter per `BLOCK` of them; None where one does for all."""
     parameters, lowest, width = _block_parameters(gaps)
@@ -140,12 +154,28 @@ def pack_planes(numbers: Ints, width: int) -> bytes:
 
 def positions(stream: memoryview | bytes, count: int) -> Ints:
     """Return the positions int64[count] of the ones in the unary stream, the last one in its last byte."""
+    ends = np.flatnonzero(np.unpackbits(np.frombuffer(stream, dtype=np.uint8)).view(np.bool_))
+    _check_unary(stream, ends.size, count)
+    return ends
+
+
+def _check_unary(stream: memoryview | bytes, ones: int, count: int) -> None:
     if stream[-1] == 0:
         raise PeerError("stream-length", "rice: the unary stream ends with an empty byte")
-    ends = np.flatnonzero(np.unpackbits(np.frombuffer(stream, dtype=np.uint8)).view(np.bool_))
-    if ends.size != count:
-        raise PeerError("count-mismatch", f"rice: unary stream of {ends.size} indices, expected {count}")
-    return ends
+    if ones != count:
+        raise PeerError("count-mismatch", f"rice: unary stream of {ones} indices, expected {count}")
+
+
+def _zeros_behind(last: int) -> int:
+    """Return how many zeros stand behind the last one of a byte."""
+    return (last & -last).bit_length() - 1
+
+
+def _sum(stream: memoryview, count: int, width: int) -> int:
+    """Return the sum of numbers from `width` ≥ 1 bit planes."""
+    check_padding(stream[-1], count * width, "rice remainders")
+    bits, mask = int.from_bytes(stream, "big") >> (-count * width % 8), (1 << count) - 1
+    return sum(((bits >> (width - 1 - plane) * count) & mask).bit_count() << plane for plane in range(width))
 
 
 def sum_planes(stream: memoryview, count: int, width: int) -> Ints:

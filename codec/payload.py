@@ -15,7 +15,7 @@ from fedfleet.codec.settings import Settings
 from fedfleet.codec.wire import Reader, varint
 from fedfleet.protocol.errors import PeerError, UsageError
 
-__all__ = ["MAX_COUNT", "MAX_SIZE", "Payload", "decode", "encode"]
+__all__ = ["MAX_COUNT", "MAX_SIZE", "Checked", "Payload", "Values", "check", "decode", "encode"]
 
 MAX_COUNT = (1 << 32) - 1
 
@@ -34,6 +34,24 @@ class Payload:
     steps: int
     examples: int
     control: Delta | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """The values float32[k] that change a vector of `size` parameters; at which places is not told."""
+
+    size: int
+    values: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """What `check` finds: as `Payload`, but for the places of the values."""
+
+    delta: Values
+    steps: int
+    examples: int
+    control: Values | None = None
 
 
 def encode(  # noqa: PLR0913 (what a payload can hold; all but the first two by keyword)
@@ -70,7 +88,7 @@ def encode(  # noqa: PLR0913 (what a payload can hold; all but the first two by 
 
 
 def decode(
-    data: bytes,
+    data: bytes | memoryview,
     *,
     size: int,
     parts: Parts | None = None,
@@ -85,9 +103,44 @@ def decode(
     Raises PeerError for any bytes that are not exactly one valid payload, UsageError for parts of another size.
     """
     parts = Parts.whole(size) if parts is None else parts
+    sections, steps, examples = _open(data, size=size, parts=parts, control=control)
+    found = [
+        _join(_unpack_sections(kind, sections, parts, common=common), parts)
+        for kind in _kinds(control=control)
+    ]
+    return Payload(found[0], steps, examples, found[1] if control else None)
+
+
+def check(
+    data: bytes | memoryview,
+    *,
+    size: int,
+    parts: Parts | None = None,
+    common: Indices | None = None,
+    control: bool = False,
+) -> Checked:
+    """Return what `decode` would, and raise as it would, without the places of the values: in a third of its time."""
+    parts = Parts.whole(size) if parts is None else parts
+    sections, steps, examples = _open(data, size=size, parts=parts, control=control)
+    found = []
+    for kind in _kinds(control=control):
+        blocks_ = [b for _, b in _unpack_sections(kind, sections, parts, common=common, placed=False)]
+        values = blocks_[0].values if len(blocks_) == 1 else np.concatenate([b.values for b in blocks_])
+        found.append(Values(size, values))
+    return Checked(found[0], steps, examples, found[1] if control else None)
+
+
+def _kinds(*, control: bool) -> tuple[int, ...]:
+    return (container.DELTA, container.CONTROL) if control else (container.DELTA,)
+
+
+def _open(
+    data: bytes | memoryview, *, size: int, parts: Parts, control: bool
+) -> tuple[dict[container.SectionKey, memoryview], int, int]:
+    """Return the sections, all that must be there and no other, and the numbers of steps and examples."""
     if parts.size != size:
         raise UsageError(f"parts: expected those of {size} parameters, got {parts.size}")
-    kinds = (container.DELTA, container.CONTROL) if control else (container.DELTA,)
+    kinds = _kinds(control=control)
     sections = container.split(data, limit=container.limit_bytes(size, vectors=len(kinds)), control=control)
     expected = tuple(parts.by_segment)
     for kind, segment in sections:
@@ -101,8 +154,7 @@ def decode(
             raise PeerError("missing-section", f"section type {key[0]} is missing")
     steps = _unpack_count(sections[container.STEPS, 0], "steps")
     examples = _unpack_count(sections[container.EXAMPLES, 0], "examples")
-    found = [_unpack_sections(kind, sections, parts, common=common) for kind in kinds]
-    return Payload(found[0], steps, examples, found[1] if control else None)
+    return sections, steps, examples
 
 
 def _checked(vector: Floats, parts: Parts | None, *, what: str) -> Parts:
@@ -148,8 +200,13 @@ def _pack_sections(
 
 
 def _unpack_sections(
-    kind: int, sections: dict[container.SectionKey, memoryview], parts: Parts, *, common: Indices | None
-) -> Delta:
+    kind: int,
+    sections: dict[container.SectionKey, memoryview],
+    parts: Parts,
+    *,
+    common: Indices | None,
+    placed: bool = True,
+) -> list[tuple[Part, Block]]:
     found: list[tuple[Part, Block]] = []
     for segment, own in parts.by_segment.items():
         reader = Reader(
@@ -158,9 +215,9 @@ def _unpack_sections(
         reader.u8()  # the segment, which the container has read
         for part in own:
             named = None if common is None or part.coding == "dense" else part.within(common)
-            found.append((part, blocks.unpack(reader, part=part, named=named)))
+            found.append((part, blocks.unpack(reader, part=part, named=named, placed=placed)))
         reader.end()
-    return _join(found, parts)
+    return found
 
 
 def _join(found: list[tuple[Part, Block]], parts: Parts) -> Delta:

@@ -131,7 +131,7 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
         return Duplicate(known)
     found = _check_fresh(manifest, view)
     limits, named = view.limits, view.coordinates(found.plan)
-    decoded = payload.decode(
+    decoded = payload.check(
         one.payload, size=limits.parameters, parts=limits.parts, common=named, control=limits.control
     )
     weight = example_weight(decoded.examples, cap=view.limits.example_cap)

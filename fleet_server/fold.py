@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedfleet.codec.delta import Delta
+from fedfleet.codec.payload import Values
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.ids import UpdateId, shard
 
@@ -54,7 +55,7 @@ def fold_key(id_: UpdateId) -> tuple[str, UpdateId]:
     return shard(id_.vehicle), id_
 
 
-def check_update(id_: UpdateId, delta: Delta, weight: float, *, size: int) -> None:
+def check_update(id_: UpdateId, delta: Delta | Values, weight: float, *, size: int) -> None:
     """Raise PeerError unless the update can be folded into a model of `size` parameters.
 
     Reasons: wrong-size, bad-weight (zero, negative, not finite), not-finite (a value is NaN or infinite).

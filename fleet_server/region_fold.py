@@ -29,7 +29,7 @@ class Member:
     """A stored update of a closed round; its change counts times `scale` (staleness). None: its bytes are gone."""
 
     id: UpdateId
-    payload: bytes | None
+    payload: bytes | memoryview | None
     examples: int
     scale: float = 1.0
 
@@ -44,7 +44,7 @@ class Members:
     """
 
     read: Callable[[], Iterable[Member]]
-    decode: Callable[[bytes], Payload]
+    decode: Callable[[bytes | memoryview], Payload]
     size: int
     example_cap: int
     equal: bool = False

@@ -182,7 +182,7 @@ def settled(connection: Connection, *, round_: int, region: str) -> dict[UpdateI
 
 def members(
     connection: Connection, *, round_: int, region: str
-) -> Iterator[tuple[UpdateId, bytes | None, int]]:
+) -> Iterator[tuple[UpdateId, Data | None, int]]:
     """Yield (id, payload, examples) of the frozen members of a closed round, shard by shard in id order.
 
     The payload is None where it is gone, or its file is not what was written.
