@@ -120,11 +120,10 @@ def judge(outcome: Outcome) -> tuple[Claim, ...]:
 def _rounds(outcome: Outcome) -> Claim:
     asked, run, published = outcome.rounds_asked, outcome.rounds_run, outcome.rounds_published
     text = f"{asked} rounds were run to their end"
-    return Claim(
-        text,
-        run >= asked and published > 0,
-        f"{run} of {asked}, {published} of them published a model",
-    )
+    evidence = f"{run} of {asked}, {published} of them published a model"
+    if not published:
+        text, evidence = f"{text} and taught the fleet something", f"{evidence}: version 0, untrained, drives"
+    return Claim(text, run >= asked and published > 0, evidence)
 
 
 def _accuracy(outcome: Outcome) -> list[Claim]:
@@ -137,7 +136,7 @@ def _accuracy(outcome: Outcome) -> list[Claim]:
         )
         gain = (base - score) / base * 100 * (1 if outcome.lower_is_better else -1) if base else 0.0
         figures = f"{score:.3f} {outcome.unit} against {base:.3f} {outcome.unit}"
-        evidence = f"{outcome.metric} {figures} ({gain:+.1f} % better)"
+        evidence = f"{outcome.metric} {figures} ({gain:+.1f} %, + is better)"
         claims.append(Claim(text, is_better, evidence))
     return claims
 

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,10 +15,21 @@ from typing import Annotated, Any, Final
 import structlog
 import typer
 
-from fedfleet.cli import compare_federation, compare_processes, compare_report, compare_result, suits
-from fedfleet.cli.compare_arms import Point, baseline, centralised, judge, on_site
+from fedfleet.cli import (
+    compare_federation,
+    compare_models,
+    compare_processes,
+    compare_report,
+    compare_result,
+    suits,
+)
+from fedfleet.cli.compare_arms import Point, baseline, centralised, check_training, judge, on_site
+from fedfleet.cli.compare_asked import check_asked, unheeded
+from fedfleet.cli.compare_choice import last_refusal
 from fedfleet.cli.compare_data import Data, load
 from fedfleet.cli.compare_federation import Federated
+from fedfleet.cli.compare_models import FEDERATED, ON_SITE
+from fedfleet.cli.compare_remarks import check_published, remarks
 from fedfleet.cli.compare_result import Result
 from fedfleet.cli.compare_settings import ArmSettings, Rounds
 from fedfleet.cli.compare_slices import answered, slice_up
@@ -77,6 +89,16 @@ def compare(  # noqa: PLR0913 - the options of the command
         int | None,
         typer.Option(min=1, max=10_000, help="Simulated vehicles in each region.", show_default=False),
     ] = None,
+    participation: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the vehicles that a round asks, drawn anew each time, at least one of each region. "
+            "Without it as configured, else all.",
+            show_default=False,
+        ),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="Learning task; without it the configured one.", show_default=False)
     ] = None,
@@ -90,29 +112,47 @@ def compare(  # noqa: PLR0913 - the options of the command
     settings = load_settings(config)
     changed = {"seed": seed, "vehicles_per_region": vehicles_per_region}
     data = settings.data.model_copy(update={name: v for name, v in changed.items() if v is not None})
-    told = {"work_dir": out / "work", "data": data, "task": task or settings.task}
-    settings = settings.model_copy(update=told)
+    console = Terminal()
+    settings = settings.model_copy(update={"data": data, "task": task or settings.task})
+    check_asked(settings)
+    notes = unheeded(settings, broker=broker, test_folder=test is not None)
+    settings = settings.model_copy(update={"work_dir": out / "work"})
     folder, target = scenarios_dir(settings, scenarios), json or out / "compare.json"
     target.unlink(missing_ok=True)  # an old result must not pass for the one of a run that fails
-    arms = chosen(settings, rounds=rounds, epochs=epochs)
+    compare_models.remove(out)
+    arms = chosen(settings, rounds=rounds, epochs=epochs, participation=participation)
     _clean(settings.work_dir)
+    for note in notes:
+        Terminal(stderr=True).say(f"note: {note}")
     result = measure(settings, arms, folder, test, broker=broker)
-    result = replace(result, seconds=time.monotonic() - begun)
+    files = compare_models.Models(settings.work_dir / "models").place(out)
+    told = {**result.told, "models": dict(files), "notes": [*notes, *result.told["notes"]]}
+    result = replace(result, seconds=time.monotonic() - begun, told=told)
+    _show(console, result, out, target, (folder, test))
+
+
+def _show(
+    console: Terminal, result: Result, out: Path, target: Path, scenarios: tuple[Path, Path | None]
+) -> None:
+    """Write report and figures, and print what a person wants to know."""
     command = shlex.join(["fedfleet", *sys.argv[1:]])
-    files = compare_report.write(out, result, command=command, scenarios=(folder, test))
+    files = compare_report.write(out, result, command=command, scenarios=scenarios)
     compare_result.write_json(target, result)
-    console = Terminal()
     console.print(compare_result.table(result))
+    console.say_all(compare_result.verdicts(result))
     if result.sliced is not None and result.sliced.worst is not None:
         console.say(f"worst slice of federated: {result.sliced.worst}")
     for note in result.told["notes"]:
         console.say(f"note: {note}")
     sent = f"{result.bytes_up / 1e6:.2f} MB up, {result.bytes_down / 1e6:.2f} MB down"
     console.say(f"{result.rounds} rounds, {sent}, {result.seconds:.0f} s")
-    console.print(f"results: {', '.join(map(str, (*files, target)))}", highlight=False, soft_wrap=True)
+    models = f"{out / 'federated.onnx'}, centralised.onnx, {ON_SITE}/"
+    console.say(f"results: {', '.join(map(str, (*files, target)))}; models: {models}")
 
 
-def chosen(settings: Settings, *, rounds: int | None, epochs: int | None) -> ArmSettings:
+def chosen(
+    settings: Settings, *, rounds: int | None, epochs: int | None, participation: float | None = None
+) -> ArmSettings:
     """Return the arms as they are asked for: what the configuration says of the server, then the command line.
 
     Raises UsageError when the rounds do not fit into the budget.
@@ -120,17 +160,25 @@ def chosen(settings: Settings, *, rounds: int | None, epochs: int | None) -> Arm
     arms = suits.arms(tasks.load(settings.task))
     told = settings.server.model_fields_set - {"rounds", "enrolment"}
     federated = arms.federated.model_copy(update={name: getattr(settings.server, name) for name in told})
+    if participation is not None and participation <= 0:
+        raise UsageError(f"--participation {participation:g}: expected a share above 0 and up to 1")
+    shared = {"participation": participation, "share_wanted": settings.server.rounds.share_wanted}
+    arms = arms.model_copy(update={"federated": federated, **shared})
     if arms.local_steps:
         told_steps = federated.training.get("max_steps") or arms.local_steps
         short = {"epochs": epochs or arms.epochs, "local_steps": told_steps, "most_rounds": rounds}
-        return arms.model_copy(update={**short, "federated": federated})
+        return arms.model_copy(update=short)
+    if participation is not None or arms.share_wanted is not None:
+        budget = epochs or arms.epochs
+        fewer = {"local_epochs": min(arms.local_epochs, budget), "most_rounds": rounds}
+        return arms.model_copy(update={"epochs": budget, **fewer})
     budget = epochs or (max(rounds, arms.epochs) if rounds else arms.epochs)
     if rounds is not None and rounds > budget:
         raise UsageError(
             f"--rounds {rounds}: expected at most --epochs {budget}: a round takes one pass or more"
         )
     local = budget // rounds if rounds else min(arms.local_epochs, budget)
-    return arms.model_copy(update={"epochs": budget, "local_epochs": local, "federated": federated})
+    return arms.model_copy(update={"epochs": budget, "local_epochs": local})
 
 
 def measure(
@@ -141,17 +189,22 @@ def measure(
     with steps("prepare") as tell:
         tell(0, 2, f"reading {folder}")
         data = load(settings, folder, test)
-        taken = arms.rounds(data.sizes)
+        asked = _asked(data, arms)
+        taken = arms.rounds(data.sizes, asked=asked)
         tell(1, 2, "exporting the first model")
         first = _first(settings)
+        check_training(data, first, arms, seed=seed)
+        keep = compare_models.Models(settings.work_dir / "models").keep
         tell(2, 2, f"{len(data.vehicles)} vehicles in {len(data.regions)} regions")
     with steps("centralised") as tell:
-        central = centralised(data, first, arms, seed=seed, tell=tell)
+        central = centralised(data, first, arms, seed=seed, tell=tell, keep=keep)
     with steps("on-site only") as tell:
-        alone = on_site(data, first, arms, seed=seed, tell=tell)
+        alone = on_site(data, first, arms, seed=seed, tell=tell, keep=keep)
     with steps("federated") as tell, _logged(settings.work_dir / "logs" / "compare.log"):
         way = compare_processes if broker else compare_federation
         together = way.run(settings, data.parts, arms, taken, tell=tell)
+    check_published(together.end, why=last_refusal(server_dir(settings)))
+    keep(FEDERATED, together.model)
     tests = {
         "constant_velocity": baseline(data),
         "centralised": central.test,
@@ -177,13 +230,21 @@ def measure(
         bytes_up=together.bytes_up,
         bytes_down=together.bytes_down,
         seconds=0.0,
-        told=_told(settings, data, together, broker=broker),
+        told=_told(settings, data, together, broker=broker)
+        | {"notes": [*data.notes, *remarks(data, first, together, asked=asked)]},
         noun=tasks.noun(data.task),
         trivial=tasks.trivial(data.task),
         sliced=slice_up(data.task, tests, seed=seed),
         plot=getattr(data.task, "plot", ""),
         answered=answered(together.model, data.task, data.test, most=compare_report.CASES),
     )
+
+
+def _asked(data: Data, arms: ArmSettings) -> int:
+    """Return how many vehicles take part in a round."""
+    sizes = Counter(region for region, _ in data.vehicles.values()).values()
+    wanted = arms.wanted(sizes)
+    return sum(min(size, wanted or size) for size in sizes)
 
 
 def _first(settings: Settings) -> Export:
@@ -236,7 +297,6 @@ def _told(settings: Settings, data: Data, together: Federated, *, broker: bool) 
             "test_samples": {region: len(samples) for region, samples in data.test.items()},
             "left_out": dict(data.problems),
         },
-        "notes": list(data.notes),
         "versions": versions(),
     }
 

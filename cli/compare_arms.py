@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedfleet.cli.compare_data import Data
+from fedfleet.cli.compare_models import CENTRALISED, ON_SITE
 from fedfleet.cli.compare_settings import ArmSettings
 from fedfleet.fleet_server.initial import Export
 from fedfleet.models import layout, scoring, slices
@@ -24,6 +25,7 @@ __all__ = [
     "Scores",
     "baseline",
     "centralised",
+    "check_training",
     "judge",
     "loss",
     "on_site",
@@ -33,6 +35,8 @@ Scores = Mapping[str, Sums]
 """Region -> metric -> (sum, count)."""
 Tell = Callable[[int, int, str], None]
 """Called with (passes done, passes to do, what is being done)."""
+Keep = Callable[[str, bytes], None]
+"""Called with the name of a model and its file."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Learned:
 class _Pupil:
     """Who learns what: the first model, its training samples, and the validation samples that choose the pass."""
 
+    name: str
     task: Task
     first: Export
     samples: Samples
@@ -110,17 +115,22 @@ def _judged(
     return Judged(judged, everything, tally)
 
 
-def centralised(data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell) -> Learned:
+def centralised(
+    data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell, keep: Keep
+) -> Learned:
     """One model trained on all vehicles' data together; validation chooses the pass."""
     everyone = _together([samples for _, samples in data.vehicles.values()])
     training = settings.centralised.model_copy(update={"epochs": settings.epochs})
-    pupil = _Pupil(data.task, first, everyone, data.validation)
+    pupil = _Pupil("the centralised arm", data.task, first, everyone, data.validation)
     found = _train(pupil, training, seed=seed, tell=lambda done: tell(done, settings.epochs, f"pass {done}"))
-    test = judge(_file(first, found.weights), data.task, data.test, sliced=True)
-    return Learned(test, found.curve, found.epoch)
+    model = _file(first, found.weights)
+    keep(CENTRALISED, model)
+    return Learned(judge(model, data.task, data.test, sliced=True), found.curve, found.epoch)
 
 
-def on_site(data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell) -> Learned:
+def on_site(
+    data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell, keep: Keep
+) -> Learned:
     """Each vehicle's own model, chosen on its region's validation drives, judged on its region's test drives.
 
     A region's metrics are the mean over its vehicles; of a region without vehicles, the mean over all vehicles.
@@ -133,10 +143,12 @@ def on_site(data: Data, first: Export, settings: ArmSettings, *, seed: int, tell
     training = settings.on_site.model_copy(update={"epochs": settings.epochs})
     for number, (vehicle, (region, samples)) in enumerate(sorted(data.vehicles.items())):
         tell(number, len(data.vehicles), vehicle)
-        pupil = _Pupil(data.task, first, samples, {region: data.validation[region]})
+        pupil = _Pupil(f"vehicle {vehicle}", data.task, first, samples, {region: data.validation[region]})
         found = _train(pupil, training, seed=seed, tell=lambda _: None)
         wanted = {name: one for name, one in data.test.items() if name == region or name not in homes}
-        told = judge(_file(first, found.weights), data.task, wanted, sliced=True)
+        model = _file(first, found.weights)
+        keep(f"{ON_SITE}/{vehicle}", model)
+        told = judge(model, data.task, wanted, sliced=True)
         for name in wanted:
             tests[name].append(told)
         every.append(told)
@@ -149,6 +161,21 @@ def on_site(data: Data, first: Export, settings: ArmSettings, *, seed: int, tell
         _mean_tally([one.tally for one in every]),
     )
     return Learned(mean, _mean_curve(curves), float(np.mean(chosen)))
+
+
+def check_training(data: Data, first: Export, settings: ArmSettings, *, seed: int) -> None:
+    """Raise UsageError, before hours of work, for a vehicle or a setting with which an arm cannot be trained."""
+    from fedfleet.models.training import FineTuning, TrainingError
+
+    federated = TrainSettings.model_validate(settings.local_training())
+    vehicle, (_, samples) = min(data.vehicles.items(), key=lambda each: (len(each[1][1]), each[0]))
+    for training in (settings.on_site, settings.centralised, federated):
+        try:
+            FineTuning(data.task, first.vector, samples, training, seed=seed)
+        except TrainingError as error:
+            raise UsageError(
+                f"vehicle {vehicle} cannot be trained: {error}; choose fewer vehicles per region"
+            ) from error
 
 
 def mean(scores: Scores, metric: Metric) -> float | None:
@@ -165,6 +192,9 @@ def _train(pupil: _Pupil, settings: TrainSettings, *, seed: int, tell: Callable[
     metric = pupil.task.metrics[0]
     try:
         tuning = FineTuning(pupil.task, pupil.first.vector, pupil.samples, settings, seed=seed)
+    except TrainingError as error:
+        raise UsageError(f"{pupil.name} cannot be trained: {error}") from error
+    try:
         for number in range(settings.epochs + 1):
             for _ in range(tuning.steps // settings.epochs if number else 0):
                 tuning.advance()

@@ -6,11 +6,22 @@ The other arms choose their pass on the same drives. Version 0, the first model,
 from pathlib import Path
 
 from fedfleet.cli.compare_arms import Judged, loss
-from fedfleet.fleet_server import store_models
+from fedfleet.fleet_server import store_models, store_rounds
 from fedfleet.fleet_server.store import open_reader
 from fedfleet.models.task import Task
 
-__all__ = ["Choice"]
+__all__ = ["Choice", "last_refusal"]
+
+
+def last_refusal(folder: Path) -> str:
+    """Return why the newest round that published nothing did not, in the server's words; empty without one."""
+    store = open_reader(folder)
+    try:
+        with store.read() as connection:
+            settled = store_rounds.live_settlements(connection)
+    finally:
+        store.close()
+    return next((one.reason for one in reversed(settled) if one.outcome == "abandoned" and one.reason), "")
 
 
 class Choice:

@@ -80,7 +80,7 @@ def load(settings: Settings, folder: Path, test_folder: Path | None) -> Data:
     test = {region: prepared.open(shared.test_dir(settings) / region, "test") for region in sorted(tests)}
     _check(vehicles, validation, test)
     digest = _digest([*(one for _, one in vehicles.values()), *validation.values(), *test.values()])
-    return Data(task, parts, vehicles, validation, test, problems, digest, tuple(notes))
+    return Data(task, parts, vehicles, validation, test, problems, digest, (*parts.notes, *notes))
 
 
 def _prepare(
@@ -133,12 +133,18 @@ def _check(
     """Raise UsageError when someone has nothing to train or to be judged on."""
     for vehicle, (region, samples) in vehicles.items():
         if not len(samples):
-            text = "no usable sample in its training drives: choose fewer vehicles per region"
-            raise UsageError(f"vehicle {vehicle} of region {region}: {text}")
+            text = (
+                "no usable sample in its training drives: choose fewer vehicles per region, or other drives"
+            )
+            raise UsageError(f"vehicle {vehicle} of region {region}: {text} in the split file")
     for part, regions in (("validation", validation), ("test", test)):
         for region, samples in regions.items():
             if not len(samples):
                 raise UsageError(f"region {region}: no usable sample in its {part} drives")
+    for region, samples in validation.items():
+        if not samples.judged.any():
+            text = f"none of {len(samples)} samples in its validation drives counts for the metrics"
+            raise UsageError(f"region {region}: {text}, so no version could be accepted")
     if not any(samples.judged.any() for samples in test.values()):
         raise UsageError("no test drive has a sample that counts for the metrics")
 

@@ -93,18 +93,18 @@ class _Clock:
 def configured(
     settings: Settings, parts: Partition, arms: ArmSettings, rounds: Rounds, *, codes: launch.Codes
 ) -> Settings:
-    """Return the settings of a fleet that runs the federated arm, every vehicle in every round."""
+    """Return the settings of a fleet that runs the federated arm: each round waits for all whom it asks."""
     regions: dict[str, tuple[str, ...]] = {}
     for vehicle, (region, _) in sorted(parts.vehicles.items()):
         regions[region] = (*regions.get(region, ()), vehicle)
-    server = arms.federated
+    server, wanted = arms.federated, arms.wanted([len(vehicles) for vehicles in regions.values()])
     changed = {
         **dict(server.rounds),
         "total": rounds.count,
-        "quorum": min(len(vehicles) for vehicles in regions.values()),
+        "quorum": min(min(len(vehicles), wanted or len(vehicles)) for vehicles in regions.values()),
         "contributors": regions,
         "seed": settings.data.seed,
-        "share_wanted": None,
+        "share_wanted": wanted,
     }
     enrolment = [
         {"vehicle": vehicle, "region": region, "code": codes[vehicle]}

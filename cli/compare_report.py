@@ -9,9 +9,10 @@ import numpy as np
 
 from fedfleet.cli import evidence
 from fedfleet.cli.compare_arms import mean
-from fedfleet.cli.compare_result import ARMS, Result, gap_percent
+from fedfleet.cli.compare_result import ARMS, Result, verdicts
 from fedfleet.cli.evidence import Series
 from fedfleet.cli.page import COLOURS, GREY, Draw, document, escape, grid, png, svg, tiles
+from fedfleet.cli.verdicts import percent_text
 
 __all__ = ["CASES", "write"]
 
@@ -52,7 +53,7 @@ def write(
 
 def _page(result: Result, plots: str, more: str) -> str:
     told = result.told
-    notes = "".join(f"<p>{escape(note)}</p>" for note in told["notes"])
+    notes = "".join(f"<p>{escape(note)}</p>" for note in (*verdicts(result), *told["notes"]))
     vehicles = told["data"]["vehicles"]
     body = (
         f"<h1>fedfleet compare: {escape(result.task)}</h1>"
@@ -136,11 +137,13 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
     metric = result.metrics[0]
     value = {arm: mean(test.judged, metric) for arm, test in result.tests.items()}
     against = {
-        f"{metric.name}, federated vs {result.arm(arm)}": gap_percent(value["federated"], value[arm])
+        f"{metric.name}, federated vs {result.arm(arm)} (+ is better)": metric.gain_percent(
+            value["federated"], value[arm]
+        )
         for arm in ("constant_velocity", "centralised", "on_site")
     }
     return [
-        *((name, "–" if gap is None else f"{gap:+.1f} %") for name, gap in against.items()),
+        *((name, percent_text(gain)) for name, gain in against.items()),
         ("rounds", str(result.rounds)),
         ("sent by all vehicles", f"{result.bytes_up / 1e6:.2f} MB"),
         ("received by all vehicles", f"{result.bytes_down / 1e6:.2f} MB"),
@@ -150,7 +153,13 @@ def _tiles(result: Result) -> list[tuple[str, str]]:
 
 def _table(result: Result) -> str:
     units = [f"{metric.name} [{metric.unit}]" for metric in result.metrics]
-    head = ["region", "arm", *units, *(f"{unit}, all {result.noun}" for unit in units), "vs centralised"]
+    head = [
+        "region",
+        "arm",
+        *units,
+        *(f"{unit}, all {result.noun}" for unit in units),
+        "vs centralised (+ is better)",
+    ]
     rows = []
     for region in ("all", *result.regions):
         for arm in ARMS:
@@ -158,13 +167,13 @@ def _table(result: Result) -> str:
             names = result.regions if region == "all" else [region]
             judged = {name: test.judged[name] for name in names}
             everything = {name: test.everything[name] for name in names}
-            gap = gap_percent(
+            gain = result.metrics[0].gain_percent(
                 mean(judged, result.metrics[0]),
                 mean({name: other.judged[name] for name in names}, result.metrics[0]),
             )
             values = [mean(part, metric) for part in (judged, everything) for metric in result.metrics]
             numbers = ["–" if value is None else f"{value:.3f}" for value in values]
-            rows.append([region, result.arm(arm), *numbers, "–" if gap is None else f"{gap:+.1f} %"])
+            rows.append([region, result.arm(arm), *numbers, percent_text(gain)])
     return grid(head, rows)
 
 

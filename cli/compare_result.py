@@ -14,9 +14,10 @@ from fedfleet.cli import compare_slices
 from fedfleet.cli.compare_arms import Judged, Point, Scores, mean
 from fedfleet.cli.compare_settings import ArmSettings
 from fedfleet.cli.compare_slices import Answered, Sliced
+from fedfleet.cli.verdicts import against, against_json, percent_text
 from fedfleet.models.task import Metric, Sums
 
-__all__ = ["ARMS", "Result", "as_json", "gap_percent", "table", "write_json"]
+__all__ = ["ARMS", "Result", "as_json", "table", "verdicts", "write_json"]
 
 ARMS: Final[Mapping[str, str]] = {
     "constant_velocity": "trivial answer",
@@ -65,9 +66,18 @@ class Result:
         return sorted(self.tests["federated"].judged)
 
 
-def gap_percent(value: float | None, other: float | None) -> float | None:
-    """How much larger ``value`` is than ``other``, in percent."""
-    return None if value is None or not other else 100 * (value / other - 1)
+def verdicts(result: Result) -> tuple[str, ...]:
+    """Say how the federated arm does against the trivial answer, and which other arm is worse than that overall."""
+    if result.sliced is None:
+        return ()
+    metric, found = result.metrics[0], result.sliced.differences.get("constant_velocity", {})
+    said = list(against(found, metric, model="federated", other=result.trivial))
+    trivial = mean(result.tests["constant_velocity"].judged, metric)
+    for arm in ("centralised", "on_site"):
+        gain = metric.gain_percent(mean(result.tests[arm].judged, metric), trivial)
+        if gain is not None and gain < 0:
+            said.append(f"{result.arm(arm)} is worse than {result.trivial} overall ({percent_text(gain)})")
+    return tuple(said)
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -88,6 +98,9 @@ def as_json(result: Result) -> dict[str, Any]:
     found["baseline"] = {"name": result.trivial, **found["constant_velocity"]}
     if result.sliced is not None:
         found |= compare_slices.as_json(result.sliced)
+        trivial = result.sliced.differences.get("constant_velocity", {})
+        told = against_json(trivial, result.metrics[0], model="federated", other=result.trivial)
+        found["against_baseline"] = {**told, "said": list(verdicts(result))}
     return {
         **found,
         "bytes_up": result.bytes_up,
@@ -111,7 +124,7 @@ def write_json(path: Path, result: Result) -> None:
 
 
 def table(result: Result) -> Table:
-    """The table for the terminal: arms by region, with gaps of the primary metric to two of the arms."""
+    """The table for the terminal: arms by region, with gains in the primary metric over two of the arms."""
     view = Table(
         title=f"{result.task}: test drives that no arm has seen",
         expand=False,
@@ -124,16 +137,17 @@ def table(result: Result) -> Table:
     for metric in result.metrics:
         view.add_column(f"{metric.name}\n{metric.unit}", justify="right", no_wrap=True)
     for other in (result.trivial.replace(" ", "\n", 1), "central-\nised"):
-        view.add_column(f"vs {other}", justify="right", no_wrap=True)
+        view.add_column(f"vs {other}\n(+ better)", justify="right", no_wrap=True)
     for name in ("all", *result.regions):
         for arm in ARMS:
             values = [mean(_part(result, arm, name), metric) for metric in result.metrics]
-            gaps = [
-                gap_percent(values[0], mean(_part(result, other, name), result.metrics[0]))
+            primary = result.metrics[0]
+            gains = [
+                primary.gain_percent(values[0], mean(_part(result, other, name), primary))
                 for other in ("constant_velocity", "centralised")
             ]
             style = "bold" if arm == "federated" else None
-            cells = [*map(_number, values), *("–" if gap is None else f"{gap:+.1f} %" for gap in gaps)]
+            cells = [*map(_number, values), *map(percent_text, gains)]
             view.add_row(
                 name if arm == "constant_velocity" else "",
                 result.arm(arm),

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import floor
 from typing import Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -48,7 +49,8 @@ class ArmSettings(BaseModel):
     samples. A round takes ``local_epochs`` passes of every vehicle over its own, or ``local_steps`` batches of each,
     whatever its data: then vehicles with few samples pass over theirs more often than E times and those with many
     less often, and ``most_rounds``, if given, says how many of the rounds that the budget allows are run. ``epochs``
-    of the TrainSettings inside is ignored.
+    of the TrainSettings inside is ignored. A round asks all vehicles, or a share of them all (``participation``), or
+    ``share_wanted`` of each region: always as many of each region, at least one, drawn anew for each round.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +59,8 @@ class ArmSettings(BaseModel):
     local_epochs: int = Field(default=1, ge=1, le=1000)
     local_steps: int = Field(default=0, ge=0, le=100_000)
     most_rounds: int | None = Field(default=None, ge=1, le=1_000_000)
+    participation: float | None = Field(default=None, gt=0, le=1)
+    share_wanted: int | None = Field(default=None, ge=1)
     centralised: TrainSettings = _CENTRALISED
     on_site: TrainSettings = _ON_SITE
     federated: ServerSettings = _FEDERATED
@@ -67,23 +71,32 @@ class ArmSettings(BaseModel):
             return {**self.federated.training, "epochs": self.epochs, "max_steps": self.local_steps}
         return {**self.federated.training, "epochs": self.local_epochs}
 
-    def rounds(self, samples: Collection[int]) -> Rounds:
+    def wanted(self, regions: Collection[int]) -> int | None:
+        """Return how many vehicles of each region a round asks, for regions of so many; None: all."""
+        if self.participation is None or self.participation == 1:
+            return self.share_wanted if self.participation is None else None
+        return max(1, round(self.participation * sum(regions) / len(regions)))
+
+    def rounds(self, samples: Collection[int], *, asked: int | None = None) -> Rounds:
         """Return the rounds that fit into the budget of vehicles with so many training samples each.
 
-        Raises UsageError when ``most_rounds`` do not.
+        ``asked`` of them take part in a round (None: all); their samples are then counted as the mean. Raises
+        UsageError when ``most_rounds`` do not fit.
         """
-        if not self.local_steps:
-            return Rounds(self.epochs // self.local_epochs, self.local_epochs)
-        batch = TrainSettings.model_validate(self.local_training()).batch_size
-        seen, every = self.local_steps * batch * len(samples), sum(samples)
-        fit = self.epochs * every // seen
-        asked = fit if self.most_rounds is None else self.most_rounds
-        if not 0 < asked <= fit:
-            told = f"{every} samples, of which {len(samples)} vehicles train on {seen} a round"
+        every, asked = sum(samples), len(samples) if asked is None else asked
+        if self.local_steps:
+            batch = TrainSettings.model_validate(self.local_training()).batch_size
+            passes = self.local_steps * batch * asked / every
+        else:
+            passes = self.local_epochs * asked / len(samples)
+        fit = floor(self.epochs / passes + 1e-9)
+        count = fit if self.most_rounds is None else self.most_rounds
+        if not 0 < count <= fit:
+            told = f"{every} samples, of which {asked} vehicles train on {passes * every:.0f} a round"
             raise UsageError(
-                f"{max(asked, 1)} rounds: expected at most {fit} in {self.epochs} passes over {told}"
+                f"{max(count, 1)} rounds: expected at most {fit} in {self.epochs} passes over {told}"
             )
-        return Rounds(asked, seen / every)
+        return Rounds(count, passes)
 
     def offered(self, task: Task) -> Self:
         """Return the same, without augmentation when the task offers none."""

@@ -76,6 +76,9 @@ def as_json(sliced: Sliced) -> dict[str, Any]:
                     "difference": one.difference,
                     "low": one.low,
                     "high": one.high,
+                    "gain": one.gain,
+                    "drives": one.drives,
+                    "drives_worse": one.drives_worse,
                     "p_corrected": one.p_corrected,
                     "federated_is": one.verdict,
                 }

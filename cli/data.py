@@ -1,8 +1,8 @@
 """The recordings of a configuration: how they are split, and their preparation as arrays for vehicles and server."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -13,9 +13,10 @@ from fedfleet.cli.progress import Report, steps
 from fedfleet.cli.terminal import Terminal
 from fedfleet.models import prepared
 from fedfleet.models import task as tasks
-from fedfleet.models.task import Drive
+from fedfleet.models.task import Drive, Samples
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.partition import Dealing, Partition, partition
+from fedfleet.scenarios.partition_feed import starving, usable
 from fedfleet.scenarios.partition_file import read_split
 
 __all__ = [
@@ -54,19 +55,42 @@ def scenarios_dir(settings: Settings, chosen: Path | None = None) -> Path:
 def split(settings: Settings, folder: Path) -> Partition:
     """Share the drives of a folder out among vehicles, validation and test, the same for every command.
 
-    Where nobody chose a number of vehicles, a region with fewer training drives gets a vehicle for each of them.
+    A region that cannot feed the vehicles wanted there gets fewer, or is left out; that is told on stderr.
     """
-    index = tasks.load(settings.task).index(folder)
+    task = tasks.load(settings.task)
+    index = task.index(folder)
     if index.account is not None and index.account.sentence:
         Terminal(stderr=True).say(index.account.sentence)
     drives, data = index.drives, settings.data
     if data.split_file is not None:
         return read_split(data.split_file, drives)
-    return dealt(settings, drives, Dealing(by=data.partition, regions=data.regions))
+    dealing = Dealing(by=data.partition, regions=data.regions)
+    parts = dealt(settings, drives, dealing, read=lambda drive: task.samples(folder, [drive]))
+    for note in parts.notes:
+        Terminal(stderr=True).say(f"note: {note}")
+    return parts
 
 
-def dealt(settings: Settings, drives: Sequence[Drive], dealing: Dealing) -> Partition:
-    """Deal drives out as the configuration says, but this way."""
+def dealt(
+    settings: Settings, drives: Sequence[Drive], dealing: Dealing, *, read: Callable[[str], Samples]
+) -> Partition:
+    """Deal drives out as the configuration says, but this way; ``read`` gives the samples of a drive.
+
+    Where nobody chose a number of vehicles, a region with fewer training drives gets a vehicle for each of them, and
+    one with too few for validation and test as well is left out. Where someone would have no usable sample, all drives
+    of the region are read, and dealt by what is in them.
+    """
+    if "vehicles_per_region" not in settings.data.model_fields_set:
+        dealing = replace(dealing, leave_out=True)
+    parts = _dealt(settings, drives, dealing)
+    hungry = starving(parts, read)
+    if not hungry:
+        return parts
+    known = usable((drive.key for drive in drives if dealing.region(drive) in hungry), read)
+    return _dealt(settings, drives, replace(dealing, usable=known))
+
+
+def _dealt(settings: Settings, drives: Sequence[Drive], dealing: Dealing) -> Partition:
     data = settings.data
     regions = sorted({dealing.region(drive) for drive in drives})
     train = 1.0 - data.validation - data.test

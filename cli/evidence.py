@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.cli.page import COLOURS, GREY, Draw, escape, grid
+from fedfleet.cli.verdicts import GAIN, gain_text, interval_text
 from fedfleet.models import task as tasks
 from fedfleet.models.bootstrap import Difference, Estimate
 from fedfleet.models.slices import ALL
@@ -86,9 +87,9 @@ def slice_table(series: Sequence[Series], metrics: Sequence[Metric], *, worst: s
 
 
 def difference_table(found: Mapping[str, Difference], metric: Metric, *, names: tuple[str, str]) -> str:
-    """Return the table of differences between two models, by slice."""
+    """Return the table of a second model's gains over a first one, by slice."""
     unit = f" [{metric.unit}]" if metric.unit else ""
-    head = ["slice", "samples", "drives", *names, f"difference{unit}", "95 % interval", "p, corrected"]
+    head = ["slice", "samples", "drives", *names, f"{GAIN}{unit}", "95 % interval", "worse in drives"]
     rows = [
         [
             one.slice,
@@ -96,30 +97,29 @@ def difference_table(found: Mapping[str, Difference], metric: Metric, *, names: 
             str(one.drives),
             _number(one.value),
             _number(one.other),
-            f"{one.difference:+.3f}",
-            "–" if one.low is None or one.high is None else f"{one.low:+.3f} … {one.high:+.3f}",
+            gain_text(one),
+            interval_text(one),
+            f"{one.drives_worse} of {one.drives}",
             f"{one.p_corrected:.4f}",
             VERDICTS[one.verdict],
         ]
         for one in found.values()
     ]
-    return grid([*head, "second model is"], rows)
+    return grid([*head, "p, corrected", f"{names[1]} is"], rows)
 
 
 def draw_differences(axes: Any, found: Mapping[str, Difference], metric: Metric) -> None:  # noqa: ANN401 - matplotlib's
-    """Draw every slice's difference with its interval, coloured by what may be said."""
+    """Draw every slice's gain with its interval, better to the right, coloured by what may be said."""
     rows = list(found.values())[::-1]
     _resize(axes, 0.22 * len(rows) + 1.0)
     for place, one in enumerate(rows):
-        low, high = (
-            (one.low, one.high) if one.low is not None and one.high is not None else (one.difference,) * 2
-        )
+        low, high = one.gain_interval or (one.gain, one.gain)
         colour = _COLOUR[one.verdict]
         axes.plot([low, high], [place, place], color=colour, lw=2.2, solid_capstyle="butt")
-        axes.plot(one.difference, place, "o", ms=5, color=colour)
+        axes.plot(one.gain, place, "o", ms=5, color=colour)
     axes.axvline(0, color="#555f6b", lw=0.8)
     axes.set_yticks(range(len(rows)), [one.slice for one in rows], fontsize=7)
-    axes.set(title="Second model minus first, by slice", xlabel=unit_of(metric))
+    axes.set(title="Second model against first, by slice", xlabel=f"{GAIN}: {unit_of(metric)}")
 
 
 def draw_distribution(axes: Any, errors: Mapping[str, NDArray[np.float64]], metric: Metric) -> None:  # noqa: ANN401 - matplotlib's

@@ -55,11 +55,11 @@ def _claims_table(claims: Sequence[Claim]) -> str:
 
 
 def _regions_table(outcome: Outcome) -> str:
-    head = f"<tr><th>region<th>{escape(outcome.metric)}, federated<th>trivial baseline<th>better by</tr>"
+    head = f"<tr><th>region<th>{escape(outcome.metric)}, federated<th>trivial baseline<th>gain (+ is better)</tr>"
     sign, unit = (1 if outcome.lower_is_better else -1), escape(outcome.unit)
     rows = "".join(
         f"<tr><td>{escape(region)}<td>{score:.3f} {unit}<td>{base:.3f} {unit}"
-        f"<td>{sign * (base - score) / base * 100 if base else 0:.1f} %</tr>"
+        f"<td>{sign * (base - score) / abs(base) * 100 if base else 0:+.1f} %</tr>"
         for region, score in sorted(outcome.scores.items())
         for base in (outcome.baseline[region],)
     )

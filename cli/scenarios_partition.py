@@ -81,6 +81,8 @@ def partition(  # noqa: PLR0913 - the options of the command
         parts, way = read_split(chosen, drives), f"as {chosen} says"
     else:
         parts, way = _split(settings, drives, alpha, read, learned)
+    for note in parts.notes:
+        Terminal(stderr=True).say(f"note: {note}")
     found, labels = _skews(learned, parts, read, seed=settings.data.seed)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +132,8 @@ def _split(
     way = {"drive": "by drive", "data": "by data"}.get(by, f"dirichlet, alpha {alpha:g}")
     if by not in {"drive", "data"}:
         labels = told_labels({drive: slices.cut(task, one) for drive, one in read.items()})
-    return dealt(settings, drives, Dealing(by=by, regions=regions, alpha=alpha, labels=labels)), way
+    dealing = Dealing(by=by, regions=regions, alpha=alpha, labels=labels)
+    return dealt(settings, drives, dealing, read=read.__getitem__), way
 
 
 def _skews(

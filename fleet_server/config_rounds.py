@@ -38,11 +38,14 @@ class RoundsConfig(Config):
         description="seconds to wait for the quorum of every region before opening",
     )
     share_wanted: int | None = Field(
-        default=None, ge=1, description="vehicles wanted per region and round; all when not given"
+        default=None,
+        ge=1,
+        description="vehicles wanted per region and round; all when not given. Of contributors exactly so many",
     )
     contributors: Mapping[Id, tuple[Id, ...]] | None = Field(
         default=None,
-        description="by region, the exact vehicles each round waits for, with no deadline; for reproducible runs",
+        description="by region, the exact vehicles each round waits for (share_wanted of them, where it is given), "
+        "with no deadline; for reproducible runs",
     )
     mode: Literal["sync", "buffered"] = Field(
         default="sync",

@@ -30,7 +30,7 @@ from fedfleet.fleet_server.rounds import (
     next_s,
     ready_to_merge,
 )
-from fedfleet.fleet_server.selection import selected, share
+from fedfleet.fleet_server.selection import selected, share, share_of
 from fedfleet.fleet_server.stopwatch import Watch, unwatched
 from fedfleet.fleet_server.store import Store
 from fedfleet.fleet_server.store_models import Model
@@ -172,7 +172,11 @@ class Coordinator:
     def _round(self, number: int, region: str, online: frozenset[str], enrolled: int, now_s: float) -> Round:
         rounds = self.config.rounds
         listed = (rounds.contributors or {}).get(region)
-        part = 1.0 if listed is not None else share(enrolled, rounds.share_wanted)
+        if listed is None:
+            part, wanted = share(enrolled, rounds.share_wanted), None
+        else:
+            part = share_of(listed, rounds.share_wanted, seed=rounds.seed, round_=number)
+            wanted = selected(listed, seed=rounds.seed, round_=number, share=part)
         plan = Plan(
             task=self.task,
             region=region,
@@ -188,11 +192,11 @@ class Coordinator:
             mode=rounds.mode,
             late=rounds.late,
             next_round_at_s=now_s + rounds.interval_s if rounds.interval_s else 0.0,
-            codec=self.config.codec.plan(round(enrolled * part)),
+            codec=self.config.codec.plan(round(enrolled * part) if wanted is None else len(wanted)),
             training=self.config.training_of(number),
         )
         target = selected(online, seed=rounds.seed, round_=number, share=part)
-        return Round(plan, "open", target, None if listed is None else frozenset(listed), now_s)
+        return Round(plan, "open", target, wanted, now_s)
 
     def _progress(
         self, current: Mapping[str, Round], presences: list[Presence], *, now_s: float, steady_s: float

@@ -8,7 +8,7 @@ from math import nextafter
 
 from fedfleet.protocol.selection import draw
 
-__all__ = ["FEW", "lapsed", "selected", "share", "widened"]
+__all__ = ["FEW", "lapsed", "selected", "share", "share_of", "widened"]
 
 FEW = 10
 """Below so many enrolled vehicles a region always asks all of them."""
@@ -26,6 +26,13 @@ def share(enrolled: int, wanted: int | None) -> float:
     if wanted is None or enrolled < FEW:
         return 1.0
     return min(1.0, wanted / enrolled)
+
+
+def share_of(listed: Collection[str], wanted: int | None, *, seed: int, round_: int) -> float:
+    """Return the share that selects exactly `wanted` of listed vehicles in this round; 1 where that is all of them."""
+    if wanted is None or wanted >= len(listed):
+        return 1.0
+    return widened(0.0, listed, missing=wanted, seed=seed, round_=round_)
 
 
 def selected(vehicles: Collection[str], *, seed: int, round_: int, share: float) -> frozenset[str]:

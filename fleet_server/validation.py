@@ -1,7 +1,7 @@
 """How good a model file is on the validation drives of each region, in ONNX Runtime, and the canary made from them."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -68,12 +68,19 @@ class Validation:
         for name, by_region in self.rows.items():
             parts = [
                 scoring.score(
-                    sessions[files[region]], self.task, self.samples[region].take(rows), batch=self.batch
+                    sessions[files[region]], self.task, self._of(region, name, rows), batch=self.batch
                 )
                 for region, rows in by_region.items()
             ]
             found[name] = added(parts).get(metric, (0.0, 0))
         return found
+
+    def _of(self, region: str, name: str, rows: NDArray[np.int64]) -> Samples:
+        """Return the samples of a slice; where it looks at all of them they are all judged."""
+        found = self.samples[region].take(rows)
+        return (
+            replace(found, judged=np.ones_like(found.judged)) if slices.takes_all(self.task, name) else found
+        )
 
     def baseline(self) -> Scores:
         """Score the task's trivial answer."""
@@ -115,12 +122,8 @@ def _rows(
 ) -> dict[str, dict[str, NDArray[np.int64]]]:
     found: dict[str, dict[str, NDArray[np.int64]]] = {}
     for region, one in samples.items():
-        judged = np.asarray(one.judged)
-        masks = dict(slices.known(slices.cut(task, one, region=region)))
-        masks[slices.ALL] = judged
-        for name, mask in masks.items():
-            if (mask & judged).any():
-                found.setdefault(name, {})[region] = np.flatnonzero(mask & judged)
+        for name, chosen in slices.rows(task, one, slices.cut(task, one, region=region)):
+            found.setdefault(name, {})[region] = chosen
     for name in sorted(wanted):
         if name not in found:
             expected = ", ".join(sorted(found)) or "none, as no sample is judged"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedfleet.models.slices import ALL, REGION
 from fedfleet.models.task import Metric, Sums, added
 
-__all__ = ["Difference", "Estimate", "Tally", "compare", "estimates", "holm", "worst"]
+__all__ = ["SAME", "Difference", "Estimate", "Tally", "compare", "estimates", "holm", "worst"]
 
 Doubles: TypeAlias = NDArray[np.float64]
 Tally: TypeAlias = Mapping[str, Mapping[str, Sums]]
@@ -30,6 +30,8 @@ CHUNK: Final = 4_000_000
 """Numbers that are drawn at once."""
 LEVEL: Final = 0.95
 ALPHA: Final = 0.05
+SAME: Final = 1e-6
+"""Two values that differ by less than this share are the same."""
 FEW_SAMPLES: Final = 10
 """A slice with fewer judged samples is not named the worst while another has more."""
 
@@ -54,9 +56,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """The other model's primary metric minus this one's on one slice, over the same samples.
+    """The other model's primary metric against this one's on one slice, over the same samples.
 
-    `p` is two-sided, `p_corrected` of all slices together (Holm); better and worse are said of the other model, at 5 %.
+    `difference` is the other's minus this one's, with its interval; `gain` is the same with + for better, whichever way
+    the metric goes. `p` is two-sided, `p_corrected` of all slices together (Holm); better and worse are said of the
+    other model, at 5 %. It is worse in `drives_worse` of the drives.
     """
 
     slice: str
@@ -70,6 +74,25 @@ class Difference:
     p: float
     p_corrected: float
     verdict: Verdict
+    better: Literal["lower", "higher"] = "lower"
+    drives_worse: int = 0
+
+    @property
+    def gain(self) -> float:
+        """How much better the other model is; below 0 it is worse."""
+        return -self.difference if self.better == "lower" else self.difference
+
+    @property
+    def gain_interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the gain; None where there is none."""
+        if self.low is None or self.high is None:
+            return None
+        return (-self.high, -self.low) if self.better == "lower" else (self.low, self.high)
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the other model's value is worse, for sure or not; rounding is not counted."""
+        return self.gain < -SAME * abs(self.value)
 
 
 def estimates(
@@ -103,7 +126,7 @@ def compare(
     columns = {name: _differences(tally, other, name, metric) for name in names}
     spread = _spread(columns, metric, draws=draws, seed=seed)
     raw = {name: _p(spread[name], len(columns[name])) for name in names}
-    corrected = holm(raw)
+    corrected = _corrected(raw, columns, {name: _column(tally, name) for name in names})
     found = {}
     for name, column in columns.items():
         (total, count), (others, _) = (
@@ -113,7 +136,10 @@ def compare(
         low, high = _interval(spread[name], column)
         verdict = _verdict(beside - value, corrected[name], metric)
         shown = (value, beside, beside - value, low, high)
-        found[name] = Difference(name, count, len(column), *shown, raw[name], corrected[name], verdict)
+        worse = sum(metric.gain(total, 0.0) < 0 for one in column.values() for total, _ in one.values())
+        found[name] = Difference(
+            name, count, len(column), *shown, raw[name], corrected[name], verdict, metric.better, worse
+        )
     return found
 
 
@@ -124,6 +150,16 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
         highest = max(highest, min(1.0, p[name] * (len(p) - place)))
         corrected[name] = highest
     return {name: corrected[name] for name in p}
+
+
+def _corrected(raw: Mapping[str, float], *columns: Mapping[str, Mapping[str, Sums]]) -> dict[str, float]:
+    """Correct p values for their number; two names for the same samples (`all` and the only type) are one test."""
+    first: dict[str, str] = {}
+    for name in raw:
+        same = (other for other in first.values() if all(one[other] == one[name] for one in columns))
+        first[name] = next(same, name)
+    corrected = holm({name: raw[name] for name in raw if first[name] == name})
+    return {name: corrected[first[name]] for name in raw}
 
 
 def worst(found: Mapping[str, Sequence[Estimate]], metric: Metric) -> str | None:

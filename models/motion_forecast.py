@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfleet.models.slices_motion_forecast import NEAR_M, SLICES
+from fedfleet.models.slices_motion_forecast import NEAR_M, OF_ALL, SLICES
 from fedfleet.models.task import Floats, Frames, Index, Metric, Numbers, Samples, Slicer, Specification, Sums
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios import labels
@@ -60,9 +60,11 @@ class MotionForecast:
     noun: str = "tracks"
     trivial: str = "constant velocity"
 
+    slices_of_all: tuple[str, ...] = OF_ALL
+
     @property
     def slices(self) -> Mapping[str, Slicer]:
-        """Manoeuvre, speed band, density and agent type."""
+        """Manoeuvre, speed band, density and agent type; what stands, judged or not."""
         return SLICES
 
     def index(self, folder: Path) -> Index:

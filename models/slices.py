@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedfleet.models.task import Floats, Samples, Slicer, Sums, Task
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["ALL", "REGION", "Labels", "by_drive", "cut", "known", "slicers", "sums"]
+__all__ = ["ALL", "REGION", "Labels", "by_drive", "cut", "known", "rows", "slicers", "sums", "takes_all"]
 
 GROUP: Final = "fedfleet.slices"
 ALL: Final = "all"
@@ -74,16 +74,28 @@ def known(labels: Labels) -> Iterable[tuple[str, NDArray[np.bool_]]]:
             yield f"{dimension}={name}", names == name
 
 
-def sums(task: Task, outputs: Floats, samples: Samples, labels: Labels) -> dict[str, Sums]:
-    """Sum every metric over the judged samples of each slice; slices without one are left out."""
+def rows(task: Task, samples: Samples, labels: Labels) -> Iterable[tuple[str, NDArray[np.int64]]]:
+    """Give every slice with the rows that count in it: the judged ones, of the task's `slices_of_all` all of them."""
     judged = np.asarray(samples.judged)
-    if not judged.any():
-        return {}
-    found: dict[str, Sums] = {ALL: task.score(outputs, samples)}
+    if judged.any():
+        yield ALL, np.flatnonzero(judged)
     for name, mask in known(labels):
-        rows = np.flatnonzero(mask & judged)
-        if len(rows):
-            found[name] = task.score(outputs[rows], samples.take(rows))
+        found = np.flatnonzero(mask if takes_all(task, name) else mask & judged)
+        if len(found):
+            yield name, found
+
+
+def takes_all(task: Task, name: str) -> bool:
+    """Tell whether a slice looks at all samples, judged or not."""
+    return name.partition("=")[0] in getattr(task, "slices_of_all", ())
+
+
+def sums(task: Task, outputs: Floats, samples: Samples, labels: Labels) -> dict[str, Sums]:
+    """Sum every metric over the samples that count in each slice; slices without one are left out."""
+    found: dict[str, Sums] = {}
+    for name, chosen in rows(task, samples, labels):
+        score = task.score_all if takes_all(task, name) else task.score
+        found[name] = score(outputs[chosen], samples.take(chosen))
     return found
 
 

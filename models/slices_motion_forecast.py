@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedfleet.models.task import Samples, Slicer
 
-__all__ = ["NEAR_M", "SLICES", "agent_type", "density", "manoeuvre", "speed"]
+__all__ = ["NEAR_M", "OF_ALL", "SLICES", "agent_type", "density", "manoeuvre", "speed", "standing"]
 
 RATE_HZ: Final = 10.0
 HALF_S: Final = 5
@@ -82,12 +82,22 @@ def agent_type(samples: Samples) -> NDArray[np.str_]:
     return np.full(len(samples), "") if types is None else np.asarray(types, dtype=np.str_)
 
 
+def standing(samples: Samples) -> NDArray[np.str_]:
+    """Name what moves less than 1 m in all 5 s by its type: cars that are parked or wait, whoever is judged."""
+    types = samples.traits.get("type")
+    names = np.full(len(samples), "unknown") if types is None else np.asarray(types, dtype=np.str_)
+    return np.where(manoeuvre(samples) == "standing", np.where(names == "", "unknown", names), "")
+
+
 SLICES: Final[Mapping[str, Slicer]] = {
     "manoeuvre": manoeuvre,
     "speed_mps": speed,
     "density": density,
     "type": agent_type,
+    "standing": standing,
 }
+OF_ALL: Final = ("standing",)
+"""Dimensions that look at all tracks: recordings judge those that drive, but a model must leave the others in place."""
 
 
 def _speed(points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -79,6 +79,14 @@ class Metric:
         value = self.of(means) if means else math.nan
         return value if math.isfinite(value) else None
 
+    def gain(self, value: float, other: float) -> float:
+        """Return how much better `value` is than `other`, in the metric's unit: above 0 is better, always."""
+        return other - value if self.better == "lower" else value - other
+
+    def gain_percent(self, value: float | None, other: float | None) -> float | None:
+        """Return the gain in percent of `other`; None without both, or where `other` is 0."""
+        return None if value is None or not other else 100 * self.gain(value, other) / abs(other)
+
 
 def added(parts: Iterable[Sums]) -> Sums:
     """Return the sums of all parts together."""
@@ -224,6 +232,8 @@ class Task(Protocol):
     What people read of it: `noun` is what its samples are ("tracks", "patients"), `trivial` what `baseline` answers.
     `slices` cut its samples for reports and for the gate: a mapping of dimensions ("manoeuvre") to functions that take
     `Samples` and return the name of each sample's slice, text[N], empty = in none (`models/slices.py`).
+    `slices_of_all` are names of dimensions that look at all samples, not at the judged ones only: for what a model must
+    not spoil though it is not asked for it, such as where a parked car will be.
     `suits` are the settings that suit it, where nobody chose others: mappings `server` (as the configuration's
     section), `compare` (as the arms of `fedfleet compare`) and `demo` (`rounds`).
     """

@@ -20,6 +20,8 @@ from fedfleet.protocol.errors import UsageError
 __all__ = ["Dealing", "Partition", "check_overlaps", "partition"]
 
 FRACTIONS = (0.6, 0.2, 0.2)
+FEWEST = 2
+"""Samples that a vehicle gets at least: a batch norm needs two."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Partition:
     vehicles: Mapping[str, tuple[str, tuple[str, ...]]]
     validation: Mapping[str, tuple[str, ...]]
     test: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What a person should know of it, a line each."""
 
     def __post_init__(self) -> None:
         places = [
@@ -54,12 +58,17 @@ class Dealing:
     "dirichlet" deals, for studies, the drives of each label (`labels`, drive key to text) by shares drawn from a
     symmetric Dirichlet distribution with `alpha` (Hsu et al. 2019): the smaller, the less alike are the vehicles.
     Drives without a label are one label, so that only their number is skewed.
+    `usable` has, of drives that were read, how many samples one can learn from and how many of them are judged. Drives
+    without any are not dealt; vehicles get two samples at least, validation and test a judged one, or the region gets
+    fewer vehicles, or is left out. With `leave_out` any region that has too few drives is left out, not refused.
     """
 
     by: Literal["drive", "data", "dirichlet"] = "drive"
     regions: Literal["data", "place"] = "data"
     alpha: float = 0.5
     labels: Mapping[str, str] = field(default_factory=dict)
+    usable: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    leave_out: bool = False
 
     def __post_init__(self) -> None:
         """Raise UsageError for an alpha that is no concentration."""
@@ -103,13 +112,26 @@ def partition(
     counts = dict.fromkeys(regions, 1) if by_data and regions else _share_out(vehicles, regions)
     dealt: list[tuple[str, list[str]]] = []
     held: dict[str, tuple[list[str], list[str]]] = {}
+    notes: list[str] = []
+    refused: UsageError | None = None
     for region in regions:
-        order = sorted(units[region], key=lambda key: _draw(seed, key))
-        needed = min(counts[region], 1) if fewer else counts[region]
-        train, validation, test = _split(region, order, fractions, vehicles=needed)
+        one = _Region(region, units[region], counts[region], dealing, seed)
+        try:
+            hands, validation, test = one.deal(fractions, fewer=fewer)
+        except UsageError as error:
+            if not (dealing.leave_out or one.is_known):
+                raise
+            refused = refused or error
+            notes.append(f"{error}: the region is left out")
+            continue
         held[region] = validation, test
-        count = min(counts[region], len(train)) if fewer else counts[region]
-        dealt += [(region, each) for each in _deal(train, count, region, seed=seed, dealing=dealing)]
+        dealt += [(region, hand) for hand in hands]
+        if not by_data and len(hands) < counts[region]:
+            drives_left = sum(map(len, hands))
+            why = f"it has {'usable ' if one.is_known else ''}drives to train on: {drives_left}"
+            notes.append(f"region {region}: {len(hands)} instead of {counts[region]} vehicles, as {why}")
+    if refused is not None and not dealt:
+        raise refused
     width = max(2, len(str(len(dealt) if by_data else sum(counts.values()))))
     each_unit = {key: keys for of_region in units.values() for key, keys in of_region.items()}
 
@@ -120,9 +142,70 @@ def partition(
         {f"v{i:0{width}d}": (region, whole(some)) for i, (region, some) in enumerate(dealt, start=1)},
         {region: whole(validation) for region, (validation, _) in held.items()},
         {region: whole(test) for region, (_, test) in held.items()},
+        tuple(notes),
     )
     check_overlaps(found, drives)
     return found
+
+
+@dataclass(frozen=True)
+class _Region:
+    """One region's units (first drive's key -> keys), and how many vehicles are wanted there."""
+
+    name: str
+    units: Mapping[str, Sequence[str]]
+    wanted: int
+    dealing: Dealing
+    seed: int
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its drives were read, so that it is known what can be used of them."""
+        return any(key in self.dealing.usable for key in self.units)
+
+    def deal(
+        self, fractions: tuple[float, float, float], *, fewer: bool
+    ) -> tuple[list[list[str]], list[str], list[str]]:
+        """Return the units of each vehicle, of validation and of test; UsageError when there are too few."""
+        fewer = fewer or self.is_known
+        order = sorted(
+            (key for key in self.units if self._samples(key)), key=lambda key: _draw(self.seed, key)
+        )
+        needed = min(self.wanted, 1) if fewer else self.wanted
+        sizes = _sizes(len(order), fractions)
+        train, validation, test = _split(self._judged_first(order, sizes), sizes, vehicles=needed, of=self)
+        count = min(self.wanted, len(train)) if fewer else self.wanted
+        hands = self._hands(train, count)
+        while self.is_known and len(hands) > 1 and not all(map(self._feeds, hands)):
+            count -= 1
+            by_data = self.dealing.by == "data"
+            hands = [hand for hand in hands if self._feeds(hand)] if by_data else self._hands(train, count)
+        return hands, validation, test
+
+    def _hands(self, train: list[str], count: int) -> list[list[str]]:
+        return _deal(train, count, self.name, seed=self.seed, dealing=self.dealing)
+
+    def _samples(self, key: str) -> float:
+        """Samples of a unit; of one that was not read it is taken for granted that they are enough."""
+        return sum(self.dealing.usable.get(drive, (math.inf, math.inf))[0] for drive in self.units[key])
+
+    def _feeds(self, hand: Sequence[str]) -> bool:
+        return sum(map(self._samples, hand)) >= FEWEST
+
+    def _judged_first(self, order: list[str], sizes: tuple[int, int]) -> list[str]:
+        """Move units with a judged sample to where validation and test take theirs, if these would have none."""
+        order, start = list(order), 0
+        for size in sizes:
+            if self.is_known and not any(map(self._is_judged, order[start : start + size])):
+                later = next((key for key in order[start + size :] if self._is_judged(key)), None)
+                if later is not None and size:
+                    order.remove(later)
+                    order.insert(start, later)
+            start += size
+        return order
+
+    def _is_judged(self, key: str) -> bool:
+        return any(self.dealing.usable.get(drive, (1, 1))[1] for drive in self.units[key])
 
 
 def check_overlaps(parts: Partition, drives: Sequence[Drive]) -> None:
@@ -181,14 +264,21 @@ def _draw(seed: int, key: str) -> bytes:
     return sha256(f"{seed}\n{key}".encode()).digest()
 
 
+def _sizes(units: int, fractions: tuple[float, float, float]) -> tuple[int, int]:
+    """Return how many of the units are for validation and for test."""
+    validation, test = (max(1, round(share * units)) if share else 0 for share in fractions[1:])
+    return validation, test
+
+
 def _split(
-    region: str, order: list[str], fractions: tuple[float, float, float], *, vehicles: int
+    order: list[str], sizes: tuple[int, int], *, vehicles: int, of: _Region
 ) -> tuple[list[str], list[str], list[str]]:
-    _, for_validation, for_test = (max(1, round(share * len(order))) if share else 0 for share in fractions)
+    for_validation, for_test = sizes
     train = order[for_validation + for_test :]
     if len(train) < vehicles:
         text = f"{vehicles} vehicles, {for_validation} drives for validation and {for_test} for test"
-        raise UsageError(f"region {region} has {len(order)} drives, too few for {text}")
+        usable = f", {len(order)} of them usable" if of.is_known else ""
+        raise UsageError(f"region {of.name} has {len(of.units)} drives{usable}, too few for {text}")
     held = order[: for_validation + for_test]
     return train, held[:for_validation], held[for_validation:]
 

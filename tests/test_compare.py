@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import tiny_task
 import traffic
 from child_processes import Processes
 
+from fedfleet.fleet_server import store_rounds
+from fedfleet.fleet_server.store import open_reader
 from fedfleet.scenarios.table import write_table
 
 ARMS = ("constant_velocity", "centralised", "on_site", "federated")
@@ -224,17 +227,142 @@ def test_a_region_without_a_drive_for_validation_is_one_line(recordings: Path, t
     assert line.startswith("fedfleet: region west has 1 drives, too few for 2 vehicles")
 
 
-def test_a_vehicle_with_nothing_to_learn_from_is_one_line(recordings: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "scenarios"
+def emptied(recordings: Path, folder: Path, *names: str) -> Path:
+    """Copy recordings; the drives whose names begin so have nothing in them."""
     folder.mkdir()
     for file in recordings.glob("*.npy"):
-        empty = file.name.startswith("north")
-        np.save(folder / file.name, np.zeros((0, 5), dtype=np.float32) if empty else np.load(file))
-    line = refused("--scenarios", folder, "--out", tmp_path / "out", *TINY)
-    assert line == (
-        "fedfleet: vehicle v01 of region north: no usable sample in its training drives: "
-        "choose fewer vehicles per region"
+        table = np.load(file)
+        np.save(folder / file.name, table[:0] if file.name.startswith(names) else table)
+    return folder
+
+
+def test_a_region_that_cannot_feed_its_vehicles_gets_fewer_or_is_left_out_in_one_line(
+    recordings: Path, tmp_path: Path
+) -> None:
+    # given three regions, by default of three vehicles each: one has nothing, one has four usable drives of eight
+    folder = emptied(recordings, tmp_path / "scenarios", *(f"south--drive-0{number}" for number in range(4)))
+    for number in range(8):
+        np.save(folder / f"west--drive-{number:02d}.npy", np.zeros((0, 5), dtype=np.float32))
+    ended = compare(
+        "--scenarios", folder, "--out", tmp_path / "out", "--task", "tiny_task:TASK", "--epochs", 2
     )
+    assert ended.returncode == 0, ended.stderr
+    found = read(tmp_path / "out" / "compare.json")
+    # then all of what can be used is, and the reader is told
+    homes = list(found["data"]["vehicles"].values())
+    assert (homes.count("north"), homes.count("south"), homes.count("west")) == (3, 2, 0)
+    assert all(count > 1 for count in found["data"]["training_samples"].values())
+    south, west = sorted(note for note in found["notes"] if note.startswith("region "))
+    assert south == "region south: 2 instead of 3 vehicles, as it has usable drives to train on: 2"
+    assert west.startswith("region west has 8 drives, 0 of them usable, too few for 1 vehicles")
+    assert west.endswith("the region is left out")
+    assert f"note: {south}" in ended.stderr
+
+
+def test_where_no_region_has_anything_to_learn_from_there_is_one_line(
+    recordings: Path, tmp_path: Path
+) -> None:
+    folder = emptied(recordings, tmp_path / "scenarios", "north", "south")
+    line = refused("--scenarios", folder, "--out", tmp_path / "out", *TINY)
+    assert line.startswith("fedfleet: region north has 8 drives, 0 of them usable, too few for 1 vehicles")
+
+
+def test_the_models_that_were_judged_lie_beside_the_report(done: tuple[Path, str], recordings: Path) -> None:
+    out, found = done[0], read(done[0] / "compare.json")
+    assert sorted(found["models"]) == [
+        "centralised.onnx",
+        "federated.onnx",
+        *(f"on_site/v0{number}.onnx" for number in range(1, 5)),
+    ]
+    for name, digest in found["models"].items():
+        assert sha256((out / name).read_bytes()).hexdigest() == digest
+    assert found["models"]["federated.onnx"] == found["model_sha256"]
+    assert str(out / "federated.onnx") in done[1]
+    # and `replay` takes each of them
+    for name in ("federated.onnx", "on_site/v01.onnx"):
+        environment = {**os.environ, "PYTHONPATH": str(HERE), "COLUMNS": "200"}
+        words = (
+            "--model",
+            out / name,
+            "--scenarios",
+            recordings,
+            "--task",
+            "tiny_task:TASK",
+            "--speed",
+            "max",
+        )
+        replayed = subprocess.run(
+            [sys.executable, "-m", "fedfleet.cli.main", "replay", *map(str, words), "--no-report"],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+            env=environment,
+        )
+        assert replayed.returncode == 0, replayed.stderr
+
+
+def test_it_is_said_whether_the_model_is_better_than_the_trivial_answer(done: tuple[Path, str]) -> None:
+    found = read(done[0] / "compare.json")
+    said = found["against_baseline"]
+    assert (said["is_worse_overall"], said["worse_in"], said["slices"]) == (False, [], 2)
+    (line,) = said["said"]
+    assert line == "federated is better than trivial answer overall; it is worse in none of 2 slices"
+    assert line in done[1]
+    assert line in (done[0] / "report.html").read_text(encoding="utf-8")
+    # and + is better in the table, whose head says so
+    assert "(+ better)" in done[1]
+    gain = 100 * (1 - found["federated"]["overall"]["mae"] / found["constant_velocity"]["overall"]["mae"])
+    assert f"{gain:+.1f} %" in done[1]
+    differences = found["differences"]["constant_velocity"]
+    assert all(one["gain"] == -one["difference"] for one in differences.values())
+
+
+def test_a_run_in_which_nothing_was_published_is_an_error_that_says_so(
+    recordings: Path, tmp_path: Path
+) -> None:
+    # given a gate that takes no step
+    config = tmp_path / "fleet.toml"
+    config.write_text("[server.gate]\nstep_norm = 1e-9\n")
+    line = refused("--scenarios", recordings, "--out", tmp_path / "out", "-c", config, *TINY)
+    assert line.startswith(
+        "fedfleet: the federated arm published no version in 3 rounds, so there is nothing to compare; "
+        "the last was refused: step: its length is"
+    )
+    # then there is no result that could pass for one
+    assert not list((tmp_path / "out").glob("*.json"))
+    assert not list((tmp_path / "out").glob("*.onnx"))
+
+
+def test_a_share_of_the_vehicles_can_be_asked_and_the_budget_stays(recordings: Path, tmp_path: Path) -> None:
+    words = ("--task", "tiny_task:TASK", "--epochs", "2", "--vehicles-per-region", "4")
+    folder = ("--scenarios", recordings, "--out", tmp_path)
+    ended = compare(*folder, *words, "--participation", "0.25")
+    assert ended.returncode == 0, ended.stderr
+    found = read(tmp_path / "compare.json")
+    # then two of eight are asked, four times as often
+    assert found["rounds"] == 8
+    assert "2 of 8 vehicles were asked in each round, as many of each region" in found["notes"]
+    store = open_reader(tmp_path / "work" / "server")
+    try:
+        with store.read() as connection:
+            rounds = store_rounds.rounds(connection)
+    finally:
+        store.close()
+    asked = {(one.plan.round, one.plan.region): one.contributors for one in rounds}
+    assert all(one is not None and len(one) == 1 for one in asked.values())
+    assert len({one for (_, region), one in asked.items() if region == "north"}) > 1
+    # and the configured number is taken as well
+    config = tmp_path / "fleet.toml"
+    config.write_text("[server.rounds]\nshare_wanted = 3\nquorum = 2\ndeadline_s = 5\nlease_s = 5\n")
+    ended = compare(*folder, *words, "-c", config, "--rounds", "2")
+    assert ended.returncode == 0, ended.stderr
+    found = read(tmp_path / "compare.json")
+    assert found["rounds"] == 2
+    assert "6 of 8 vehicles were asked in each round, as many of each region" in found["notes"]
+    told = "server.rounds.quorum, server.rounds.deadline_s, server.rounds.lease_s had no effect: every round waits"
+    assert any(note.startswith(told) for note in found["notes"])
+    assert f"note: {told}" in ended.stderr
 
 
 def test_mistakes_are_one_line_and_leave_no_result(recordings: Path, tmp_path: Path) -> None:

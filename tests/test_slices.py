@@ -77,7 +77,7 @@ def test_recordings_bring_drive_place_neighbours_and_type(tmp_path: Path) -> Non
     labels = slices.cut(TASK, found, region="town")
     # then
     assert set(found.traits["drive"]) == {"town/d00", "coast/d01"}
-    assert set(labels) == {"manoeuvre", "speed_mps", "density", "type", "region"}
+    assert set(labels) == {"manoeuvre", "speed_mps", "density", "type", "standing", "region"}
     assert set(labels["type"]) == {"unknown"}
     assert found.traits["neighbours"].min() >= 0
     assert len(found.traits["x_m"]) == len(found)

@@ -1,0 +1,87 @@
+"""What is said of a model beside its figures: whether it is better than the trivial answer, and where it is not. Pure.
+
+One convention of signs holds in every table, chart and sentence: + is better, whichever way the metric goes.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fedfleet.models.bootstrap import SAME, Difference
+from fedfleet.models.slices import ALL
+from fedfleet.models.task import Metric
+
+__all__ = ["GAIN", "against", "against_json", "gain_text", "interval_text", "percent_text"]
+
+GAIN: Final = "gain (+ is better)"
+"""Head of a column, or title of an axis, of gains."""
+SHOWN: Final = 5
+
+
+def against(found: Mapping[str, Difference], metric: Metric, *, model: str, other: str) -> tuple[str, ...]:
+    """Say in one or two lines how `model` does against `other` overall and by slice; `found` is of the model.
+
+    The slices where it is worse are named, the worst first, with the number of drives in which it is.
+    """
+    if not found:
+        return ()
+    overall, worse = _overall(found), _worse(found)
+    slices = len(found) - (ALL in found)
+    if not worse:
+        where = f"; it is worse in none of {slices} slices" if slices else ""
+        return (f"{model} is {overall} {other} overall{where}" if overall else f"{model}: no judged sample",)
+    sure = sum(one.verdict == "worse" for one in worse)
+    head = f"{model} is {overall} {other} overall" if overall else model
+    link = ", and" if overall.startswith("worse") else ", but" if overall else " is"
+    told = f"{head}{link} worse in {len(worse)} of {slices} slices, {sure} for sure"
+    names = "; ".join(_told(one, metric) for one in worse[:SHOWN])
+    more = f"; and {len(worse) - SHOWN} more" if len(worse) > SHOWN else ""
+    return (told, f"worse than {other}: {names}{more}")
+
+
+def against_json(
+    found: Mapping[str, Difference], metric: Metric, *, model: str, other: str
+) -> dict[str, Any]:
+    """Return the same for programs."""
+    return {
+        "other": other,
+        "is_worse_overall": ALL in found and found[ALL].is_worse,
+        "slices": len(found) - (ALL in found),
+        "worse_in": [one.slice for one in _worse(found)],
+        "said": list(against(found, metric, model=model, other=other)),
+    }
+
+
+def gain_text(one: Difference) -> str:
+    """The gain with its sign."""
+    return f"{one.gain:+.3f}"
+
+
+def interval_text(one: Difference) -> str:
+    """The interval of the gain; a dash without one."""
+    found = one.gain_interval
+    return "–" if found is None else f"{found[0]:+.3f} … {found[1]:+.3f}"
+
+
+def percent_text(percent: float | None) -> str:
+    """A gain in percent with its sign; a dash without one."""
+    return "–" if percent is None else f"{percent:+.1f} %"
+
+
+def _overall(found: Mapping[str, Difference]) -> str:
+    one = found.get(ALL)
+    if one is None:
+        return ""
+    if one.is_worse:
+        return "worse than"
+    return "better than" if one.gain > SAME * abs(one.value) else "as good as"
+
+
+def _worse(found: Mapping[str, Difference]) -> list[Difference]:
+    """The slices where the model is worse, the largest loss first, as a share of the other's value."""
+    worse = [one for name, one in found.items() if name != ALL and one.is_worse]
+    return sorted(worse, key=lambda one: (one.gain / max(abs(one.value), 1e-12), one.slice))
+
+
+def _told(one: Difference, metric: Metric) -> str:
+    figures = f"{metric.name} {one.other:.3f} against {one.value:.3f} {metric.unit}".rstrip()
+    return f"{one.slice} ({figures}, in {one.drives_worse} of {one.drives} drives)"
