@@ -93,9 +93,9 @@ def is_replayed(folder: Path, said: str) -> None:
 
 @pytest.mark.slow
 def test_a_model_is_replayed(tmp_path: Path, data: Path) -> None:
-    # given the first model, where a comparison would have left its last
+    # given the first model, where a comparison leaves the one that it judged
     first = export(TASK, seed=1)
-    model = tmp_path / "out/compare/work/server/model.onnx"
+    model = tmp_path / "out/compare/federated.onnx"
     model.parent.mkdir(parents=True)
     model.write_bytes(patch(first.onnx, first.layout, first.initial))
     # then
