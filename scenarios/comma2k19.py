@@ -44,11 +44,14 @@ _Segments = Mapping[int, Mapping[str, Member]]
 
 
 def detect(tree: Tree) -> tuple[Path, ...]:
-    """The segments and zips with such a route inside; `global_pose` itself where the folder is a segment."""
+    """The segments and zips with such a route inside; less than a segment where the folder is one, or its poses."""
     found = [path for path in tree.ending(".zip") if _of_zip(path)]
     poses = [path.parent for path in tree.named(*_NEEDED) if _PATH.match(path.resolve().as_posix())]
-    segments = {pose if pose.parent == tree.folder else pose.parent for pose in poses}
-    return (*found, *sorted(segments - {tree.folder}))
+    segments = {pose if pose.parent == tree.folder else pose.parent for pose in poses if pose != tree.folder}
+    alone = [
+        tree.folder / file for file in _NEEDED if tree.folder in poses and (tree.folder / file).is_file()
+    ]
+    return (*found, *sorted(segments), *alone)
 
 
 def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Drives:
@@ -130,9 +133,9 @@ def _read(name: str, segments: _Segments, problems: Counter[str]) -> Iterator[Sc
 
 def _of_folder(folder: Path, source: Path) -> Iterator[tuple[Member, str]]:
     pose = source if source.name == "global_pose" else source / "global_pose"
-    for file in _NEEDED:
-        if (pose / file).is_file():
-            yield plain_file(folder, pose / file, ""), (pose / file).resolve().as_posix()
+    for path in [source] if source.is_file() else [pose / file for file in _NEEDED]:
+        if path.is_file():
+            yield plain_file(folder, path, ""), path.resolve().as_posix()
 
 
 def _of_zip(path: Path) -> list[tuple[Member, str]]:

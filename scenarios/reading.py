@@ -136,7 +136,11 @@ READERS: Final = (
         r"(\A|/)dataset_(summary|mapping)\.pkl\Z",
     ),
     Reader(
-        "comma2k19", "<car>|<time>/<segment>/global_pose", "fedfleet.scenarios.comma2k19", r"\d{2}/\d+/[^/]+"
+        "comma2k19",
+        "<car>|<time>/<segment>/global_pose",
+        "fedfleet.scenarios.comma2k19",
+        r"\d{2}/\d+/[^/]+",
+        r"(\A|/)(processed_log|raw_log)/|(\A|/)(video\.hevc|preview\.png)\Z",
     ),
     Reader(
         "OpenSCENARIO",

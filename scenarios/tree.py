@@ -116,25 +116,26 @@ def walk(folder: Path) -> Tree:
 
 
 def stamp(folder: Path) -> tuple[object, ...]:
-    """What changes when the folder does: names, sizes and times of its folders and files, at most MAX_STAMPED.
+    """What changes when the folder does: names, sizes and times of its folders and files, the first MAX_STAMPED.
 
     Of plain CSV files, of which there may be very many, their folder speaks.
     """
     found: list[tuple[str, int, int]] = []
     waiting = [str(folder)]
-    while waiting and len(found) < MAX_STAMPED:
+    looked = 0
+    while waiting and looked < MAX_STAMPED:
         here = waiting.pop(0)
         try:
             stat = os.stat(here)  # noqa: PTH116 - called often
             found.append((here, stat.st_size, stat.st_mtime_ns))
             with os.scandir(here) as listed:
-                for entry in listed:
+                for looked, entry in enumerate(listed, looked + 1):  # noqa: B020 - goes on counting
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
                     elif not entry.name.endswith(".csv") or INDEX_NAME.match(entry.name):
                         stat = entry.stat(follow_symlinks=not _dangles(entry))
                         found.append((entry.path, stat.st_size, stat.st_mtime_ns))
-                    if len(found) + len(waiting) >= MAX_STAMPED:
+                    if looked >= MAX_STAMPED:
                         break
         except OSError as error:
             found.append((here, error.errno or 0, 0))

@@ -61,8 +61,7 @@ def leave_rest(tree: Tree, claimed: Collection[Path], others: Claims, account: A
         verdict = _verdict(path, is_looked_into=looked <= _LOOKED_INTO)
         if verdict is not None:
             groups[verdict, path.parent, path.suffix.lower()].append(path)
-    for owner, files in foreign.items():
-        account.leave(_where(tree, owner), "other-task", others[owner], files=files)
+    _leave_foreign(tree, foreign, others, account)
     for (verdict, home, ending), paths in groups.items():
         if len(paths) <= _SHOWN_ALONE:
             for path in paths:
@@ -70,6 +69,20 @@ def leave_rest(tree: Tree, claimed: Collection[Path], others: Claims, account: A
         else:
             text = f"holds {len(paths)} files {ending or 'without an ending'} ({paths[0].name} …), each {verdict[1]}"
             account.leave(_where(tree, home), verdict[0], text, files=len(paths))
+
+
+def _leave_foreign(tree: Tree, foreign: Mapping[Path, int], others: Claims, account: Account) -> None:
+    """A row for each that another task claims; for many of a kind in one folder, one."""
+    groups: dict[tuple[str, Path], list[Path]] = defaultdict(list)
+    for owner in foreign:
+        groups[others[owner], owner.parent].append(owner)
+    for (words, home), owners in groups.items():
+        if len(owners) <= _SHOWN_ALONE:
+            for owner in owners:
+                account.leave(_where(tree, owner), "other-task", words, files=foreign[owner])
+        else:
+            text = f"holds {len(owners)} ({owners[0].name} …), each of which {words}"
+            account.leave(_where(tree, home), "other-task", text, files=sum(foreign[one] for one in owners))
 
 
 def leave_members(path: Path, claims: re.Pattern[str], account: Account, where: str) -> None:
