@@ -22,7 +22,6 @@ from fedfleet.scenarios.reading import READERS, open_recordings
 
 __all__ = ["app"]
 
-MOTION = "motion_forecast"
 NAMED = 20
 
 app = typer.Typer(
@@ -43,7 +42,8 @@ def list_(
     """List regions, drives, recordings and seconds of a folder."""
     settings = load(config, task=task)
     folder = scenarios or settings.data.scenarios or pack_dir()
-    index = tasks.load(settings.task).index(folder)
+    learned = tasks.load(settings.task)
+    index = learned.index(folder)
     regions: dict[str, list[tasks.Drive]] = defaultdict(list)
     for drive in index.drives:
         regions[drive.region].append(drive)
@@ -56,7 +56,7 @@ def list_(
         for region, drives in sorted(regions.items())
     }
     counted = dict(index.problems) if index.is_counted else None
-    found = _formats(folder, settings.task)
+    found = _formats(folder, learned)
     if as_json:
         result = {
             "folder": str(folder),
@@ -111,7 +111,7 @@ def check(
         "folder": str(folder),
         "drives": len(samples),
         "samples": sum(samples.values()),
-        "formats": _formats(folder, settings.task),
+        "formats": _formats(folder, learned),
         "drives_without_samples": empty,
         "problems": problems,
         "not_read": _not_read(index.account),
@@ -186,14 +186,11 @@ def formats(as_json: Json = False) -> None:
         console.say(f"{task}: {name}: {files}")
 
 
-def _formats(folder: Path, task: str) -> list[dict[str, object]]:
+def _formats(folder: Path, task: tasks.Task) -> list[dict[str, object]]:
     """What each reader found; nothing for a task that has a reader of its own, such as one of camera images."""
-    if task != MOTION:
+    if not getattr(task, "reads_tracks", False):
         return []
-    try:
-        return [part.summary() for part in open_recordings(folder).parts]
-    except UsageError:
-        return []
+    return [part.summary() for part in open_recordings(folder).parts]
 
 
 def _print_formats(console: Terminal, formats: Sequence[Mapping[str, object]]) -> None:

@@ -11,12 +11,14 @@ import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
+from fedfleet.cli import scenarios_stats_samples as samples
 from fedfleet.cli.config import load
-from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, pack_dir
+from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, TaskName, pack_dir
 from fedfleet.cli.page import COLOURS, Draw, document, escape, grid, png, svg
 from fedfleet.cli.progress import steps
 from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server.files import write_file
+from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.reading import stream
 from fedfleet.scenarios.records import Scenario
@@ -49,13 +51,21 @@ def stats(
         Path | None,
         typer.Option(help="Folder for stats.html and a picture of each figure.", show_default=False),
     ] = None,
+    task: TaskName = None,
     as_json: Json = False,
 ) -> None:
-    """Count what moves in a folder, and how: speeds, accelerations, lengths of tracks, encounters."""
-    settings = load(config)
+    """Count what moves in a folder, and how: speeds, accelerations, lengths of tracks, encounters.
+
+    For a task whose recordings are no tracks (`camera_steering`): its samples, their targets and slices.
+    """
+    settings = load(config, task=task)
     folder = scenarios or settings.data.scenarios or pack_dir()
     if out is not None and out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: expected a folder, got a file")
+    learned = tasks.load(settings.task)
+    if not getattr(learned, "reads_tracks", False):
+        _of_samples(learned, folder, out, as_json=as_json)
+        return
     found = tally(_told(stream(folder)))
     if not found:
         raise UsageError(f"{folder}: no scenario")
@@ -65,8 +75,22 @@ def stats(
     else:
         _show(Terminal(), folder, found)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         names = _write(out, folder, found)
+        if not as_json:
+            Terminal().say(f"written: {', '.join(str(name) for name in names)}")
+
+
+def _of_samples(learned: tasks.Task, folder: Path, out: Path | None, *, as_json: bool) -> None:
+    index = learned.index(folder)
+    found = samples.measured(learned, folder, index.drives)
+    if as_json:
+        regions = {region: samples.figures(one) for region, one in found.items()}
+        typer.echo(json.dumps({"folder": str(folder), "task": learned.name, "regions": regions}, indent=2))
+    else:
+        samples.show(Terminal(), learned, folder, found)
+    if out is not None:
+        heads, rows = samples.heads_and_rows(learned, found)
+        names = _write_page(out, folder, (heads, rows, ""), samples.draws(learned, found))
         if not as_json:
             Terminal().say(f"written: {', '.join(str(name) for name in names)}")
 
@@ -148,14 +172,23 @@ def _note() -> str:
 def _write(out: Path, folder: Path, found: Mapping[str, Tally]) -> list[Path]:
     draws: dict[str, Draw] = {name: partial(_draw, found=found, name=name) for name in _TITLES}
     draws["encounters"] = partial(_draw_encounters, found=found)
+    heads, rows = _rows(found)
+    return _write_page(out, folder, (heads, rows, f"<p>{escape(_note())}.</p>"), draws)
+
+
+def _write_page(
+    out: Path, folder: Path, table: tuple[list[str], list[list[str]], str], draws: Mapping[str, Draw]
+) -> list[Path]:
+    """Write a page of a table (heads, rows, HTML below it) and pictures, and each picture as PNG."""
+    out.mkdir(parents=True, exist_ok=True)
     files = []
     for name, draw in draws.items():
         files.append(out / f"{name}.png")
         png(draw, files[-1])
-    heads, rows = _rows(found)
+    heads, rows, note = table
     plots = "".join(map(svg, draws.values()))
     body = (
-        f"<h1>Recordings in {escape(folder.name)}</h1>{grid(heads, rows)}<p>{escape(_note())}.</p>"
+        f"<h1>Recordings in {escape(folder.name)}</h1>{grid(heads, rows)}{note}"
         f'<div class="plots">{plots}</div>'
     )
     write_file(out / PAGE, document("fedfleet scenarios stats", body).encode())

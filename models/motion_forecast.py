@@ -58,6 +58,7 @@ class MotionForecast:
     plot: str = "fedfleet.models.plot_motion_forecast:draw"
     augment: str = "fedfleet.models.augment_motion_forecast:augment"
     noun: str = "tracks"
+    reads_tracks: bool = True
     trivial: str = "constant velocity"
 
     slices_of_all: tuple[str, ...] = OF_ALL

@@ -229,6 +229,7 @@ class Task(Protocol):
     `int8_loss` is the share by which the primary metric may get worse in int8 (0.02 where the task does not say).
     `differ(active, candidate)` tells which answers of two models, f32[N, *out] each, disagree (bool[N]), for a vehicle
     that tries a release beside the model that drives; without it, those far apart, measured by the size of the targets.
+    `reads_tracks` is true for a task that learns from the tracks of `scenarios.reading`: commands then tell formats.
     What people read of it: `noun` is what its samples are ("tracks", "patients"), `trivial` what `baseline` answers.
     `slices` cut its samples for reports and for the gate: a mapping of dimensions ("manoeuvre") to functions that take
     `Samples` and return the name of each sample's slice, text[N], empty = in none (`models/slices.py`).

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tubs
 from PIL import Image
 from traffic import write_folder
 
@@ -169,3 +170,25 @@ def test_what_is_not_there_is_one_line(
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, err = scenarios("plot", "--scenarios", "pack", "--mp4")
     assert (code, err) == (2, "fedfleet: --mp4: ffmpeg is not installed; --gif needs nothing more\n")
+
+
+def test_stats_of_a_task_of_images_are_of_its_samples(scenarios: Any, tmp_path: Path) -> None:
+    """`scenarios stats --task`: what the driver did, by place; and what was left out."""
+    # given two cars
+    made = tubs.files(240)
+    for name in ("hall-red", "yard-blue"):
+        tubs.write_zip(tmp_path / "cars" / f"{name}.zip", made)
+    given = ["stats", "--task", "camera_steering", "--scenarios", tmp_path / "cars"]
+    # when
+    code, out, _ = scenarios(*given, "--json")
+    # then
+    told = json.loads(out)
+    assert (code, told["task"], set(told["regions"])) == (0, "camera_steering", {"hall", "yard"})
+    hall = told["regions"]["hall"]
+    assert hall["samples"] == sum(hall["slices"]["steering"].values()) > 50
+    assert hall["targets"]["p5"] <= hall["targets"]["p50"] <= hall["targets"]["p95"]
+    assert hall["left_out"]["between-blocks"] > 0
+    code, out, _ = scenarios(*given, "--out", tmp_path / "out")
+    assert code == 0
+    assert "hall: steering: " in out
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"stats.html", "targets.png"}
