@@ -101,6 +101,9 @@ def vehicles(
         Column("p99 ms", is_number=True),
     ]
     show(Terminal(), "Vehicles", columns, [_vehicle(name, one, now_s) for name, one in found.items()])
+    for name, one in found.items():
+        if trouble := one.get("metrics", {}).get("trouble"):
+            Terminal().print(f"{name}: {trouble}", soft_wrap=True)
 
 
 def _vehicle(name: str, one: Mapping[str, Any], now_s: float) -> list[str]:
@@ -111,7 +114,7 @@ def _vehicle(name: str, one: Mapping[str, Any], now_s: float) -> list[str]:
         "denied" if one["denied"] else one["state"].lower(),
         ago(one["status_at_s"], now_s),
         " ".join([str(one["active_version"]), *_form(metrics)]),
-        "yes" if one["eligible"] else one["reason"] or "no",
+        one["reason"] or ("yes" if one["eligible"] else "no"),
         str(one["updates"]),
         str(one["folded"]),
         "–" if one["last_round"] is None else str(one["last_round"]),

@@ -282,7 +282,7 @@ class Metrics(Message):
     and how long it stopped the process's trainers; ``shadow_answers`` were compared before a release drove,
     ``shadow_disagreed`` of them disagreed. ``variant`` is the form of the model that drives, empty for the release
     as it is; ``personal`` whether it has a head that this vehicle tuned for itself, so that its ``scores`` are not
-    the release's.
+    the release's. ``trouble`` is why it does nothing, in words.
     """
 
     vehicle: Id
@@ -311,6 +311,7 @@ class Metrics(Message):
     update_codec: Annotated[Plain, Field(max_length=80)] = ""
     update_steps: Count = 0
     rss_bytes: Count = 0
+    trouble: Text = ""
     scores: Annotated[
         Mapping[Annotated[Plain, Field(max_length=40)], tuple[float, Count]], Field(max_length=40)
     ] = Field(default_factory=dict)

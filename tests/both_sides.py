@@ -59,6 +59,8 @@ class Pull:
 class Both:
     """A server, and one fleet process with all its vehicles."""
 
+    start_s = START_S
+
     def __init__(
         self,
         folder: Path,
@@ -68,7 +70,7 @@ class Both:
         server: Mapping[str, object] | None = None,
         agent: Mapping[str, object] | None = None,
     ) -> None:
-        self.folder, self.regions, self.target, self.now_s = folder, regions, target, START_S
+        self.folder, self.regions, self.target, self.now_s = folder, regions, target, self.start_s
         self.broker = MemoryBroker(3)
         self.config = sw.configuration(folder, regions=regions, **(server or {}))
         self.agent = dict(agent or {})
@@ -100,10 +102,14 @@ class Both:
         path = self.folder / "fleet.json"
         path.write_text(json.dumps(told))
         bits = lambda n: int.from_bytes(sha256(f"{n}:{self._draw()}".encode()).digest() * 8, "big") % 2**n  # noqa: E731
-        world = World(lambda: self.now_s, lambda: self.now_s, bits, lambda: 1, lambda _: None)
+        world = self.world(World(lambda: self.now_s, lambda: self.now_s, bits, lambda: 1, lambda _: None))
         fleet = Fleet(configs.load("fleet", path), self.broker.connect, world, trainer=self.trainer)
         fleet.start()
         return fleet
+
+    def world(self, world: World) -> World:
+        """What the vehicles know of the world; a test may give them another."""
+        return world
 
     _draws = 0
 

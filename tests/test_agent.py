@@ -57,8 +57,10 @@ def plan(round_: int = 7, **changes: Any) -> ev.PlanCame:
 
 
 def besides_listening(actions: list[act.Action]) -> list[act.Action]:
-    """Without subscribing anew, as a vehicle does that has heard nothing for long."""
-    return [each for each in actions if not isinstance(each, act.Subscribe | act.Unsubscribe)]
+    """Without subscribing anew, and saying why it waits, as a vehicle does that has heard nothing for long."""
+    told = [each for each in of(actions, act.PublishStatus) if each.eligible and each.reason]
+    left_out = (act.Subscribe, act.Unsubscribe, act.Report)
+    return [each for each in actions if not isinstance(each, left_out) and each not in told]
 
 
 # --- link and enrolment ---
@@ -522,7 +524,7 @@ def test_timers_move_with_a_clock_that_jumps(jump_s: float) -> None:
 def test_refused_messages_and_requests_are_counted() -> None:
     assert run(ready(), ev.MessageRefused("stale"))[1] == [act.Count("stale")]
     _, actions = run(ready(), ev.EnrolmentRefused("wrong-code"))
-    assert kinds(actions) == ["Count", "Report"]
+    assert kinds(actions) == ["Count", "Report", "PublishStatus"]
 
 
 def test_the_same_events_give_the_same_actions() -> None:

@@ -13,7 +13,7 @@ from fedfleet.protocol.messages import Lease, Plan
 from fedfleet.protocol.selection import draw
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
-from fedfleet.vehicle_agent import following, outbox, versions
+from fedfleet.vehicle_agent import following, outbox, troubles, versions
 from fedfleet.vehicle_agent.eligibility import Verdict, judge
 from fedfleet.vehicle_agent.state import Base, State, Training
 
@@ -50,9 +50,9 @@ def _link_up(state: State, event: ev.LinkUp, now_s: float) -> Result:
     fleet, vehicle = state.settings.fleet, state.settings.vehicle
     own = (topics.receipt(fleet, vehicle), topics.command(fleet, vehicle))
     actions: list[act.Action] = [] if state.subscribed else [act.Subscribe(own)]
-    if state.told_down:
+    if state.told_down and not troubles.is_shared(state):
         actions.append(act.Report(f"vehicle {state.settings.vehicle}: connected to the broker again"))
-    state = outbox.spread(state, now_s)
+    state = replace(outbox.spread(state, now_s), up_at_s=now_s)
     state = replace(
         state, connected=True, told_down=False, subscribed=True, asked=0, ask_at_s=now_s, said=None
     )
@@ -60,15 +60,17 @@ def _link_up(state: State, event: ev.LinkUp, now_s: float) -> Result:
 
 
 def _link_down(state: State, event: ev.LinkDown, now_s: float) -> Result:
-    del now_s
-    state, told = replace(state, connected=False, told_down=True), state.told_down
+    if state.connected:
+        state = troubles.dropped(state, event.reason, now_s)
+    told = state.told_down or troubles.is_shared(state)
+    state = replace(state, connected=False, told_down=True)
     line = f"vehicle {state.settings.vehicle}: {event.reason}; inference goes on, connecting again until it succeeds"
     return state, [] if told else [act.Report(line)]
 
 
 def _assigned(state: State, event: ev.Assigned, now_s: float) -> Result:
     del now_s
-    state = replace(state, ask_at_s=None, enrolled=state.enrolled or event.enrolled)
+    state = troubles.heard(replace(state, ask_at_s=None, enrolled=state.enrolled or event.enrolled))
     if event.region == state.region:
         return state, []
     actions: list[act.Action] = [act.StopTraining(state.training.plan.round)] if state.training else []
@@ -78,15 +80,16 @@ def _assigned(state: State, event: ev.Assigned, now_s: float) -> Result:
 
 
 def _enrolment_refused(state: State, event: ev.EnrolmentRefused, now_s: float) -> Result:
-    del now_s
-    line = f"vehicle {state.settings.vehicle}: the server refuses: {event.reason}; asking again later"
-    return state, [act.Count("request-refused"), act.Report(line)]
+    return troubles.enrolment(state, event.reason, now_s), [act.Count("request-refused")]
 
 
 def _message_refused(state: State, event: ev.MessageRefused, now_s: float) -> Result:
     """Count it; what is dated ahead of this clock is read again later, when one of the clocks may have been set."""
     if event.reason == "from-the-future":
         state = following.reread_soon(state, now_s)
+        state = troubles.clock(state, event.ahead_s, now_s) if event.ahead_s else state
+    else:
+        state = troubles.refused(state, event.reason, now_s)
     return state, [act.Count(event.reason)]
 
 
@@ -103,6 +106,7 @@ def _ask(state: State, now_s: float) -> Result:
 
 def _plan(state: State, event: ev.PlanCame, now_s: float) -> Result:
     plan, known = event.plan, state.plan
+    state = troubles.over(troubles.heard(state), troubles.CLOCK)
     if known and (plan.round, plan.revision) <= (known.round, known.revision):
         return state, []
     if known is None or plan.round > known.round:
@@ -137,9 +141,9 @@ def _training_done(state: State, event: ev.TrainingDone, now_s: float) -> Result
 
 
 def _training_failed(state: State, event: ev.TrainingFailed, now_s: float) -> Result:
-    del now_s
     if state.training is None or state.training.plan.round != event.round:
         return state, []
+    state = troubles.note(state, "training", f"its trainings fail: {event.reason}", now_s)
     return replace(state, training=None, failures=state.failures + 1), [act.Count(event.reason)]
 
 
@@ -164,11 +168,12 @@ def _update_journaled(state: State, event: ev.UpdateJournaled, now_s: float) -> 
     if state.training is not None:
         plan = state.training.plan
         state = replace(state, rests=(plan.opened_at_s, plan.next_round_at_s))
+    state = troubles.over(state, "training", "update")
     return outbox.add(replace(state, training=None, answered=answered), event, now_s)
 
 
 def _update_given_up(state: State, event: ev.UpdateGivenUp, now_s: float) -> Result:
-    del now_s
+    state = troubles.note(state, "update", f"its updates cannot be made: {event.reason}", now_s)
     answered = frozenset(sorted({*state.answered, event.round})[-KEEP_ANSWERED:])
     return replace(state, training=None, answered=answered), [act.Count(event.reason)]
 
@@ -212,6 +217,7 @@ def _watch_training(state: State, now_s: float) -> Result:
         return state, []
     if now_s - training.started_s > state.settings.training_limit_s:
         state = replace(state, training=None, failures=state.failures + 1)
+        state = troubles.note(state, "training", "its trainings do not end in time", now_s)
         return state, [act.StopTraining(training.plan.round), act.Count("training-timeout")]
     if training.lease_until_s - now_s < training.plan.lease_s / 3:
         state = replace(state, training=replace(training, lease_until_s=now_s + training.plan.lease_s))
@@ -235,6 +241,7 @@ def _tick(state: State, event: ev.Tick, now_s: float) -> Result:
     pending = tuple(replace(each, due_s=each.due_s + by_s) for each in state.outbox)
     again_s = None if state.reread_at_s is None else now_s  # what was too early then may be timely now
     state = replace(state, training=training, ask_at_s=ask_at_s, outbox=pending, reread_at_s=again_s)
+    state = troubles.moved(state, by_s)
     return replace(state, fetch_at_s=state.fetch_at_s + by_s), []
 
 
@@ -243,7 +250,8 @@ def _say(state: State, now_s: float) -> Result:
     del now_s
     lease = _lease(state.training.plan, state.training.lease_until_s) if state.training else None
     version = state.active.version if state.active else 0
-    status = act.PublishStatus(state.verdict.eligible, ",".join(state.verdict.reasons)[:300], version, lease)
+    reason = ",".join(state.verdict.reasons)[:300] or troubles.told(state)[0]
+    status = act.PublishStatus(state.verdict.eligible, reason, version, lease)
     if not state.connected or status == state.said:
         return state, []
     return replace(state, said=status), [status]
@@ -286,5 +294,6 @@ _FOLLOW_UP: tuple[Callable[[State, float], Result], ...] = (
     _train,
     versions.fetch,
     outbox.resend,
+    troubles.tell,
     _say,
 )

@@ -25,16 +25,14 @@ from fedfleet.vehicle_agent.runtime import Replay
 from fedfleet.vehicle_agent.state import Resumed, Settings, start
 from fedfleet.vehicle_agent.swap import Swapper
 from fedfleet.vehicle_agent.trainer_port import Trainers
+from fedfleet.vehicle_agent.troubles import NO_SAMPLES
 from fedfleet.vehicle_agent.trusted import Trusted
 from fedfleet.vehicle_agent.tuning import Means, Tuning
 from fedfleet.vehicle_agent.vehicle import Parts, Vehicle
 from fedfleet.vehicle_agent.verify import forget_damaged
 from fedfleet.vehicle_agent.watch import Watch
 
-__all__ = ["NO_SAMPLES", "Shared", "World", "equip"]
-
-NO_SAMPLES = "no-samples"
-"""Why a vehicle without a scenario that could teach does not train."""
+__all__ = ["Shared", "World", "equip"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,10 @@ def equip(entry: VehicleEntry, index: int, shared: Shared) -> Vehicle:
     replay.watch = shared.watch
     seed = world.bits(256).to_bytes(32, "big")
     # 53 bits: a status carries the epoch in JSON, where every reader keeps it exactly.
-    journal = Journal(folder, vehicle=entry.vehicle, task=wire_task, epoch=world.bits(53), seed=seed)
+    epoch, has_code = world.bits(53), entry.enrolment_code is not None
+    journal = Journal(
+        folder, vehicle=entry.vehicle, task=wire_task, epoch=epoch, seed=seed, has_code=has_code
+    )
     try:
         lacks = () if meta.counts.get("train_samples") else (NO_SAMPLES,)
         settings = replace(_settings(config, entry, wire_task), lacks=lacks)
@@ -148,9 +149,8 @@ def _trusted(config: FleetConfig, entry: VehicleEntry, journal: Journal, wire_ta
     if told is not None and pinned is not None and told != pinned:
         keys = f"the journal is pinned to server key {pinned.hex()[:12]}…, server_public_key is {told.hex()[:12]}…"
         raise UsageError(f"vehicle {entry.vehicle}: {keys}: correct it, or use a new work_dir")
-    code = (
-        None if journal.enrolled or entry.enrolment_code is None else entry.enrolment_code.get_secret_value()
-    )
+    is_known = journal.enrolled and not journal.rekeyed
+    code = None if is_known or entry.enrolment_code is None else entry.enrolment_code.get_secret_value()
     if told is None and pinned is None and code is None:
         raise UsageError(
             f"vehicle {entry.vehicle}: expected server_public_key or enrolment_code, got neither"

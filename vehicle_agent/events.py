@@ -77,9 +77,10 @@ class EnrolmentRefused:
 
 @dataclass(frozen=True)
 class MessageRefused:
-    """A delivery was dropped: not from the server, stale, malformed."""
+    """A delivery was dropped: not from the server, stale, malformed; or dated so far ahead of this clock."""
 
     reason: str
+    ahead_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from fedfleet.link.inbox import Inbox
@@ -12,6 +13,7 @@ from fedfleet.link.port import Event, Link, Published, Sink, Will
 from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
 from fedfleet.vehicle_agent.config import FleetConfig
+from fedfleet.vehicle_agent.crowd import SPEAKERS, Crowd
 from fedfleet.vehicle_agent.equip import Shared, World, equip
 from fedfleet.vehicle_agent.runtime import Inference
 from fedfleet.vehicle_agent.scheduling import Scheduling, check
@@ -51,6 +53,8 @@ class Fleet:
         trainer: Sequence[str] | Trainers | None = None,
     ) -> None:
         """Open every vehicle's folder. ``trainer`` is another trainer's command line, or who trains instead."""
+        if len(config.vehicles) > SPEAKERS:
+            world = replace(world, report=Crowd(world.report, world.monotonic_s))
         self._config, self._world, self._connect = config, world, connect
         self.task = tasks.load(config.task)
         self._inbox: Inbox[tuple[int, Event]] = Inbox(INBOX_ITEMS)

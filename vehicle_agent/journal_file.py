@@ -7,14 +7,16 @@ import errno
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.signing import SigningKey
 from fedfleet.vehicle_agent import salvage
 from fedfleet.vehicle_agent.floors import Floors, FloorsFile
-from fedfleet.vehicle_agent.keys import load_or_create, lock
+from fedfleet.vehicle_agent.keys import KEY_FILE, load_or_create, lock
 from fedfleet.vehicle_agent.schema import STEPS, TABLES, VERSION
 
 __all__ = ["JournalError", "JournalFile"]
@@ -24,6 +26,10 @@ REASONS = {
     sqlite3.SQLITE_CORRUPT: "journal-corrupt",
     sqlite3.SQLITE_NOTADB: "journal-corrupt",
 }
+
+
+LOST_KEY = "0" * 64
+"""In the floors, when the key that a vehicle enrolled with was lost before it was noted there."""
 
 
 class JournalError(Exception):
@@ -38,33 +44,61 @@ class JournalError(Exception):
 class JournalFile:
     """The open file; one thread of one process at a time."""
 
-    def __init__(self, folder: Path, *, vehicle: str, task: str, epoch: int, seed: bytes) -> None:
+    def __init__(
+        self, folder: Path, *, vehicle: str, task: str, epoch: int, seed: bytes, has_code: bool = False
+    ) -> None:
         """Open the journal in ``folder``, or create it with this epoch (64 bits) and this seed of its key.
+
+        ``has_code``: if the key that the vehicle enrolled with is gone, another may take its place (``rekeyed``).
 
         ``salvaged`` is where a damaged one was put, in whose place this one begins anew; None mostly. ``restored``
         has the last update's number here and the last that was used, when this one is an older copy.
         Raises UsageError when another process holds it, or it is another vehicle's.
         """
         self._folder, self._task, self._vehicle = folder, task, vehicle
+        self.salvaged: Path | None = None
+        self.restored: tuple[int, int] | None = None
+        held = ExitStack()  # the lock, let go when anything of it fails
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(folder, vehicle)
-            self.floors = FloorsFile(folder)
-            self.key = load_or_create(folder, draw=lambda _: seed)
-            self.salvaged: Path | None = None
-            self.restored: tuple[int, int] | None = None
-            try:
-                self._open(epoch)
-            except (JournalError, sqlite3.Error, ValueError) as error:
-                cause = error.__cause__ if isinstance(error, JournalError) else error
-                if isinstance(cause, sqlite3.Error) and not salvage.is_damage(cause):
-                    raise cause from error
-                self._db.close()
-                self.salvaged = salvage.set_aside(folder)
-                self._open(epoch)
-            self._compare(epoch)
+            with held:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock = lock(folder, vehicle)
+                held.callback(os.close, self._lock)
+                self.floors = FloorsFile(folder)
+                self.key = self._key(seed, has_code=has_code)
+                self._begin(epoch)
+                held.pop_all()
         except (OSError, sqlite3.Error, JournalError) as error:
             raise UsageError(f"vehicle {vehicle}: journal {folder} cannot be opened: {error}") from error
+
+    def _key(self, seed: bytes, *, has_code: bool) -> SigningKey:
+        had_one = (self._folder / KEY_FILE).exists()
+        key = load_or_create(self._folder, draw=lambda _: seed, floors=self.floors, has_code=has_code)
+        if (
+            self.floors.now.enrolled and not self.floors.now.vehicle_key
+        ):  # a program that kept none enrolled it
+            known = key.public.hex() if had_one else LOST_KEY
+            self.floors.change(replace(self.floors.now, vehicle_key=known))
+        return key
+
+    def _begin(self, epoch: int) -> None:
+        """Open the file, or a fresh one in the place of a damaged one."""
+        try:
+            self._open(epoch)
+        except (JournalError, sqlite3.Error, ValueError) as error:
+            cause = error.__cause__ if isinstance(error, JournalError) else error
+            if isinstance(cause, sqlite3.Error) and not salvage.is_damage(cause):
+                raise cause from error
+            self._db.close()
+            self.salvaged = salvage.set_aside(self._folder)
+            self._open(epoch)
+        self._compare(epoch)
+
+    @property
+    def rekeyed(self) -> bool:
+        """Whether the server knows this vehicle by another key than it has now."""
+        known = self.floors.now
+        return known.enrolled and known.vehicle_key not in {"", self.key.public.hex()}
 
     def _open(self, epoch: int) -> None:
         self._db = sqlite3.connect(

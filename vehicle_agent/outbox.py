@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from fedfleet.protocol.messages import Fate, Receipt, Settlement
 from fedfleet.protocol.selection import draw
+from fedfleet.vehicle_agent import troubles
 from fedfleet.vehicle_agent.actions import Action, BeginEpoch, Count, Report, Send, Settle
 from fedfleet.vehicle_agent.events import ReceiptCame, SettlementCame, UpdateJournaled
 from fedfleet.vehicle_agent.state import Pending, State
@@ -87,27 +88,26 @@ def receipt(state: State, event: ReceiptCame, now_s: float) -> Result:
     if pending is None:
         return state, []
     if told.fate is not None:
-        return _settle(state, pending, told.fate, told.reason)
+        return _settle(state, pending, told.fate, told.reason, now_s)
     if told.outcome == "stored":
         return _keep(state, _heard(state, pending)), []
     if told.reason.partition(":")[0] == "wrong-region":
         state = replace(state, asked=0, ask_at_s=now_s)
     fate: Fate = "returned" if told.reason.partition(":")[0] in RETURNED_REASONS else "dropped"
     if told.reason.partition(":")[0] != USED:
-        return _settle(state, pending, fate, told.reason)
-    state, actions = _settle(state, pending, fate, told.reason)
+        return _settle(state, pending, fate, told.reason, now_s)
+    state, actions = _settle(state, pending, fate, told.reason, now_s)
     return state, [*actions, BeginEpoch(pending.update), Report(_used(state, pending))]
 
 
 def settlement(state: State, event: SettlementCame, now_s: float) -> Result:
     """Settle every update whose fate this settlement tells."""
-    del now_s
     told: Settlement = event.settlement
     actions: list[Action] = []
     for pending in state.outbox:
         fate = told.fates.get(pending.update)
         if fate is not None:
-            state, more = _settle(state, pending, fate, told.reasons.get(pending.update, ""))
+            state, more = _settle(state, pending, fate, told.reasons.get(pending.update, ""), now_s)
             actions += more
     return state, actions
 
@@ -118,7 +118,7 @@ def forget(state: State, round_: int, now_s: float) -> Result:
     for pending in state.outbox:
         silent = round_ - pending.heard
         if silent >= state.settings.forget_after_rounds and pending.asked and pending.attempts >= ASKED_TIMES:
-            state, more = _settle(state, pending, "folded", "no-word")
+            state, more = _settle(state, pending, "folded", "no-word", now_s)
             actions += [*more, Count("no-word")]
         elif silent > ASK_AFTER_ROUNDS and not pending.asked:
             state, wait_s = wait(state, 1)
@@ -127,13 +127,18 @@ def forget(state: State, round_: int, now_s: float) -> Result:
     return state, actions
 
 
-def _settle(state: State, pending: Pending, fate: Fate, reason: str) -> Result:
+def _settle(state: State, pending: Pending, fate: Fate, reason: str, now_s: float) -> Result:
     if fate == "carried":
         return _keep(state, _heard(state, pending)), []
+    if fate == "folded":
+        state = troubles.over(state, "dropped")
     rest = tuple(each for each in state.outbox if each.sequence != pending.sequence)
     actions: list[Action] = [Settle(pending.sequence, fate, reason)]
     if fate in {"dropped", "returned"}:
         actions.append(Count(f"update-{fate}-{reason.partition(':')[0]}"[:80]))
+    if fate == "dropped":
+        what = f"the server drops its updates: {reason.partition(':')[0] or 'no reason given'}"
+        state = troubles.note(state, "dropped", what, now_s)
     return replace(state, outbox=rest), actions
 
 

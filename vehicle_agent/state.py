@@ -1,12 +1,24 @@
 """What a vehicle knows between two events: frozen values. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fedfleet.protocol.messages import ModelPointer, Plan, Release
 from fedfleet.vehicle_agent.actions import PublishStatus
 from fedfleet.vehicle_agent.eligibility import Rule, Verdict
 
-__all__ = ["UNKNOWN", "Active", "Base", "Pending", "Resumed", "Settings", "State", "Training", "start"]
+__all__ = [
+    "UNKNOWN",
+    "Active",
+    "Base",
+    "Pending",
+    "Resumed",
+    "Settings",
+    "State",
+    "Training",
+    "Trouble",
+    "start",
+]
 
 UNKNOWN = Verdict(("conditions-unknown",))
 """The verdict before the first conditions were read."""
@@ -92,13 +104,26 @@ class Pending:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """Why the vehicle does nothing: a short code, words for a person, since when; ``told`` once it was said."""
+
+    code: str
+    words: str
+    since_s: float
+    told: bool = False
+
+
+@dataclass(frozen=True)
 class State:
     """All that ``agent.step`` decides upon. ``draws`` numbers the jitter draws, so that none is used twice.
 
     ``trying``: a fetched release is being tried. ``given_up`` are the digests of variants that did not pass,
     ``refused`` the number of the release that did not, which may be read again. ``rests``
     is from when until when the last answered plan lets this vehicle rest; ``ticked_s`` is the last tick,
-    ``reread_at_s`` when retained messages are read again, after ``rereads`` that brought nothing new.
+    ``reread_at_s`` when retained messages are read again, after ``rereads`` that brought nothing new. ``up_at_s`` is
+    when the connection was made, ``drops`` how many ended soon in a row, ``behind_s`` how far the clock is behind the
+    server's. ``troubles`` are the reasons for doing nothing, ``troubled`` that one was reported and is not over,
+    ``said_troubles`` what was reported and when, by code.
     """
 
     settings: Settings
@@ -133,6 +158,12 @@ class State:
     reread_at_s: float | None = None
     rereads: int = 0
     draws: int = 0
+    up_at_s: float = 0.0
+    drops: int = 0
+    behind_s: float = 0.0
+    troubles: tuple[Trouble, ...] = ()
+    troubled: bool = False
+    said_troubles: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     said: PublishStatus | None = None
 
 

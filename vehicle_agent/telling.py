@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedfleet.protocol.messages import Metrics, Status
+from fedfleet.vehicle_agent import troubles
 from fedfleet.vehicle_agent.downlink import Downlink
 from fedfleet.vehicle_agent.runtime import Replay
 from fedfleet.vehicle_agent.state import State
@@ -74,6 +75,7 @@ def metrics(
         rss_bytes=counted.rss_bytes,
         scores={} if replay.is_overlaid else figures.scores,
         refusals=dict(counted.refusals),
+        trouble=troubles.told(state)[1],
     )
 
 

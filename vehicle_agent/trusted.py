@@ -17,7 +17,7 @@ from fedfleet.protocol.signing import Keyring
 from fedfleet.protocol.topics import Topic
 from fedfleet.vehicle_agent import events as ev
 
-__all__ = ["FUTURE_S", "MESSAGE_BYTES", "Seen", "Trusted", "admit"]
+__all__ = ["FUTURE_S", "MESSAGE_BYTES", "AheadError", "Seen", "Trusted", "admit"]
 
 FUTURE_S: Final = 300.0
 """How far a server's clock may run ahead of the vehicle's, in seconds."""
@@ -40,6 +40,16 @@ _KINDS: Final[Mapping[str, Kind]] = {
     "receipt": Kind.RECEIPT,
     "command": Kind.COMMAND,
 }
+
+
+class AheadError(PeerError):
+    """A message is dated ``ahead_s`` seconds ahead of the vehicle's clock: one of the two clocks is wrong."""
+
+    def __init__(self, what: str, ahead_s: float) -> None:
+        """Name the message."""
+        told = f"{what} is dated {ahead_s:.0f} s ahead of this clock, limit {FUTURE_S:.0f} s"
+        super().__init__("from-the-future", told)
+        self.ahead_s = ahead_s
 
 
 @dataclass(frozen=True)
@@ -282,10 +292,7 @@ def _regional(kind: type[R], trusted: Trusted, topic: Topic, body: bytes) -> R:
 
 def _not_from_the_future(what: str, told_s: float, now_s: float) -> None:
     if told_s > now_s + FUTURE_S:
-        raise PeerError(
-            "from-the-future",
-            f"{what} is dated {told_s - now_s:.0f} s ahead of this clock, limit {FUTURE_S:.0f} s",
-        )
+        raise AheadError(what, told_s - now_s)
 
 
 def _check_model(trusted: Trusted, model: msg.ModelPointer) -> None:

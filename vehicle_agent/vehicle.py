@@ -26,7 +26,7 @@ from fedfleet.vehicle_agent.personal_head import Personal
 from fedfleet.vehicle_agent.runtime import Replay
 from fedfleet.vehicle_agent.state import State
 from fedfleet.vehicle_agent.swap import Sessions, Tried
-from fedfleet.vehicle_agent.trusted import Trusted, admit
+from fedfleet.vehicle_agent.trusted import AheadError, Trusted, admit
 from fedfleet.vehicle_agent.tuning import Tuning
 from fedfleet.vehicle_agent.uplink import Uplink, will
 
@@ -230,7 +230,8 @@ class Vehicle:
                 return
             trusted, came = admit(self.trusted, topic, delivery.payload, now_s=now_s)
         except PeerError as error:
-            self.handle(ev.MessageRefused(error.reason), now_s)
+            ahead_s = error.ahead_s if isinstance(error, AheadError) else 0.0
+            self.handle(ev.MessageRefused(error.reason, ahead_s), now_s)
             return
         try:
             self._remember(trusted, came)

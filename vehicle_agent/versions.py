@@ -6,7 +6,7 @@ from typing import TypeAlias
 from fedfleet.protocol.messages import Release, Variant
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
-from fedfleet.vehicle_agent import outbox
+from fedfleet.vehicle_agent import outbox, troubles
 from fedfleet.vehicle_agent.state import Active, Base, State
 
 __all__ = [
@@ -26,7 +26,7 @@ Result: TypeAlias = tuple[State, list[act.Action]]
 def pointer(state: State, event: ev.PointerCame, now_s: float) -> Result:
     """Want the published model, unless it is held."""
     del now_s
-    new, held = event.pointer, state.base
+    new, held, state = event.pointer, state.base, troubles.heard(state)
     if (
         held is not None
         and (new.version, new.onnx_sha256) == (held.version, held.onnx_sha256)
@@ -45,7 +45,7 @@ def release(state: State, event: ev.ReleaseCame, now_s: float) -> Result:
     variant which came after its release.
     """
     del now_s
-    active, came = state.active, event.release
+    active, came, state = state.active, event.release, troubles.heard(state)
     if came.number == state.refused:
         return state, []
     same = active is not None and active.onnx_sha256 in {"", _file(state, came)}
@@ -61,12 +61,14 @@ def base_ready(state: State, event: ev.BaseReady, now_s: float) -> Result:
     del now_s
     pointer = None if state.pointer and state.pointer.version == event.version else state.pointer
     base = Base(event.version, event.onnx_sha256, event.region, event.step)
+    state = troubles.over(state, "fetch-base")
     return replace(state, base=base, pointer=pointer, fetching=False, fetch_failures=0), []
 
 
 def release_fetched(state: State, event: ev.ReleaseFetched, now_s: float) -> Result:
     """Have it tried, when it is still wanted."""
     del now_s
+    state = troubles.over(state, "fetch-release")
     if state.release is None or state.release.number != event.number:
         return replace(state, fetching=False), []
     return replace(state, fetching=False, trying=True), [act.Activate(state.release)]
@@ -102,6 +104,9 @@ def activation_refused(state: State, event: ev.ActivationRefused, now_s: float) 
 
 def fetch_failed(state: State, event: ev.FetchFailed, now_s: float) -> Result:
     """Ask again later; not at all when asking again gives the same."""
+    what = "published model" if event.purpose == "base" else "release"
+    words = f"the {what} cannot be fetched: {event.reason}"
+    state = troubles.note(state, f"fetch-{event.purpose}", words, now_s)
     state, wait_s = outbox.wait(state, state.fetch_failures + 1)
     state = replace(state, fetch_failures=state.fetch_failures + 1, fetch_at_s=now_s + wait_s)
     state = (
