@@ -27,6 +27,7 @@ app.add_typer(server_store.quarantine, name="quarantine")
 app.command("check")(server_store.check)
 app.command("backup")(server_store.backup)
 app.command("restore")(server_store.restore)
+app.command("ahead")(server_store.ahead)
 
 Vehicle = Annotated[str, typer.Argument(help="Id of the vehicle: a-z, 0-9 and '-'.", show_default=False)]
 

@@ -12,19 +12,19 @@ import typer
 from sqlalchemy import Connection
 
 from fedfleet.cli.config import load
-from fedfleet.cli.launch import server_dir
+from fedfleet.cli.launch import server_dir, server_place
 from fedfleet.cli.options import Json
 from fedfleet.cli.tables import Column, moment, show
 from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server import store_quarantine
 from fedfleet.fleet_server.files import write_file
-from fedfleet.fleet_server.store import open_reader
+from fedfleet.fleet_server.store import open_older, open_reader
 from fedfleet.fleet_server.store_files import UPDATES
 from fedfleet.fleet_server.store_quarantine import Quarantined
 from fedfleet.fleet_server.store_updates import counters
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["backup", "check", "quarantine", "restore"]
+__all__ = ["ahead", "backup", "check", "quarantine", "restore"]
 
 FIRST_BYTES = 64
 NAMES_SHOWN = 20
@@ -179,6 +179,36 @@ def backup(
         typer.echo(json.dumps(asdict(manifest)))
     else:
         Terminal().say(f"{folder}: {told}")
+
+
+def ahead(
+    context: typer.Context,
+    by: Annotated[
+        int,
+        typer.Option(min=1, max=1_000_000, help="Numbers to leave out beyond the newest that was published."),
+    ] = 1000,
+) -> None:
+    """Go on from a store that went back in time, at numbers that no vehicle has seen. The server must not run.
+
+    Its newest model gets a new number and is what the fleet trains on; rounds that ran are abandoned, their updates
+    returned. Bring the newer store back instead where you have it: what happened after this one is lost to the server.
+    """
+    from fedfleet.fleet_server import store_ahead, store_published
+
+    place = server_place(load(context.obj))
+    open_reader(place.data_dir).close()  # where there is none, none is made
+    store = open_older(place.data_dir, fleet=place.fleet, task=place.task, address=place.address)
+    try:
+        with store.write() as connection:
+            store_ahead.step_beyond(connection, store_published.read(place.data_dir), by=by)
+            now = store_published.of_store(connection)
+            begin = store_published.planned_begin(connection)
+    finally:
+        store.close()
+    told = (
+        f"the first model will be version {begin}" if begin else f"version {now.version}, round {now.round}"
+    )
+    Terminal().say(f"{place.data_dir}: goes on at {told}")
 
 
 def restore(

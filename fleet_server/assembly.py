@@ -5,8 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
+from sqlalchemy import Connection
 
-from fedfleet.fleet_server import finishing, initial, store_blobs, store_models, store_rounds
+from fedfleet.fleet_server import (
+    finishing,
+    initial,
+    store_blobs,
+    store_models,
+    store_published,
+    store_rounds,
+)
 from fedfleet.fleet_server.admission import Limits
 from fedfleet.fleet_server.begin_heads import check_heads, with_heads
 from fedfleet.fleet_server.config import ServerConfig
@@ -22,6 +30,7 @@ from fedfleet.fleet_server.root_training import RootTrainer, root_command
 from fedfleet.fleet_server.server import Server
 from fedfleet.fleet_server.stopwatch import Watch, unwatched
 from fedfleet.fleet_server.store import Store, open_store, save_start
+from fedfleet.fleet_server.store_ahead import step_ahead
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.validation import Validation, open_validation
 from fedfleet.fleet_server.variants import Maker, quantize_command
@@ -84,6 +93,9 @@ def prepare(
         key = load_key(config.data_dir, draw)
         party = Party(config.fleet, task_id(task.name), key, codes)
         graph, model = _model(store, config, validation, now_s=now_s)
+        with store.read() as connection:
+            left_out = store_published.left_out(connection)
+        config = config.model_copy(update={"rounds": config.rounds.leaving_out(left_out)})
         _note_start(store, config, now_s=now_s)
     except BaseException:
         store.close()
@@ -185,8 +197,20 @@ def _first(
         store_models.save_scores(connection, model.version, scores)
         store_models.save_scores(connection, store_models.BASELINE, baseline)
         finishing.release(connection, config, version=model.version, round_=0, canary=canary, now_s=now_s)
+        model = _moved(connection, model)
     log.info("first model", version=model.version, parameters=model.vector.size)
     return graph, model
+
+
+def _moved(connection: Connection, model: Model) -> Model:
+    """Give the first model the number that was planned for it, where vehicles know numbers of a store that is lost."""
+    if not (numbers := store_published.planned_begin(connection)):
+        return model
+    store_published.begin_at(connection, 0)
+    step_ahead(connection, numbers)
+    moved = store_models.newest_model(connection)
+    assert moved is not None  # noqa: S101 - it was saved above
+    return moved
 
 
 def _checked(graph: Graph, validation: Validation) -> Graph:

@@ -157,7 +157,9 @@ class ServerSettings(Config):
             told["correction"] = "scaffold"
         if self.learning_rate_schedule == "cosine":
             settings = TrainSettings.model_validate({**told, "schedule": "cosine"})
-            told["learning_rate"] = settings.learning_rate_at((round_ - 1) / self.rounds.total)
+            told["learning_rate"] = settings.learning_rate_at(
+                (self.rounds.place(round_) - 1) / self.rounds.total
+            )
         return told
 
     def step_of(self, round_: int) -> float:
@@ -167,7 +169,8 @@ class ServerSettings(Config):
         beyond fixed training durations", section 3); the last of `rounds.total` has the smallest factor, not 0.
         """
         last = self.strategy.cooldown * self.rounds.total
-        return min(1.0, (self.rounds.total - round_ + 1) / last) if last >= 1 else 1.0
+        left = self.rounds.total - self.rounds.place(round_) + 1
+        return min(1.0, left / last) if last >= 1 else 1.0
 
     @property
     def training_momentum(self) -> float:

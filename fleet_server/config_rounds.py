@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from math import sqrt
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from fedfleet.fleet_server.config_base import Config, Positive
 from fedfleet.protocol.ids import Id
@@ -18,6 +18,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 class RoundsConfig(Config):
     """When rounds open, whom they ask, and when they close."""
+
+    _left_out: int = PrivateAttr(default=0)
 
     total: int = Field(
         default=0, ge=0, description="rounds to run, then the server only serves what it has; 0: no end"
@@ -130,9 +132,24 @@ class RoundsConfig(Config):
             1 / sqrt(1 + staleness) if self.late == "staleness-weighted" or self.mode == "buffered" else 1.0
         )
 
+    @property
+    def left_out(self) -> int:
+        """How many numbers were left out because the store went back in time."""
+        return self._left_out
+
+    def leaving_out(self, numbers: int) -> Self:
+        """Return the same with so many numbers left out: ``total`` counts rounds that ran."""
+        changed = self.model_copy()
+        changed._left_out = numbers  # noqa: SLF001 - of the same class
+        return changed
+
+    def place(self, round_: int) -> int:
+        """Return which round this is, counted from 1, without the numbers that were left out."""
+        return max(1, round_ - self._left_out)
+
     def goes_on(self, round_: int) -> bool:
         """Tell whether a round follows this one."""
-        return not self.total or round_ < self.total
+        return not self.total or round_ - self._left_out < self.total
 
 
 class GateConfig(Config):

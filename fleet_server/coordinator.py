@@ -135,7 +135,7 @@ class Coordinator:
         steady_s: float,
     ) -> bool:
         rounds = self.config.rounds
-        number = max((one.plan.round for one in current.values()), default=0) + 1
+        number = max((one.plan.round for one in current.values()), default=rounds.left_out) + 1
         opened_s = max((one.plan.opened_at_s for one in current.values()), default=-inf)
         if not rounds.goes_on(number - 1):
             return False

@@ -12,6 +12,7 @@ from fedfleet.fleet_server.announcements import announce
 from fedfleet.fleet_server.coordinator import Coordinator
 from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.ingest import Ingest
+from fedfleet.fleet_server.look_back import LookBack
 from fedfleet.fleet_server.publisher import Publisher
 from fedfleet.fleet_server.store import Store, StoreFailed
 from fedfleet.fleet_server.variants import Maker
@@ -31,7 +32,8 @@ class Server:
     """A running fleet server. ``handle`` what the link brought, ``tick`` often.
 
     Both may raise StoreFailed (a full disk): nothing is lost, what was not stored is not acknowledged and is kept in
-    the ``backlog``. Call ``handle`` again, with nothing new until the backlog is empty.
+    the ``backlog``. Call ``handle`` again, with nothing new until the backlog is empty. Both raise UsageError when it
+    turns out that the store went back in time (`look_back`).
     """
 
     store: Store
@@ -40,10 +42,16 @@ class Server:
     coordinator: Coordinator
     publisher: Publisher
     variants: Maker | None = None
+    look_back: LookBack = field(init=False)
     backlog: deque[Event] = field(default_factory=deque)
     _connected: bool = False
     _changed: bool = False
     _written: tuple[int, int] = field(default=(-1, -1))
+
+    def __post_init__(self) -> None:
+        """Watch over the store."""
+        regions = self.coordinator.config.regions
+        self.look_back = LookBack(self.store, self.link, self.ingest.party, regions)
 
     def start(self) -> None:
         """Make what is to be announced from the store, and write the newest model file if it is not there."""
@@ -76,12 +84,14 @@ class Server:
             self._announce()
             self._changed = False
         if self._connected:
+            self.look_back.tick(now_s)
             self.publisher.pump()
 
     def _store(self, deliveries: Sequence[Delivery], now_s: float) -> None:
         if not deliveries:
             return
-        outgoing = self.ingest.receive(deliveries, now_s)
+        own = {delivery.token for delivery in deliveries if self.look_back.heard(delivery)}
+        outgoing = self.ingest.receive([one for one in deliveries if one.token not in own], now_s)
         for delivery in deliveries:
             self.link.ack(delivery)
         dropped = 0
@@ -102,13 +112,16 @@ class Server:
         self._connected = True
         with self.store.write() as connection:
             store_vehicles.forget_presence(connection)
+        self.look_back.connected()
         for topic_filter in topics.vehicles(self.publisher.fleet):
             self.link.subscribe(topic_filter)
         self.publisher.reset()
 
     def _announce(self) -> None:
         with self.store.read() as connection:
-            self.publisher.want(announce(connection, self.ingest.party, self.coordinator.config.regions))
+            wanted = announce(connection, self.ingest.party, self.coordinator.config.regions)
+            self.look_back.note(connection)
+        self.publisher.want(wanted)
         self._write_model()
 
     def _note_cleared(self) -> None:

@@ -16,7 +16,14 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, inspect, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from fedfleet.fleet_server import migrations, schema, store_postgres, store_sqlite, store_updates
+from fedfleet.fleet_server import (
+    migrations,
+    schema,
+    store_postgres,
+    store_published,
+    store_sqlite,
+    store_updates,
+)
 from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.stopwatch import Watch, unwatched
 from fedfleet.fleet_server.store_files import Files, FilesFailed
@@ -33,6 +40,7 @@ __all__ = [
     "StoreFailed",
     "StoreLost",
     "address_of",
+    "open_older",
     "open_reader",
     "open_store",
     "properties",
@@ -134,23 +142,46 @@ def open_store(
 ) -> Store:
     """Open the store of a server in ``folder``, making it when there is none; with ``address`` in PostgreSQL.
 
-    ``exclusive`` takes the lock of a running server, brings an older store up to date and removes files that no row
-    names; commands that add a row beside one do without. ``max_pages`` bounds the SQLite file's pages as a full disk
-    would (0: no bound). Raises UsageError: in use, a newer schema, another fleet or task, not a database; StoreFailed.
+    ``exclusive`` takes the lock of a running server, brings an older store up to date, refuses one that is behind what
+    was published (see `open_older`) and removes files that no row names; commands that add a row beside one do
+    without. ``max_pages`` bounds the SQLite file's pages as a full disk would (0: no bound). Raises UsageError: in
+    use, behind, a newer schema, another fleet or task, not a database; StoreFailed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if exclusive:
-        _check_address(folder, address)
-    else:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not exclusive:
         address = address or address_of(folder)
-    store = _open(folder, address, exclusive=exclusive, max_pages=max_pages)
+        store = _open(folder, address, exclusive=False, max_pages=max_pages)
+        return _ready(store, {"fleet": fleet, "task": task}, may_migrate=False)
+    store = _open_exclusive(folder, {"fleet": fleet, "task": task}, address=address, max_pages=max_pages)
     try:
-        _prepare(store, {"fleet": fleet, "task": task}, may_migrate=exclusive)
-        if exclusive:
-            if address is not None:
-                _note_address(folder, address)
-            with store.read() as connection:
-                store.files.sweep(store_updates.named_files(connection))
+        with store.read() as connection:
+            store_published.check(folder, connection, store=store.name)
+            store.files.sweep(store_updates.named_files(connection))
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def open_older(folder: Path, *, fleet: str, task: str, address: Address | None = None) -> Store:
+    """Open a store as a server does, also one that is behind what was published, to step it ahead."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return _open_exclusive(folder, {"fleet": fleet, "task": task}, address=address)
+
+
+def _open_exclusive(
+    folder: Path, expected: dict[str, str], *, address: Address | None, max_pages: int = 0
+) -> Store:
+    _check_address(folder, address)
+    store = _ready(_open(folder, address, exclusive=True, max_pages=max_pages), expected, may_migrate=True)
+    if address is not None:
+        _note_address(folder, address)
+    return store
+
+
+def _ready(store: Store, expected: dict[str, str], *, may_migrate: bool) -> Store:
+    try:
+        _prepare(store, expected, may_migrate=may_migrate)
     except BaseException:
         store.close()
         raise

@@ -1,4 +1,4 @@
-"""A store that comes back from a backup goes on at numbers that no vehicle has seen yet.
+"""A store that went back in time, from a backup or otherwise, goes on at numbers that no vehicle has seen yet.
 
 Vehicles answer a round once and follow rising versions only. What happened after the backup is lost to the server, not
 to them: they would ignore its next rounds and versions until the numbers had caught up.
@@ -6,14 +6,28 @@ to them: they would ignore its next rounds and versions until the numbers had ca
 
 from sqlalchemy import Connection, Table, func, select
 
-from fedfleet.fleet_server import store_rounds
+from fedfleet.fleet_server import store_published, store_rounds
 from fedfleet.fleet_server.rounds import FINAL
 from fedfleet.fleet_server.schema import model, regional, release, round_, score, update
+from fedfleet.fleet_server.store_published import Published
 from fedfleet.fleet_server.store_rounds import Round
 
-__all__ = ["step_ahead"]
+__all__ = ["step_ahead", "step_beyond"]
 
-REASON = "restored from a backup"
+REASON = "the server went back to an older store"
+
+
+def step_beyond(connection: Connection, noted: Published, *, by: int) -> int:
+    """Step ahead to numbers that are ``by`` beyond the store's and all that is noted; return by how many.
+
+    A store without a model keeps that for its first one.
+    """
+    numbers = by + noted.above(store_published.of_store(connection))
+    if connection.execute(select(func.max(model.c.version))).scalar_one() is None:
+        store_published.begin_at(connection, numbers)
+    else:
+        step_ahead(connection, numbers)
+    return numbers
 
 
 def step_ahead(connection: Connection, numbers: int) -> None:
@@ -22,6 +36,7 @@ def step_ahead(connection: Connection, numbers: int) -> None:
     The newest model, its heads, scores and release are the same under their new numbers; its chain begins anew.
     """
     _end_rounds(connection)
+    store_published.leave_out(connection, numbers)
     newest = store_rounds.newest(connection)
     if newest >= 0:
         latest: dict[str, Round] = {one.plan.region: one for one in store_rounds.rounds(connection)}

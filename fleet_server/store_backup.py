@@ -18,13 +18,22 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select, text
 
-from fedfleet.fleet_server import schema, store_models, store_rounds, store_updates
+from fedfleet.fleet_server import schema, store_models, store_published, store_rounds, store_updates
 from fedfleet.fleet_server.files import write_file
-from fedfleet.fleet_server.store import FILE, Store, address_of, open_reader, open_store, properties
-from fedfleet.fleet_server.store_ahead import step_ahead
+from fedfleet.fleet_server.store import (
+    FILE,
+    Store,
+    address_of,
+    open_older,
+    open_reader,
+    open_store,
+    properties,
+)
+from fedfleet.fleet_server.store_ahead import step_beyond
 from fedfleet.fleet_server.store_check import problems
 from fedfleet.fleet_server.store_files import UPDATES
 from fedfleet.fleet_server.store_postgres import Address
+from fedfleet.fleet_server.store_published import Published
 from fedfleet.protocol.errors import UsageError
 
 __all__ = ["AHEAD", "MANIFEST", "Manifest", "backup", "restore", "verify"]
@@ -214,20 +223,23 @@ def verify(folder: Path) -> Manifest:
 def restore(folder: Path, data_dir: Path, *, ahead: int = AHEAD, address: Address | None = None) -> Manifest:
     """Make the server's folder ``data_dir``, or the empty database at ``address``, what the backup says.
 
-    So many numbers of rounds, versions and releases are left out ``ahead``, as vehicles may have seen some of them
-    since (see `store_ahead`); 0 where the server has done nothing since the backup, and the store is to be the same.
-    The store gets its place last, when all else is on the disk: killed before, this may be done again. Raises
-    UsageError for a backup that is not whole, and when the server has a store already: nothing is replaced.
+    So many numbers of rounds, versions and releases are left out ``ahead``, beyond those that are noted as published,
+    as vehicles may have seen some of them since (see `store_ahead`); 0 where the server has done nothing since the
+    backup, and the store is to be the same. The store gets its place last, when all else is on the disk: killed
+    before, this may be done again. Raises UsageError for a backup that is not whole, and when the server has a store
+    already: nothing is replaced.
     """
     manifest = verify(folder)
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     _check_free(folder, data_dir)
+    if not ahead:
+        _check_newest(data_dir, manifest)
     for name in KEYS.keys() & manifest.files.keys():
         write_file(data_dir / name, (folder / name).read_bytes(), mode=KEYS[name])
     if address is None:
-        _place_store(folder, data_dir, manifest, ahead)
+        _place_store(folder, data_dir, manifest, ahead=ahead)
     else:
-        _fill(folder, data_dir, manifest, ahead, address)
+        _fill(folder, data_dir, manifest, ahead=ahead, address=address)
     return manifest
 
 
@@ -249,11 +261,20 @@ def _place_updates(folder: Path, data_dir: Path, manifest: Manifest) -> None:
             _place(folder / name, data_dir / name)
 
 
+def _check_newest(data_dir: Path, manifest: Manifest) -> None:
+    """Raise UsageError when the server has published more since the backup."""
+    noted = store_published.read(data_dir)
+    kept = Published(manifest.newest_round, manifest.newest_version, noted.release)
+    if noted.above(kept):
+        told = f"published since the backup: {noted.told_beside(kept)}"
+        raise UsageError(f"{data_dir}: {told}: restore without --ahead 0, nothing was changed")
+
+
 def _same(one: Path, other: Path) -> bool:
     return one.exists() and one.read_bytes() == other.read_bytes()
 
 
-def _place_store(folder: Path, data_dir: Path, manifest: Manifest, ahead: int) -> None:
+def _place_store(folder: Path, data_dir: Path, manifest: Manifest, *, ahead: int) -> None:
     """Step the store ahead beside its place, then give it the place."""
     _place_updates(folder, data_dir, manifest)
     building = data_dir / RESTORING
@@ -264,7 +285,7 @@ def _place_store(folder: Path, data_dir: Path, manifest: Manifest, ahead: int) -
         store = open_store(building, fleet=manifest.fleet, task=manifest.task)
         try:
             with store.write() as connection:
-                step_ahead(connection, ahead)
+                step_beyond(connection, store_published.read(data_dir), by=ahead)
         finally:
             store.close()
         _make_single(building / FILE)
@@ -274,9 +295,9 @@ def _place_store(folder: Path, data_dir: Path, manifest: Manifest, ahead: int) -
     shutil.rmtree(building, ignore_errors=True)
 
 
-def _fill(folder: Path, data_dir: Path, manifest: Manifest, ahead: int, address: Address) -> None:
+def _fill(folder: Path, data_dir: Path, manifest: Manifest, *, ahead: int, address: Address) -> None:
     """Copy the store into an empty database, in one transaction."""
-    target = open_store(data_dir, fleet=manifest.fleet, task=manifest.task, address=address)
+    target = open_older(data_dir, fleet=manifest.fleet, task=manifest.task, address=address)
     source = open_reader(folder)
     try:
         with target.write() as writing, source.read() as reading:
@@ -285,7 +306,7 @@ def _fill(folder: Path, data_dir: Path, manifest: Manifest, ahead: int, address:
             _place_updates(folder, data_dir, manifest)
             _copy_rows(reading, writing)
             if ahead:
-                step_ahead(writing, ahead)
+                step_beyond(writing, store_published.read(data_dir), by=ahead)
     finally:
         source.close()
         target.close()

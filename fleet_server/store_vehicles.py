@@ -17,6 +17,7 @@ from fedfleet.protocol.signing import KEY_BYTES, Keyring
 
 __all__ = [
     "Presence",
+    "ahead_of",
     "code_is_open",
     "deny",
     "enrol",
@@ -141,6 +142,15 @@ def enrolled(connection: Connection) -> dict[str, int]:
 def presences(connection: Connection) -> list[Presence]:
     """Return the presence of every vehicle that is enrolled and not denied, by id."""
     return list(map(Presence._make, connection.execute(_PRESENCES)))
+
+
+def ahead_of(connection: Connection, *, version: int, round_: int) -> list[tuple[str, int, int]]:
+    """Return (vehicle, version, round) of those online that say of themselves that they have seen newer ones."""
+    lease = func.coalesce(vehicle.c.lease_round, -1)
+    newer = (vehicle.c.active_version > version) | (lease > round_)
+    query = select(vehicle.c.id, vehicle.c.active_version, lease)
+    rows = connection.execute(query.where(newer, vehicle.c.state == "ONLINE", ~vehicle.c.denied))
+    return [(row[0], row[1], row[2]) for row in rows]
 
 
 def save_status(connection: Connection, status: Status) -> bool:
