@@ -112,8 +112,7 @@ def of_store(connection: Connection) -> Published:
 def check(folder: Path, connection: Connection, *, store: str) -> None:
     """Raise UsageError when more was published than the store knows: it went back in time."""
     noted, found = read(folder), of_store(connection)
-    if found.version < 0:
-        begin = planned_begin(connection)
+    if found.version < 0 and (begin := planned_begin(connection)):
         found |= Published(begin, begin, begin)
     if noted.above(found):
         raise UsageError(f"store {store} {went_back(noted.told_beside(found))}")
