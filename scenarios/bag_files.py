@@ -23,6 +23,7 @@ from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.members import MAX_RATIO
 from fedfleet.scenarios.records import ScenarioError
 from fedfleet.scenarios.ros_definitions import DEFINITIONS
+from fedfleet.scenarios.words import in_words
 
 __all__ = ["Packed", "Place", "Topic", "opened", "packed"]
 
@@ -132,7 +133,7 @@ def _whole(where: str) -> Iterator[None]:
     try:
         yield
     except (McapError, ValueError, ArithmeticError, struct.error, EOFError, OSError, MemoryError) as error:
-        text = f"{where}: expected a whole MCAP file: {type(error).__name__} {_line(error)}"
+        text = f"{where}: expected a whole MCAP file: {in_words(error)}"
         raise ScenarioError("damaged-bag", text) from error
 
 
@@ -197,7 +198,9 @@ def _unpacked(chunk: Any, where: str) -> Any:  # noqa: ANN401 - of mcap
         else:
             raise ScenarioError("damaged-bag", f"{where}: a chunk packed with {chunk.compression!r:.20}")
     except (zstandard.ZstdError, RuntimeError) as error:
-        raise ScenarioError("damaged-bag", f"{where}: a chunk cannot be unpacked: {error}") from error
+        raise ScenarioError(
+            "damaged-bag", f"{where}: a chunk cannot be unpacked: {in_words(error)}"
+        ) from error
     if len(data) != size:
         raise ScenarioError("damaged-bag", f"{where}: expected a chunk of {size} bytes, got {len(data)}")
     return replace(chunk, compression="", data=data)
@@ -227,7 +230,7 @@ def _store(path: Path, where: str) -> Iterator[sqlite3.Connection]:
             yield store
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise ScenarioError(
-            "damaged-bag", f"{where}: expected a ROS 2 bag in SQLite: {_line(error)}"
+            "damaged-bag", f"{where}: expected a ROS 2 bag in SQLite: {in_words(error)}"
         ) from error
 
 
@@ -270,14 +273,10 @@ def _row(store: sqlite3.Connection, place: Place, where: str) -> bytes:
     try:
         row = store.execute(query, (place[0], MAX_RECORD_BYTES)).fetchone()
     except sqlite3.Error as error:
-        raise ScenarioError("damaged-bag", f"{where}: row {place[0]}: {_line(error)}") from error
+        raise ScenarioError("damaged-bag", f"{where}: row {place[0]}: {in_words(error)}") from error
     if row is None or not isinstance(row[0], bytes):
         raise ScenarioError("damaged-bag", f"{where}: no message in row {place[0]}: it has changed")
     return row[0]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _topics(store: sqlite3.Connection) -> list[tuple[int, Topic]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fedfleet.scenarios.local_plane import Plane, axes, ecef
 from fedfleet.scenarios.records import ScenarioError
 from fedfleet.scenarios.windows import Observations
+from fedfleet.scenarios.words import in_words
 
 __all__ = ["EGO", "NO_POSE", "RATE_HZ", "REGION", "Text", "observations"]
 
@@ -175,7 +176,7 @@ def _numbers(rows: list[tuple[int, list[bytes]]], columns: slice, where: str) ->
         try:
             values[at] = [float(each) for each in row[columns]]
         except ValueError as error:
-            raise ScenarioError("nan-value", f"{where} line {line}: {error}") from error
+            raise ScenarioError("nan-value", f"{where} line {line}: {in_words(error)}") from error
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         at, column = (int(one) for one in bad[0])

@@ -11,6 +11,7 @@ from typing import Final, cast
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
 from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.words import in_words
 
 __all__ = ["MAX_DEPTH", "MAX_ELEMENTS", "parse_xml"]
 
@@ -50,7 +51,7 @@ def parse_xml(data: bytes, where: str, *, max_elements: int = MAX_ELEMENTS) -> E
                     raise ScenarioError("xml-too-large", text)
         parser.close()
     except ParseError as error:
-        raise ScenarioError("malformed-xml", f"{where}: expected XML: {error}") from error
+        raise ScenarioError("malformed-xml", f"{where}: expected XML: {in_words(error)}") from error
     if root is None:
         raise ScenarioError(
             "malformed-xml", f"{where}: expected XML, got {len(data)} bytes without an element"

@@ -15,6 +15,7 @@ from typing import Any, Final
 from fedfleet.scenarios.protobuf_wire import double, fields
 from fedfleet.scenarios.records import ScenarioError
 from fedfleet.scenarios.ros_messages import Definition, decode, parse_definition
+from fedfleet.scenarios.words import in_words
 
 __all__ = ["SCHEMAS", "Listed", "Thing", "reader"]
 
@@ -87,7 +88,7 @@ def _ros(data: bytes, where: str, name: str, definition: Definition) -> Listed:
         things = tuple(SCHEMAS[name](message))
         return Listed(stamp["sec"] + stamp["nanosec"] * 1e-9, header["frame_id"], things)
     except (KeyError, TypeError, IndexError) as error:
-        raise ScenarioError("malformed-schema", f"{where}: {name} without {error}") from error
+        raise ScenarioError("malformed-schema", f"{where}: {name}: {in_words(error)}") from error
 
 
 def _detections(message: Mapping[str, Any]) -> Iterator[Thing]:
@@ -129,7 +130,7 @@ def _scene_json(data: bytes, where: str) -> Listed:
         stamps = [each["timestamp"]["sec"] + each["timestamp"]["nsec"] * 1e-9 for each in entities]
         frames = {str(each["frame_id"]) for each in entities}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        text = f"{where}: expected a SceneUpdate: {type(error).__name__} {error}"[:300]
+        text = f"{where}: expected a SceneUpdate: {in_words(error)}"
         raise ScenarioError("malformed-message", text) from error
     return _scene(stamps, frames, things, where)
 

@@ -16,6 +16,8 @@ from fedfleet.models.task import Drive
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import Id
 from fedfleet.scenarios.partition import Partition, check_overlaps
+from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.text import utf8
 
 __all__ = ["as_json", "read_split"]
 
@@ -48,9 +50,11 @@ def read_split(path: Path, drives: Sequence[Drive]) -> Partition:
     try:
         if path.stat().st_size > LIMIT_BYTES:
             raise UsageError(f"{path}: {path.stat().st_size} bytes, expected at most {LIMIT_BYTES}")
-        split = _Split.model_validate_json(path.read_bytes())
+        split = _Split.model_validate_json(utf8(path.read_bytes(), path.name))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except ScenarioError as error:
+        raise UsageError(str(error)) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "file"

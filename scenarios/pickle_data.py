@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fedfleet.scenarios.pickle_arrays import NAMES, Called, Name, Pending, Waiting, call
 from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.words import in_words
 
 __all__ = ["MAX_OPCODES", "load"]
 
@@ -36,8 +37,8 @@ def load(data: bytes, where: str) -> Any:  # noqa: ANN401 - what the pickle hold
     try:
         return machine.run()
     except (IndexError, ValueError, TypeError, KeyError, OverflowError, struct.error) as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        text = f"{where} byte {machine.at}: expected a whole pickle: {told}"
+        told = in_words(error) if isinstance(error, KeyError | struct.error) else " ".join(str(error).split())
+        text = f"{where} byte {machine.at}: expected a whole pickle: {told:.200}"
         raise ScenarioError("malformed-pickle", text) from error
 
 

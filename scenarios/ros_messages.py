@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.words import in_words
 
 __all__ = ["Definition", "decode", "parse_definition"]
 
@@ -98,7 +99,7 @@ def decode(data: bytes, definition: Definition, where: str) -> dict[str, Any]:
     try:
         found = reader.message(definition.root, 0)
     except (struct.error, UnicodeDecodeError, ValueError) as error:
-        raise ScenarioError("malformed-message", f"{where} byte {reader.at}: {error}") from error
+        raise ScenarioError("malformed-message", f"{where} byte {reader.at}: {in_words(error)}") from error
     if len(data) - reader.at > 3:
         left = f"{len(data) - reader.at} bytes after the end of {definition.root}"
         raise ScenarioError("malformed-message", f"{where}: {left}: another version of it?")

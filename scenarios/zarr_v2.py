@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedfleet.scenarios.records import ScenarioError
+from fedfleet.scenarios.words import in_words
 
 __all__ = ["ZarrArray", "attributes", "open_array"]
 
@@ -82,7 +83,7 @@ def open_array(folder: Path, where: str) -> ZarrArray:
         packed = None if packer is None else packer["id"]
         rows, chunk_rows = int(rows), int(chunk_rows)
     except (KeyError, TypeError, ValueError) as error:
-        text = f"{where}/.zarray: expected a list of records of version 2, got {error!s:.80}"
+        text = f"{where}/.zarray: expected a list of records of version 2: {in_words(error)}"
         raise ScenarioError("unknown-version", text) from error
     if version != 2 or order != "C" or filters or packed not in (None, "blosc") or dtype.hasobject:
         got = f"version {version}, order {order}, filters {filters}, compressor {packed}"
@@ -109,7 +110,9 @@ def _meta(path: Path, where: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ScenarioError("missing-file", f"{where}: expected {path.name}, got none") from None
     except ValueError as error:
-        raise ScenarioError("malformed-json", f"{where}/{path.name}: expected JSON: {error}") from error
+        raise ScenarioError(
+            "malformed-json", f"{where}/{path.name}: expected JSON: {in_words(error)}"
+        ) from error
     if not isinstance(found, dict):
         raise ScenarioError("malformed-json", f"{where}/{path.name}: expected an object")
     return found
@@ -131,4 +134,4 @@ def _unpacked(data: bytes, size: int, where: str) -> bytes:
     try:
         return bytes(blosc.decompress(data))
     except (RuntimeError, ValueError) as error:
-        raise ScenarioError("damaged-member", f"{where}: cannot be unpacked: {error}") from error
+        raise ScenarioError("damaged-member", f"{where}: cannot be unpacked: {in_words(error)}") from error

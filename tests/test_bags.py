@@ -273,9 +273,14 @@ def without_a_number() -> list[bytes]:
     [
         (scenes(tracks(3), frame_id="base_link"), {}, "moving-frame", "got 'base_link'"),
         ([b"{"] * 3, {}, "malformed-message", "expected a SceneUpdate"),
-        ([b"[" * 100_000] * 3, {"compression": CompressionType.NONE}, "malformed-message", "RecursionError"),
-        ([b"[]"] * 3, {}, "malformed-message", "AttributeError"),
-        (without_a_number(), {}, "malformed-message", "could not convert"),
+        (
+            [b"[" * 100_000] * 3,
+            {"compression": CompressionType.NONE},
+            "malformed-message",
+            "nested too deeply",
+        ),
+        ([b"[]"] * 3, {}, "malformed-message", "of another kind than it must be"),
+        (without_a_number(), {}, "malformed-message", "expected a number, got"),
         ([b'{"entities":[]}'] * 3, {}, "no-object-list", "got messages without one"),
         ([b"\xff"] * 3, {"encoding": "protobuf"}, "malformed-protobuf", "scene"),
         (scenes(tracks(3)), {"encoding": "cbor"}, "no-object-list", "foxglove.SceneUpdate (cbor)"),
@@ -329,7 +334,7 @@ def test_a_bag_whose_texts_are_none_is_refused_in_one_line(tmp_path: Path) -> No
     with sqlite3.connect(file) as store:
         store.execute("UPDATE message_definitions SET encoded_message_definition = CAST(x'0A41FF0A' AS TEXT)")
     store.close()
-    with pytest.raises(ScenarioError, match=r"damaged-bag: .*Could not decode to UTF-8") as refused:
+    with pytest.raises(ScenarioError, match=r"damaged-bag: .*its text is not UTF-8") as refused:
         read(tmp_path)
     assert "\n" not in str(refused.value)
 

@@ -192,7 +192,7 @@ def turn(roll: float, pitch: float, yaw: float) -> np.ndarray:
     ("labels", "calib", "reason", "text"),
     [
         (label(0, 1, "Car", "nan", 1), CALIB, "nan-value", "0000.txt line 1: expected finite numbers"),
-        (label(0, 1, "Car", "x", 1), CALIB, "nan-value", "line 1: could not convert"),
+        (label(0, 1, "Car", "x", 1), CALIB, "nan-value", "line 1: expected a number, got 'x'"),
         (
             label(0, 1, "Car", 1, 1).replace(" ", ","),
             CALIB,

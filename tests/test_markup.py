@@ -29,7 +29,7 @@ def test_a_document_is_read_whole() -> None:
         (b'<?xml version="1.0" encoding="cp037"?><a/>', "malformed-xml", "got cp037"),
         (b"<a>&lol;</a>", "malformed-xml", "undefined entity"),
         (b"<a><b></a>", "malformed-xml", "mismatched tag"),
-        (b"<a><b>", "malformed-xml", "no element found"),
+        (b"<a><b>", "malformed-xml", "it ends too early"),
         (b"", "malformed-xml", "a.xml"),
         (b"<a>" * (MAX_DEPTH + 1), "xml-too-large", f"65 levels, limit {MAX_DEPTH} levels"),
     ],
