@@ -1,8 +1,8 @@
 """Reads a folder of INTERACTION track files: `<place>/vehicle_tracks_000.csv` and `pedestrian_tracks_000.csv`, 10 Hz.
 
-The columns are the publisher's (interaction-dataset.com, "Details and format"): x and y are metres in the place's own
-frame, x east, y north. A region is the place (the folder's name), a drive a recording: vehicles and pedestrians of
-one number.
+They may lie in zips. The columns are the publisher's (interaction-dataset.com, "Details and format"): x and y are
+metres in the place's own frame, x east, y north. A region is the place (the folder's name), a drive a recording:
+vehicles and pedestrians of one number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fedfleet.models.task import Drive
 from fedfleet.scenarios.account import STRICT, Account
-from fedfleet.scenarios.members import Stream, head, open_streams
+from fedfleet.scenarios.members import Head, Stream, head, is_zip, open_streams
 from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.text import without_packing
@@ -68,26 +68,35 @@ class Interaction:
 
 
 def detect(tree: Tree) -> tuple[Path, ...]:
-    """Track files by name and header."""
-    found = [path for path in tree.ending(".csv", packed=True) if _NAME.match(without_packing(path.name))]
-    return tuple(path for path in found if _is_ours(path))
+    """Track files by name and header, and zips whose first CSV file is one."""
+    found = []
+    for path in sorted([*tree.ending(".zip"), *tree.ending(".csv", packed=True)]):
+        first = head(path, ".csv") if is_zip(path) or _NAME.match(without_packing(path.name)) else None
+        if first is not None and _is_ours(path, first):
+            found.append(path)
+    return tuple(found)
 
 
 def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Interaction:
     """Find places and recordings; only time stamps are read. A recording is refused with its two files."""
-    recorded: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+    recorded: dict[tuple[str, str], list[Stream]] = defaultdict(list)
     for path in sources:
-        named = _NAME.match(without_packing(path.name))
-        recorded[path.parent, named[2] if named else path.stem].append(path)
-    names = {home: home.name if home != folder else folder.resolve().name for home, _ in recorded}
+        with account.refusing(path.relative_to(folder).as_posix()):
+            for stream in open_streams(folder, path, ".csv"):
+                named = _NAME.match(stream.name)
+                if named is None:
+                    text = "is neither vehicle_tracks_*.csv nor pedestrian_tracks_*.csv"
+                    account.leave(stream.where, "unknown-file", text)
+                    continue
+                recorded[_home(stream), named[2]].append(stream)
+    names = {home: _place(home) or folder.resolve().name for home, _ in recorded}
     regions = place_ids(names.values())
     trips = place_ids(f"{regions[names[home]]}-{number}" for home, number in recorded)
     drives: dict[str, Drive] = {}
     files: dict[str, tuple[Stream, ...]] = {}
-    for (home, number), paths in recorded.items():
+    for (home, number), streams in sorted(recorded.items()):
         region = regions[names[home]]
-        with account.refusing(*(path.relative_to(folder).as_posix() for path in paths)):
-            streams = [each for path in paths for each in open_streams(folder, path, ".csv")]
+        with account.refusing(*(stream.where for stream in streams)):
             drive = _drive(region, trips[f"{region}-{number}"], streams)
             if drive.key in files:
                 text = f"drive {drive.key} is in {files[drive.key][0].where} and again in {streams[0].where}"
@@ -96,15 +105,28 @@ def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> In
     return Interaction(dict(sorted(drives.items())), files)
 
 
+def _home(stream: Stream) -> str:
+    """The folder that a file lies in, or the zip and the folder inside it."""
+    return stream.where.replace(": ", ":/").rpartition("/")[0]
+
+
+def _place(home: str) -> str:
+    """The place that a folder is named for; of files directly in a zip, the zip's name."""
+    name = home.rpartition("/")[2]
+    return name[: -len(".zip:")] if name.lower().endswith(".zip:") else name
+
+
 def _drive(region: str, name: str, streams: Sequence[Stream]) -> Drive:
     each = [_columns(stream, ("timestamp_ms",))["timestamp_ms"] for stream in streams]
     rate_hz, frame = clock(np.unique(np.concatenate(each)) * 1e-3, streams[0].where)
     return Drive(region, name, *recordings(frame, rate_hz))
 
 
-def _is_ours(path: Path) -> bool:
-    first = head(path, ".csv")
-    return first is not None and (first.is_damaged or not first.columns or first.has(COLUMNS, 3))
+def _is_ours(path: Path, first: Head) -> bool:
+    if is_zip(path):
+        inside = without_packing(first.name.rpartition("/")[2])
+        return not first.is_damaged and bool(_NAME.match(inside)) and first.has(COLUMNS, 3)
+    return first.is_damaged or not first.columns or first.has(COLUMNS, 3)
 
 
 def _columns(stream: Stream, wanted: Sequence[str], **names: Any) -> dict[str, NDArray[Any]]:  # noqa: ANN401 - Names

@@ -99,7 +99,12 @@ READERS: Final = (
         "fedfleet.scenarios.argoverse2",
         beside=r"(\A|/)log_map_archive_[^/]*\.json\Z",
     ),
-    Reader("INTERACTION", "vehicle_tracks_*.csv, pedestrian_tracks_*.csv", "fedfleet.scenarios.interaction"),
+    Reader(
+        "INTERACTION",
+        "vehicle_tracks_*.csv, pedestrian_tracks_*.csv, or zips of them",
+        "fedfleet.scenarios.interaction",
+        _CSV,
+    ),
     Reader(
         "NGSIM",
         "*.csv or zips of them with Vehicle_ID,Frame_ID,Global_Time,…",

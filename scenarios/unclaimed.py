@@ -26,6 +26,7 @@ Claims = Mapping[Path, str]
 _LOOKED_INTO: Final = 2_000
 """So many unclaimed files are opened; of more, the name alone speaks."""
 _SHOWN_ALONE: Final = 5
+_NOT_IN_ZIPS: Final = re.compile(r"\.(mcap|db3|parquet|bag)\Z|tfrecord|\.zarray\Z", re.IGNORECASE)
 _OLD_RECORD: Final = re.compile(r"record_\d+\.json\Z")
 _OLD_TUB: Final = (
     "old-tub",
@@ -143,6 +144,9 @@ def _of_zip(path: Path) -> Verdict:
         names = sorted(archive.entries)
     if not names:
         return "empty-archive", "is a zip with no recording in it"
+    alone = [name for name in names if _NOT_IN_ZIPS.search(name)]
+    if alone:
+        return "packed", f"is a zip of files that are read only unpacked ({_some(alone)}): unpack it first"
     shown = _some(name for name in names if not is_harmless(name))
     return "unknown-file", f"is a zip with nothing in it that is read: {shown}"
 

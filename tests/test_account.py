@@ -395,6 +395,13 @@ def test_every_file_is_read_refused_or_listed(tmp_path: Path, seed: int) -> None
         path.write_bytes(data)
 
 
+def test_a_zip_of_files_that_are_read_only_unpacked_says_so(tmp_path: Path) -> None:
+    recorded.interaction(tmp_path, TRACKS)
+    with zipfile.ZipFile(tmp_path / "bags.zip", "w") as archive:
+        archive.writestr("monday.mcap", b"x")
+    assert rows(tmp_path) == {"bags.zip": "packed"}
+
+
 def test_a_stored_zip_of_nothing_is_named(tmp_path: Path) -> None:
     recorded.interaction(tmp_path, TRACKS)
     empty = io.BytesIO()

@@ -212,8 +212,6 @@ def test_every_reader_reads_archives_of_other_systems(
     tmp_path: Path, kind: str, write: Callable[[zipfile.ZipFile, str, bytes], None]
 ) -> None:
     """Cases 19 and 27: Finder's zips and those of Windows PowerShell."""
-    if kind == "INTERACTION":
-        pytest.skip("this reader takes no zips")
     known = read(changed(tmp_path / "plain", TEXTS[kind], bytes))
     (tmp_path / "zipped").mkdir()
     with zipfile.ZipFile(tmp_path / "zipped" / "plain.zip", "w") as archive:
