@@ -18,7 +18,8 @@ from fedfleet.cli.terminal import Terminal
 from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.account import Account
-from fedfleet.scenarios.reading import READERS, open_recordings
+from fedfleet.scenarios.formats import READERS
+from fedfleet.scenarios.reading import open_recordings
 
 __all__ = ["app"]
 

@@ -180,7 +180,7 @@ def _words(error: Exception, written: Dialect, line: int) -> str:
         at = f" line {line - 1 + int(found[1])}" if found[1] else f" after line {line - 1}"
         return f"{at}: expected {found[2]} cells, got {found[3]}"
     if "UTF8" in text or "utf-8" in text:
-        return f" after line {line - 1}: expected UTF-8 text, got other bytes"
+        return f" after line {line - 1}: expected UTF-8 text, got other bytes: save it as UTF-8"
     return f" after line {line - 1}: expected whole rows of cells with {written.delimiter!r} between, up to its end"
 
 

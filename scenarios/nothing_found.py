@@ -36,5 +36,6 @@ def nothing_found(tree: Tree, account: Account) -> UsageError:
         return UsageError(f"{tree.folder}: no recordings: an empty folder; {hint}")
     counted = Counter(account.counts)
     reasons = ", ".join(f"{count} × {reason}" for reason, count in counted.most_common(4))
-    text = account.rows[0].detail
+    foreign = [row for row in account.rows if row.reason == "other-task"]
+    text = (foreign or account.rows)[0].detail
     return UsageError(f"{tree.folder}: no recordings: {reasons}: {text}; {hint}")

@@ -26,6 +26,7 @@ Claims = Mapping[Path, str]
 _LOOKED_INTO: Final = 2_000
 """So many unclaimed files are opened; of more, the name alone speaks."""
 _SHOWN_ALONE: Final = 5
+_TABLES: Final = (".csv", ".csv.gz", ".csv.zst", ".csv.zstd")
 _NOT_IN_ZIPS: Final = re.compile(r"\.(mcap|db3|parquet|bag)\Z|tfrecord|\.zarray\Z", re.IGNORECASE)
 _OLD_RECORD: Final = re.compile(r"record_\d+\.json\Z")
 _OLD_TUB: Final = (
@@ -121,18 +122,23 @@ def _verdict(path: Path, *, is_looked_into: bool) -> Verdict | None:
     """Why a file is not read; None for one that only goes with another."""
     if path.name.lower().endswith(".dvc") and path.with_name(path.name[:-4]).exists():
         return None
-    told = (by_content(path) if is_looked_into else None) or by_name(path)
+    is_table = path.name.lower().endswith(_TABLES) and is_looked_into
+    told = (by_content(path) if is_looked_into else None) or (None if is_table else by_name(path))
     if told is not None or _OLD_RECORD.match(path.name):
         return told or _OLD_TUB
     if is_zip(path) and is_looked_into:
         return _of_zip(path)
     if INDEX_NAME.match(path.name):
         return "unused-index", "is an index, and of no format that lies here"
-    if path.name.lower().endswith((".csv", ".csv.gz", ".csv.zst")) and is_looked_into:
-        first = head(path, ".csv")
-        shown = ",".join(sorted(first.columns))[:80] if first is not None else ""
-        return "unknown-file", f"has the columns of no format that is read: {shown!r}"
-    return "unknown-file", "is of no format that is read"
+    return _of_table(path) if is_table else ("unknown-file", "is of no format that is read")
+
+
+def _of_table(path: Path) -> Verdict:
+    first = head(path, ".csv")
+    if first is not None and first.is_damaged:
+        return "damaged-file", "cannot be unpacked: it is damaged or cut"
+    shown = ",".join(sorted(first.columns))[:80] if first is not None else ""
+    return "unknown-file", f"has the columns of no format that is read: {shown!r}"
 
 
 def _of_zip(path: Path) -> Verdict:
