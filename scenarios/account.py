@@ -105,7 +105,9 @@ class Account:
         some = ", ".join(f"{count} × {reason}" for reason, count in [*counts.items()][:4])
         more = ", …" if len(counts) > 4 else ""
         ask = f"`fedfleet scenarios check --scenarios {self.folder}` names them"
-        return f"{sum(counts.values())} files in {self.folder} are not read ({some}{more}): {ask}"
+        count = sum(counts.values())
+        files = "1 file" if count == 1 else f"{count} files"
+        return f"{files} in {self.folder} {'is' if count == 1 else 'are'} not read ({some}{more}): {ask}"
 
     def lines(self, most: int) -> list[str]:
         """Up to so many rows as one line each, and how many more there are."""

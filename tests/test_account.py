@@ -16,8 +16,10 @@ import tubs
 import zstandard
 from typer.testing import CliRunner
 
+from fedfleet.cli import data as shared
+from fedfleet.cli.config import load
 from fedfleet.cli.main import app
-from fedfleet.models import task as tasks
+from fedfleet.models import prepared
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.donkey import open_camera
 from fedfleet.scenarios.reading import open_recordings, read
@@ -349,18 +351,38 @@ def test_a_bad_tub_refuses_itself(tmp_path: Path, tub: dict[str, bytes]) -> None
     }
 
 
-def test_whoever_splits_a_folder_says_what_of_it_is_not_read(tmp_path: Path) -> None:
+def test_whoever_splits_a_folder_says_what_of_it_is_not_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`compare`, `demo` and the others print one line."""
-    traffic.write_folder(tmp_path, drives=3)
-    (tmp_path / "c.bag").write_bytes(b"#ROSBAG V2.0\n")
-    account = tasks.load("motion_forecast").index(tmp_path).account
-    assert account is not None
-    assert account.sentence == (
-        f"1 files in {tmp_path} are not read (1 × ros1-bag): "
-        f"`fedfleet scenarios check --scenarios {tmp_path}` names them"
-    )
-    code, said = run("scenarios", "partition", "--scenarios", str(tmp_path))
-    assert code == 0, said
+    monkeypatch.chdir(tmp_path)
+    folder = traffic.write_folder(tmp_path / "data", drives=6)
+    (folder / "c.bag").write_bytes(b"#ROSBAG V2.0\n")
+    # when
+    shared.split(load(None), folder)
+    # then
+    said = capfd.readouterr().err
+    ask = f"`fedfleet scenarios check --scenarios {folder}` names them"
+    assert said.splitlines() == [f"1 file in {folder} is not read (1 × ros1-bag): {ask}"]
+
+
+def test_what_is_refused_while_it_is_prepared_is_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recordings are read in a process of its own, long after the folder was opened."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data"
+    for number in ("01", "02"):
+        recorded.highd(folder, recorded.made(1, frames=200), number)
+    path = folder / "01_tracks.csv"
+    path.write_text(path.read_text().replace(",4.0,2.0", ",wide,2.0", 1))
+    # when
+    drives = ["highd-2/highd-2-01", "highd-2/highd-2-02"]
+    shared.prepare(load(None), folder, [shared.Job(tmp_path / "made", drives, ("train",))])
+    # then
+    assert prepared.open_meta(tmp_path / "made").counts["train_samples"] > 0
+    said = capfd.readouterr().err
+    assert "not read: malformed-csv: 01_tracks.csv line 2: expected a number of width, got 'wide'" in said
 
 
 # --- nothing third ---
