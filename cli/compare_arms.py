@@ -116,7 +116,7 @@ def _judged(
 
 
 def centralised(
-    data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell, keep: Keep
+    data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell, keep: Keep = lambda *_: None
 ) -> Learned:
     """One model trained on all vehicles' data together; validation chooses the pass."""
     everyone = _together([samples for _, samples in data.vehicles.values()])
@@ -129,7 +129,7 @@ def centralised(
 
 
 def on_site(
-    data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell, keep: Keep
+    data: Data, first: Export, settings: ArmSettings, *, seed: int, tell: Tell, keep: Keep = lambda *_: None
 ) -> Learned:
     """Each vehicle's own model, chosen on its region's validation drives, judged on its region's test drives.
 

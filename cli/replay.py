@@ -22,7 +22,7 @@ from fedfleet.cli.options import ConfigFile, ScenariosDir, pack_dir
 from fedfleet.cli.progress import steps
 from fedfleet.cli.replay_frames import FramesFile
 from fedfleet.cli.replay_run import Model, Way, load_model, replay_drives
-from fedfleet.cli.replay_show import Replayed, announce, no_frames, show
+from fedfleet.cli.replay_show import Replayed, announce, no_frames, nothing_judged, show
 from fedfleet.cli.replay_slices import Gathered
 from fedfleet.cli.terminal import Terminal
 from fedfleet.cli.versions import versions
@@ -97,7 +97,8 @@ def replay(  # noqa: PLR0913 - the options of the command
     if against is not None:
         models.append(load_model(against, chosen, option="--against"))
     folder = scenarios or settings.data.scenarios or pack_dir()
-    wanted = drives_of(chosen.index(folder), drives, folder=folder)
+    index = chosen.index(folder)
+    wanted = drives_of(index, drives, folder=folder)
     console = Terminal()
     announce(console, wanted, way)
     with ExitStack() as stack:
@@ -107,8 +108,12 @@ def replay(  # noqa: PLR0913 - the options of the command
         done = replay_all(chosen, folder, wanted, models=models, way=way, worst=worst, frames=frames)
         if not done.total.frames:
             raise UsageError(no_frames(chosen, folder, done.problems))
+        if not done.total.tracks("judged"):
+            raise UsageError(nothing_judged(chosen, folder, done.total))
     found = report.find(chosen, done.gathered, seed=seed)
-    show(console, chosen, done, found)
+    if index.account is not None and index.account.sentence:  # complete once all was read
+        console.say(index.account.sentence)
+    show(console, chosen, done, found, names=(str(model), None if against is None else str(against)))
     about = report.About(
         command=shlex.join(["fedfleet", *sys.argv[1:]]),
         scenarios=str(folder),
@@ -133,6 +138,7 @@ def replay(  # noqa: PLR0913 - the options of the command
             "speed": speed,
             "slices": estimates_json(found.model),
             "worst_slice": found.worst,
+            "against_baseline": report.baseline_json(chosen, found, model=str(model)),
         }
         if against is not None:
             told |= {"against": str(against), "differences": report.differences_json(found)}

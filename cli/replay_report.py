@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from fedfleet.cli import evidence
+from fedfleet.cli import evidence, verdicts
 from fedfleet.cli.evidence import Series
 from fedfleet.cli.page import COLOURS, GREY, Draw, document, escape, svg, tiles
 from fedfleet.cli.replay_slices import Gathered
@@ -26,8 +26,10 @@ __all__ = [
     "SUMMARY",
     "About",
     "Findings",
+    "baseline_json",
     "differences_json",
     "find",
+    "said",
     "write_page",
     "write_summary",
 ]
@@ -55,11 +57,15 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """Figures by slice with intervals, of the model and the trivial answer; differences from another model, if any."""
+    """Figures by slice with intervals, of the model and the trivial answer; how the model differs from that.
+
+    ``differences`` are those of another model from the model, if there is another.
+    """
 
     model: Mapping[str, tuple[Estimate, ...]]
     trivial: Mapping[str, tuple[Estimate, ...]]
     worst: str | None
+    beside_trivial: Mapping[str, Difference]
     differences: Mapping[str, Difference]
 
 
@@ -70,7 +76,18 @@ def find(task: Task, gathered: Gathered, *, seed: int) -> Findings:
     if gathered.theirs:
         differences = bootstrap.compare(gathered.ours, gathered.theirs, task.metrics[0], seed=seed)
     trivial = bootstrap.estimates(gathered.trivial, task.metrics, seed=seed)
-    return Findings(model, trivial, bootstrap.worst(model, task.metrics[0]), differences)
+    beside = bootstrap.compare(gathered.trivial, gathered.model, task.metrics[0], seed=seed)
+    return Findings(model, trivial, bootstrap.worst(model, task.metrics[0]), beside, differences)
+
+
+def said(task: Task, found: Findings, *, model: str, other: str | None) -> tuple[str, ...]:
+    """Say how the model does against the trivial answer, and another model against it, if there is one."""
+    metric, trivial = task.metrics[0], tasks.trivial(task)
+    lines = verdicts.against(found.beside_trivial, metric, model=Path(model).name, other=trivial)
+    if other is not None:
+        names = {"model": Path(other).name, "other": Path(model).name}
+        lines += verdicts.against(found.differences, metric, **names)
+    return lines
 
 
 def write_summary(
@@ -91,11 +108,32 @@ def write_summary(
         "slices": evidence.estimates_json(found.model),
         "baseline_slices": evidence.estimates_json(found.trivial),
         "worst_slice": found.worst,
+        "against_baseline": baseline_json(task, found, model=about.model),
     }
     if about.against is not None:
         content |= {"against": about.against, "against_sha256": about.against_sha256}
         content["differences"] = differences_json(found)
     write_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def baseline_json(task: Task, found: Findings, *, model: str) -> dict[str, Any]:
+    """Return how the model does against the trivial answer, for programs: + is better in `gain`, `low` and `high`."""
+    names = {"model": Path(model).name, "other": tasks.trivial(task)}
+    return {
+        **verdicts.against_json(found.beside_trivial, task.metrics[0], **names),
+        "gains": {
+            name: {
+                "gain": one.gain,
+                "low": None if one.gain_interval is None else one.gain_interval[0],
+                "high": None if one.gain_interval is None else one.gain_interval[1],
+                "p_corrected": one.p_corrected,
+                "drives": one.drives,
+                "drives_worse": one.drives_worse,
+                "model_is": one.verdict,
+            }
+            for name, one in found.beside_trivial.items()
+        },
+    }
 
 
 def differences_json(found: Findings) -> dict[str, Any]:
@@ -109,6 +147,8 @@ def differences_json(found: Findings) -> dict[str, Any]:
             "difference": one.difference,
             "low": one.low,
             "high": one.high,
+            "gain": one.gain,
+            "drives_worse": one.drives_worse,
             "p": one.p,
             "p_corrected": one.p_corrected,
             "against_is": one.verdict,
@@ -133,7 +173,7 @@ def write_page(
     metric, series = task.metrics[0], _series(task, found)
     charts = "".join(svg(draw) for draw in evidence.slice_charts(series, metric))
     body = (
-        f"<h1>fedfleet replay: {escape(task.name)}</h1>{_lead(task, found)}{tiles(_tiles(task, found))}"
+        f"<h1>fedfleet replay: {escape(task.name)}</h1>{_lead(task, found, about)}{tiles(_tiles(task, found))}"
         f"<h2>Slices</h2><p>Bars with 95 % intervals, drawn over whole drives; numbers are {tasks.noun(task)}.</p>"
         f'<div class="plots">{charts}</div>'
         f"{evidence.slice_table(series, task.metrics, worst=found.worst, noun=tasks.noun(task))}"
@@ -150,13 +190,15 @@ def _series(task: Task, found: Findings) -> list[Series]:
     return [Series("model", COLOURS[0], found.model), Series(tasks.trivial(task), GREY, found.trivial)]
 
 
-def _lead(task: Task, found: Findings) -> str:
+def _lead(task: Task, found: Findings, about: About) -> str:
     metric = task.metrics[0]
+    lines = said(task, found, model=about.model, other=about.against)
+    told = "".join(f"<p>{escape(line)}</p>" for line in lines)
     if found.worst is None:
-        return f"<p>No {escape(tasks.noun(task))} are judged.</p>"
+        return told
     worst = next(one for one in found.model[found.worst] if one.metric == metric.name)
     value = f"{worst.value:.3f} {metric.unit}".strip()
-    return (
+    return told + (
         f"<p>The worst slice is <b>{escape(found.worst)}</b>: {escape(metric.name)} {escape(value)} "
         f"over {worst.samples:,} {escape(tasks.noun(task))} of {worst.drives} drives.</p>"
     )
@@ -175,18 +217,24 @@ def _tiles(task: Task, found: Findings) -> list[tuple[str, str]]:
 
 
 def _differences(task: Task, found: Findings, about: About) -> str:
-    if not found.differences:
+    """The model against the trivial answer, and another model against it."""
+    model = Path(about.model).name
+    parts = _paired(task, found.beside_trivial, (tasks.trivial(task), model))
+    return parts + _paired(task, found.differences, (model, Path(about.against or "").name))
+
+
+def _paired(task: Task, differences: Mapping[str, Difference], names: tuple[str, str]) -> str:
+    if not differences:
         return ""
     metric = task.metrics[0]
-    draw = partial(evidence.draw_differences, found=found.differences, metric=metric)
-    names = (Path(about.model).name, Path(about.against or "").name)
-    sure = sum(one.verdict != "no-difference-shown" for one in found.differences.values())
+    draw = partial(evidence.draw_differences, found=differences, metric=metric)
+    sure = sum(one.verdict != "no-difference-shown" for one in differences.values())
     return (
         f"<h2>{escape(names[1])} against {escape(names[0])}</h2>"
-        f"<p>{sure} of {len(found.differences)} slices differ for sure: paired bootstrap over drives, p values "
+        f"<p>+ is better. {sure} of {len(differences)} slices differ for sure: paired bootstrap over drives, p values "
         "corrected for the number of slices (Holm), 5 %. What is not for sure may be chance.</p>"
         f'<div class="plots">{svg(draw)}</div>'
-        f"{evidence.difference_table(found.differences, metric, names=names)}"
+        f"{evidence.difference_table(differences, metric, names=names)}"
     )
 
 

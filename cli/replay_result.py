@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE
 from rich.table import Table
 
 from fedfleet.cli.replay_run import Driven
-from fedfleet.models.task import Case, Floats, Metric, Samples, Sums, Task, added, noun
+from fedfleet.cli.verdicts import percent_text
+from fedfleet.models.task import Case, Floats, Metric, Samples, Sums, Task, added, noun, trivial
 
 __all__ = [
     "Part",
@@ -134,16 +136,22 @@ def as_json(task: Task, part: Part) -> dict[str, Any]:
 
 
 def score_table(task: Task, rows: Mapping[str, Part], which: str) -> Table:
-    """Return the table of errors on ``judged`` or ``all`` tracks; the baseline's beside the primary metric."""
-    table = Table(title=f"{task.name}, {which} {noun(task)}", title_justify="left")
-    table.add_column("region", no_wrap=True)
+    """Return the table of errors on ``judged`` or ``all`` tracks: the model, and the trivial answer below it."""
+    title = f"{task.name}, {which} {noun(task)}"
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, collapse_padding=True)
+    for head in ("region", "answer"):
+        table.add_column(head, no_wrap=True)
     table.add_column(noun(task), justify="right", no_wrap=True)
-    for place, metric in enumerate(task.metrics):
+    for metric in task.metrics:
         table.add_column(_head(metric.name, metric.unit), justify="right", no_wrap=True)
-        if place == 0:
-            table.add_column("baseline", justify="right", style="dim", no_wrap=True)
+    table.add_column("gain\n(+ better)", justify="right", no_wrap=True)
+    primary = task.metrics[0]
     for name, part in rows.items():
-        table.add_row(name, *_scores(task, part, which))
+        values = [part.mean(which, metric) for metric in task.metrics]
+        beside = [part.mean(f"{which}_baseline", metric) for metric in task.metrics]
+        gain = percent_text(primary.gain_percent(values[0], beside[0]))
+        table.add_row(name, "model", f"{part.tracks(which):,}", *map(_number, values), gain)
+        table.add_row("", trivial(task), "", *map(_number, beside), "", style="dim", end_section=True)
     return table
 
 
@@ -158,12 +166,6 @@ def pace_table(task: Task, rows: Mapping[str, Part]) -> Table:
         counts = (part.frames, part.missed, part.predictions)
         table.add_row(name, *(f"{count:,}" for count in counts), *latencies, f"{part.per_second:,.0f}")
     return table
-
-
-def _scores(task: Task, part: Part, which: str) -> list[str]:
-    primary, *others = task.metrics
-    first = [_number(part.mean(which, primary)), _number(part.mean(f"{which}_baseline", primary))]
-    return [f"{part.tracks(which):,}", *first, *(_number(part.mean(which, metric)) for metric in others)]
 
 
 def _metrics(task: Task, part: Part, which: str) -> dict[str, Any]:

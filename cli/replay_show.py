@@ -4,18 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.box import SIMPLE
 from rich.table import Table
 
 from fedfleet.cli import replay_result as result
-from fedfleet.cli.replay_report import Findings
+from fedfleet.cli.replay_report import Findings, said
 from fedfleet.cli.replay_run import Way
 from fedfleet.cli.replay_slices import Gathered
 from fedfleet.cli.terminal import Terminal
+from fedfleet.cli.verdicts import gain_text, interval_text
 from fedfleet.models import task as tasks
+from fedfleet.models.bootstrap import Difference
 from fedfleet.models.task import Case, Drive, Task
 
-__all__ = ["Replayed", "announce", "no_frames", "show"]
+__all__ = ["Replayed", "announce", "no_frames", "nothing_judged", "show"]
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,27 @@ def announce(console: Terminal, drives: Sequence[Drive], way: Way) -> None:
     console.say(text, mark="replay")
 
 
-def show(console: Terminal, task: Task, done: Replayed, found: Findings) -> None:
-    """Print the tables."""
+def show(
+    console: Terminal, task: Task, done: Replayed, found: Findings, *, names: tuple[str, str | None]
+) -> None:
+    """Print the tables, and what they mean; ``names`` are the files of the model and of another one, if any."""
     rows = dict(done.regions)
     if len(rows) > 1:
         rows["all"] = done.total
     for which in ("judged", "all"):
         console.print(result.score_table(task, rows, which))
-    console.print(_slice_table(task, found))
+    for table in _slice_tables(task, found, names):
+        console.print(table)
     console.print(result.pace_table(task, rows))
+    console.say_all(said(task, found, model=names[0], other=names[1]))
     if found.worst is not None:
         console.say(f"worst slice: {found.worst}")
     if done.total.unanswered:
         text = f"{done.total.unanswered} {tasks.noun(task)} are not in the errors: their frame was skipped for lateness"
         console.say(text)
+    if done.problems:
+        why = ", ".join(f"{count} × {reason}" for reason, count in sorted(done.problems.items()))
+        console.say(f"{tasks.noun(task)} left out: {why}")
     if done.empty:
         some = ", ".join(done.empty[:5])
         console.say(f"{len(done.empty)} drives without a frame: {some}")
@@ -70,30 +78,41 @@ def no_frames(task: Task, folder: Path, problems: Mapping[str, int]) -> str:
     return f"{folder}: no frame to replay for task {task.name}{left_out}"
 
 
-def _slice_table(task: Task, found: Findings) -> Table:
-    """Return the table of slices: intervals and the baseline, or instead another model and whether it differs."""
-    metric, against = task.metrics[0], bool(found.differences)
-    title = f"{task.name}, {metric.name} of judged {tasks.noun(task)} by slice"
-    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+def nothing_judged(task: Task, folder: Path, total: result.Part) -> str:
+    """Say that no answer counts for the metrics, and how many there were."""
+    noun = tasks.noun(task)
+    late = f", {total.unanswered} were skipped for lateness" if total.unanswered else ""
+    return (
+        f"{folder}: none of {total.tracks('all')} answered {noun} is judged by task {task.name}, so there is no "
+        f"result{late}"
+    )
+
+
+def _slice_tables(task: Task, found: Findings, names: tuple[str, str | None]) -> list[Table]:
+    """Return the model beside the trivial answer, and another model beside the model."""
+    metric, noun = task.metrics[0].name, tasks.noun(task)
+    trivial = tasks.trivial(task)
+    title = f"{task.name}, {metric} by slice: the model against {trivial}"
+    tables = [_gain_table(task, found.beside_trivial, title=title, model="model", other="base-\nline")]
+    if names[1] is not None and found.differences:
+        title = (
+            f"{task.name}, {metric} of {noun} by slice: {Path(names[1]).name} against {Path(names[0]).name}"
+        )
+        tables.append(_gain_table(task, found.differences, title=title, model="other", other="model"))
+    return tables
+
+
+def _gain_table(task: Task, found: Mapping[str, Difference], *, title: str, model: str, other: str) -> Table:
+    """Return the table of slices: `model` beside `other`, the gain with its interval, and whether it is for sure."""
+    table = Table(title=f"\n{title}", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("slice", no_wrap=True)
-    heads = ["against", "difference", "p"] if against else ["95 % interval", "baseline"]
-    for head in [tasks.noun(task), "drives", metric.name, *heads]:
-        table.add_column(head, justify="right", no_wrap=True)
-    if against:
-        table.add_column("which is", no_wrap=True)
-    for name, each in found.model.items():
-        one, beside = each[0], found.trivial[name][0]
-        cells = [f"{one.samples:,}", str(one.drives), _figure(one.value)]
-        if not against:
-            interval = "–" if one.low is None or one.high is None else f"{one.low:.3f} … {one.high:.3f}"
-            cells += [interval, _figure(beside.value)]
-        elif name in found.differences:
-            other = found.differences[name]
-            cells += [_figure(other.other), f"{other.difference:+.3f}", f"{other.p_corrected:.4f}"]
-            cells.append("–" if other.verdict == "no-difference-shown" else other.verdict)
-        table.add_row(name, *cells)
+    heads = (tasks.noun(task), "drives", model, other, "gain (+ better)\nand 95 % interval")
+    for head in heads:
+        table.add_column(head, justify="right")
+    table.add_column("for\nsure")
+    for name, one in found.items():
+        verdict = "–" if one.verdict == "no-difference-shown" else one.verdict
+        cells = (f"{one.other:.3f}", f"{one.value:.3f}", f"{gain_text(one)} ({interval_text(one)})")
+        style = "red" if verdict == "worse" else "green" if verdict == "better" else None
+        table.add_row(name, f"{one.samples:,}", str(one.drives), *cells, verdict, style=style)
     return table
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

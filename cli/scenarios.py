@@ -92,12 +92,13 @@ def check(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Read everything in a folder and count what the task would leave out, by reason; fails when nothing is usable."""
+    """Read everything in a folder and count what is left out, by reason; fails when nothing is usable or judged."""
     settings = load(config, task=task)
     folder = scenarios or settings.data.scenarios or pack_dir()
     learned = tasks.load(settings.task)
     index = learned.index(folder)
     samples: dict[str, int] = {}
+    judged = 0
     counted: Counter[str] = Counter()
     shown = steps("reading") if Terminal(stderr=True).is_terminal else nullcontext(lambda *_: None)
     with shown as progress:
@@ -105,6 +106,7 @@ def check(
             progress(done, len(index.drives), drive.key)
             read = learned.samples(folder, [drive.key])
             samples[drive.key] = len(read)
+            judged += int(read.judged.sum())
             counted.update(read.problems)
     problems = dict(index.problems) if index.is_counted else dict(sorted(counted.items()))
     empty = sorted(key for key, count in samples.items() if not count)
@@ -112,6 +114,7 @@ def check(
         "folder": str(folder),
         "drives": len(samples),
         "samples": sum(samples.values()),
+        "judged": judged,
         "formats": _formats(folder, learned),
         "drives_without_samples": empty,
         "problems": problems,
@@ -121,7 +124,8 @@ def check(
         typer.echo(json.dumps(result, indent=2))
     else:
         console = Terminal()
-        console.say(f"{folder}: {len(samples)} drives, {result['samples']} samples for task {learned.name}")
+        counts = f"{result['samples']} samples, {judged} of them judged,"
+        console.say(f"{folder}: {len(samples)} drives, {counts} for task {learned.name}")
         _print_formats(console, result["formats"])
         if empty:
             console.say(f"{len(empty)} drives without a usable sample: {', '.join(empty[:5])}")
@@ -129,6 +133,9 @@ def check(
         _print_account(console, index.account)
     if not result["samples"]:
         raise UsageError(f"{folder}: no sample is usable for task {learned.name}")
+    if not judged:
+        text = f"none of {result['samples']} samples is judged by task {learned.name}"
+        raise UsageError(f"{folder}: {text}: no model could be judged on it")
     if strict and index.account is not None and index.account.worst is not None:
         count = sum(index.account.counts.values())
         raise UsageError(f"{folder}: {count} files are not read: {index.account.worst.text}")

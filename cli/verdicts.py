@@ -24,15 +24,13 @@ def against(found: Mapping[str, Difference], metric: Metric, *, model: str, othe
     """
     if not found:
         return ()
-    overall, worse = _overall(found), _worse(found)
+    worse = _worse(found)
+    overall = f"is {_how(found[ALL])} {other} overall" if ALL in found else "has no judged sample"
     slices = len(found) - (ALL in found)
     if not worse:
-        where = f"; it is worse in none of {slices} slices" if slices else ""
-        return (f"{model} is {overall} {other} overall{where}" if overall else f"{model}: no judged sample",)
+        return (f"{model} {overall}" + (f"; it is worse in none of {slices} slices" if slices else ""),)
     sure = sum(one.verdict == "worse" for one in worse)
-    head = f"{model} is {overall} {other} overall" if overall else model
-    link = ", and" if overall.startswith("worse") else ", but" if overall else " is"
-    told = f"{head}{link} worse in {len(worse)} of {slices} slices, {sure} for sure"
+    told = f"{model} {overall}; it is worse in {len(worse)} of {slices} slices, in {sure} for sure"
     names = "; ".join(_told(one, metric) for one in worse[:SHOWN])
     more = f"; and {len(worse) - SHOWN} more" if len(worse) > SHOWN else ""
     return (told, f"worse than {other}: {names}{more}")
@@ -59,7 +57,7 @@ def gain_text(one: Difference) -> str:
 def interval_text(one: Difference) -> str:
     """The interval of the gain; a dash without one."""
     found = one.gain_interval
-    return "–" if found is None else f"{found[0]:+.3f} … {found[1]:+.3f}"
+    return "–" if found is None else f"{found[0]:+.3f}…{found[1]:+.3f}"
 
 
 def percent_text(percent: float | None) -> str:
@@ -67,13 +65,13 @@ def percent_text(percent: float | None) -> str:
     return "–" if percent is None else f"{percent:+.1f} %"
 
 
-def _overall(found: Mapping[str, Difference]) -> str:
-    one = found.get(ALL)
-    if one is None:
-        return ""
+def _how(one: Difference) -> str:
+    """How the model does on one slice, and whether that may be chance."""
     if one.is_worse:
-        return "worse than"
-    return "better than" if one.gain > SAME * abs(one.value) else "as good as"
+        return "worse than" if one.verdict == "worse" else "(perhaps by chance) worse than"
+    if one.gain <= SAME * abs(one.value):
+        return "as good as"
+    return "better than" if one.verdict == "better" else "(perhaps by chance) better than"
 
 
 def _worse(found: Mapping[str, Difference]) -> list[Difference]:

@@ -1,8 +1,10 @@
 """`fedfleet replay`, in this process: figures against the scoring of the same tracks, pictures, messages."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,17 @@ def test_figures_are_those_of_the_scored_tracks(
 
 def test_a_person_sees_tables_and_plain_lines_of_progress(replay: Any, model: Path, recordings: Path) -> None:
     done = replay("--model", model, "--scenarios", recordings, "--speed", "max")
-    for words in ("town", "coast", "all", "ADE (m)", "FDE (m)", "miss_rate", "baseline", "p99", "tracks/s"):
+    for words in (
+        "town",
+        "coast",
+        "all",
+        "ADE (m)",
+        "FDE (m)",
+        "miss_rate",
+        "constant velocity",
+        "p99",
+        "tracks/s",
+    ):
         assert words in done.out
     assert "6 drives in 2 regions, 60 s of recordings, as fast as possible" in done.out
     assert "replay: 6/6 drives, last town/d02\n" in done.err
@@ -260,7 +272,7 @@ def test_recordings_without_a_frame_are_one_line_after_the_progress(
     assert not (tmp_path / "r.json").exists()
 
 
-def test_a_broken_recording_on_the_way_leaves_no_figures(replay: Any, model: Path, tmp_path: Path) -> None:
+def test_a_broken_recording_is_left_out_and_told(replay: Any, model: Path, tmp_path: Path) -> None:
     # given: the last scenario of the last drive lacks its last frames
     folder = argoverse.write_folder(tmp_path / "zips", cities=("MIA",), indexed=True)
     members = argoverse.scenarios("MIA")
@@ -269,13 +281,80 @@ def test_a_broken_recording_on_the_way_leaves_no_figures(replay: Any, model: Pat
     argoverse.write_zip(folder / "MIA.zip", {f"MIA/{name}.csv": text for name, text in members.items()})
     # when
     done = replay("--model", model, "--scenarios", folder, "--speed", "max", "--json", "r.json")
-    # then
+    # then the others are judged, and it is told that one was not, and who names it
+    assert done.code == 0
+    assert "1 files in " in done.out
+    assert "are not read (1 × missing-frames): `fedfleet scenarios check --scenarios" in done.out
+    assert figures(tmp_path / "r.json")["overall"]["drives"] == 10
+
+
+def test_a_model_is_shown_beside_its_baseline_in_every_metric_and_said_to_be_worse(
+    replay: Any, model: Path, recordings: Path, tmp_path: Path
+) -> None:
+    done = replay("--model", model, "--scenarios", recordings, "--speed", "max", "--json", "r.json")
+    told = figures(tmp_path / "r.json")["against_baseline"]
+    # given a model that is worse than constant velocity
+    overall = figures(tmp_path / "r.json")["overall"]
+    assert overall["ade"] > overall["baseline"]["ade"]
+    # then it is said, with the slices and the drives
+    assert told["is_worse_overall"]
+    assert told["worse_in"]
+    first, second = told["said"]
+    assert first.startswith("model.onnx is ")
+    assert f"it is worse in {len(told['worse_in'])} of {told['slices']} slices" in first
+    assert second.startswith(f"worse than constant velocity: {told['worse_in'][0]} (ADE ")
+    assert first in done.out
+    assert second in done.out
+    # and the signs are those of the head: + is better
+    gains = told["gains"]
+    assert gains["all"]["gain"] == pytest.approx(overall["baseline"]["ade"] - overall["ade"])
+    assert gains["all"]["low"] <= gains["all"]["gain"] <= gains["all"]["high"]
+    assert "gain (+ better)" in done.out
+    assert f"{overall['baseline']['miss_rate']:.3f}" in done.out
+
+
+def test_with_another_model_the_baseline_is_still_there(
+    replay: Any, model: Path, exported: Exported, recordings: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "first.onnx").write_bytes(patch(exported.onnx, exported.layout, exported.initial))
+    done = replay(*("--model", "first.onnx", "--against", model, "--scenarios", recordings, "--speed", "max"))
+    assert done.code == 0, done.err
+    assert "ADE by slice: the model against constant velocity" in done.out
+    assert "by slice: model.onnx against first.onnx" in done.out
+    assert "first.onnx is as good as constant velocity overall; it is worse in none of" in done.out
+    assert "model.onnx is worse than first.onnx overall" in done.out.replace("(perhaps by chance) ", "")
+
+
+def test_judging_nothing_is_an_error_and_leaves_no_files(
+    replay: Any,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    # given recordings in which no track is one that counts
+    (tmp_path / "others").mkdir()
+    one = scenario(frames=60)
+    write_table(tmp_path / "others" / "town.parquet", [replace(one, kinds=("OTHERS",) * len(one.kinds))])
+    words = ("--model", model, "--scenarios", "others", "--speed", "max", "--json", "r.json")
+    done = replay(*words)
     assert done.code == 2
-    line = done.err.splitlines()[-1]
-    assert line.startswith("fedfleet: ")
-    assert f"{last}.csv" in line
-    assert "ADE" not in done.out
+    assert re.search(r"fedfleet: others: none of \d+ answered tracks is judged by task motion", done.err)
     assert not (tmp_path / "r.json").exists()
+    # and with a report neither
+    monkeypatch.setattr(sys, "argv", ["fedfleet", "replay", *map(str, words)])
+    with pytest.raises(SystemExit):
+        main()
+    assert not list((tmp_path / "out" / "replay").iterdir())
+    # nor does `scenarios check` pass such a folder
+    monkeypatch.setattr(sys, "argv", ["fedfleet", "scenarios", "check", "--scenarios", "others"])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr()
+    assert ended.value.code == 2
+    assert "0 of them judged" in said.out
+    assert "samples is judged by task motion_forecast: no model could be judged on it" in said.err
 
 
 def graph(shape: tuple[int, ...], *, name: str = "history") -> bytes:

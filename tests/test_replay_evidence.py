@@ -103,6 +103,10 @@ def test_a_model_that_is_worse_is_said_to_be_and_by_how_much(done: Path) -> None
     assert whole["against_is"] == "worse"
     assert whole["difference"] == pytest.approx(whole["against"] - whole["model"])
     assert 0 < whole["low"] < whole["difference"] < whole["high"]
+    assert whole["gain"] == -whole["difference"]
+    assert whole["drives_worse"] <= whole["drives"] == 12
+    # the only type has the samples of all: it is one test with it, not another
+    assert found["type=unknown"]["p_corrected"] == whole["p_corrected"]
     assert whole["p"] <= whole["p_corrected"] < 0.05
     assert found.keys() == read(done / "summary.json")["slices"].keys()
     assert read(done.parent / "figures.json")["differences"] == found
@@ -124,12 +128,15 @@ def test_the_page_stands_alone_and_says_what_it_was_made_from(done: Path) -> Non
         f"The worst slice is <b>{found['worst_slice']}</b>",
         "Worst answers",
         "bad.onnx against good.onnx",
+        "good.onnx against constant velocity",
+        "gain (+ is better)",
+        found["against_baseline"]["said"][0],
     ):
         assert words in page
     assert page.count("data:image/png;base64,") >= 1
     dimensions = {name.partition("=")[0] for name in found["slices"]} - {"all"}
-    # bars of each dimension, the differences, the curve, and a map of each region
-    assert page.count("<svg") == len(dimensions) + 1 + 1 + 2
+    # bars of each dimension, gains over the trivial answer and over the other model, the curve, a map of each region
+    assert page.count("<svg") == len(dimensions) + 2 + 1 + 2
 
 
 def test_the_same_again_gives_the_same_bytes_however_many_drives_at_once(

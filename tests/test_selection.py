@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedfleet.fleet_server.selection import FEW, lapsed, selected, share, widened
+from fedfleet.fleet_server.selection import FEW, lapsed, selected, share, share_of, widened
 from fedfleet.protocol.selection import draw
 
 MANY = [f"v{n:03d}" for n in range(200)]
@@ -31,6 +31,13 @@ def test_the_share_selects_about_that_many() -> None:
     assert 30 <= len(selected(MANY, seed=1, round_=1, share=0.25)) <= 70
     assert selected(MANY, seed=1, round_=1, share=0.0) == frozenset()
     assert selected(MANY, seed=1, round_=1, share=1.0) == frozenset(MANY)
+
+
+@given(wanted=st.integers(1, 300), round_=st.integers(0, 1000))
+def test_of_listed_vehicles_exactly_so_many_are_drawn(wanted: int, round_: int) -> None:
+    part = share_of(MANY, wanted, seed=4, round_=round_)
+    assert len(selected(MANY, seed=4, round_=round_, share=part)) == min(wanted, len(MANY))
+    assert share_of(MANY, None, seed=4, round_=round_) == 1.0
 
 
 @given(smaller=st.floats(0, 1), larger=st.floats(0, 1), round_=st.integers(0, 1000))
