@@ -115,14 +115,14 @@ def check(folder: Path, connection: Connection, *, store: str) -> None:
     if found.version < 0 and (begin := planned_begin(connection)):
         found |= Published(begin, begin, begin)
     if noted.above(found):
-        raise UsageError(f"store {store} {went_back(noted.told_beside(found))}")
+        raise UsageError(f"store {store} {went_back('published was ' + noted.told_beside(found))}")
 
 
 def went_back(told: str) -> str:
     """Return the words for a store that is behind what vehicles know, and for the way out."""
     return (
-        f"went back in time: vehicles may have seen {told}, and would ignore what it publishes: bring the newer store "
-        "back, or run `fedfleet server ahead` to go on from this one at numbers that no vehicle has seen"
+        f"went back in time: {told}; vehicles would ignore what it publishes: bring the newer store back, or run "
+        "`fedfleet server ahead` to go on from this one at numbers that no vehicle has seen"
     )
 
 
