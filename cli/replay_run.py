@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfleet.models import onnx_file
 from fedfleet.models.task import Drive, Floats, Frames, Samples, Task
 from fedfleet.protocol.errors import PeerError, UsageError
 from fedfleet.vehicle_agent.pace import Jumping, Pace, Wall, run_once
@@ -91,10 +92,7 @@ class Driven:
 
 def load_model(path: Path, task: Task, *, option: str = "--model") -> Model:
     """Return the model of a file; UsageError when it cannot be read, is no model, or is none for this task."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{option} {path}: cannot be read: {error.strerror}") from error
+    data = onnx_file.read_model(path, option=option)
     digest = sha256(data).hexdigest()
     try:
         return Model(Sessions(task).load(data, digest), digest)

@@ -6,13 +6,14 @@ bytes in the file. Runs in the export process only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from fedfleet.models.onnx_file import fields
 from fedfleet.protocol.errors import UsageError
 
 __all__ = ["canonical", "places"]
@@ -62,12 +63,12 @@ def canonical(
 def places(file: bytes, names: Collection[str]) -> dict[str, tuple[int, int]]:
     """Start and end of each named initializer's raw bytes in a canonical file, found by walking the protobuf."""
     found: dict[str, tuple[int, int]] = {}
-    for number, start, end in _fields(file, 0, len(file)):
-        if number != _GRAPH:
+    for part in fields(file, 0, len(file)):
+        if part.number != _GRAPH:
             continue
-        for inner, first, last in _fields(file, start, end):
-            if inner == _INITIALIZER:
-                parts = {field: (a, b) for field, a, b in _fields(file, first, last)}
+        for inner in fields(file, part.start, part.end):
+            if inner.number == _INITIALIZER:
+                parts = {one.number: (one.start, one.end) for one in fields(file, inner.start, inner.end)}
                 a, b = parts[_NAME]
                 name = file[a:b].decode()
                 if name in names:
@@ -129,31 +130,3 @@ def _tensor(tensor: onnx.TensorProto, weights: Mapping[str, NDArray[np.float32]]
             raise UsageError(f"initializer {tensor.name}: expected float32{list(weight.shape)}, got {got}")
         values = weight
     return numpy_helper.from_array(np.array(values), tensor.name)
-
-
-def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Field number, start and end of the length-delimited fields of one protobuf message; others are passed over."""
-    while start < end:
-        key, start = _varint(data, start)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            _, start = _varint(data, start)
-        elif wire == 2:
-            length, start = _varint(data, start)
-            yield number, start, start + length
-            start += length
-        elif wire in {1, 5}:
-            start += 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"protobuf wire type {wire} at byte {start}")
-
-
-def _varint(data: bytes, start: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[start]
-        start += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, start
-        shift += 7

@@ -6,11 +6,13 @@ May live here: how a session is made, its check against a task, inference in bat
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from fedfleet.models import onnx_file
 from fedfleet.models.onnx_runtime import ort
 from fedfleet.models.task import Floats, Numbers, Samples, Sums, Task
 from fedfleet.protocol.errors import PeerError
@@ -18,6 +20,8 @@ from fedfleet.protocol.errors import PeerError
 __all__ = ["check", "infer", "new_session", "score"]
 
 BATCH = 1024
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_PLACE = re.compile(r"^/\S+:\d+ [^(]*\([^)]*\)\s*")
 NUMBERS = 2**21
 """Numbers of the input in one call, 8 MiB as float32: an image has a thousand times those of a track."""
 
@@ -25,8 +29,15 @@ NUMBERS = 2**21
 def new_session(model: bytes) -> ort.InferenceSession:
     """A session of the model file: one thread, no spinning, sequential, CPU.
 
-    Raises PeerError("unloadable-model") when ONNX Runtime does not accept the file.
+    Raises PeerError("unloadable-model") when ONNX Runtime does not accept the file, and ("external-data") when it
+    names other files: ONNX Runtime would look for them in the current folder.
     """
+    try:
+        onnx_file.refuse_outside(model)
+    except PeerError as error:
+        if error.reason == "unloadable-model" and (what := onnx_file.described(model)):
+            raise PeerError(error.reason, what) from error
+        raise
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -36,7 +47,7 @@ def new_session(model: bytes) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise PeerError("unloadable-model", f"{len(model)} bytes: {_first_line(error)}") from error
+        raise PeerError("unloadable-model", _unloadable(model, error)) from error
 
 
 def check(session: ort.InferenceSession, task: Task) -> None:
@@ -93,9 +104,23 @@ def score(model: ort.InferenceSession | bytes, task: Task, samples: Samples, *, 
     return task.score(infer(session, task, samples.inputs, batch=batch), samples)
 
 
+def _unloadable(model: bytes, error: Exception) -> str:
+    """Return why ONNX Runtime does not load a file, in words of ours where its own are known."""
+    text = str(error)
+    told, opset = onnx_file.versions(model)
+    if "IR version" in text:
+        return f"IR version {told} is newer than ONNX Runtime {ort.__version__} reads: export it with an older one"
+    if "official support for domain" in text:
+        newer = f"opset {opset} is newer than ONNX Runtime {ort.__version__} reads"
+        return f"{newer}: export it with an older one (ours is 20)"
+    return onnx_file.described(model) or f"{len(model)} bytes: {_first_line(error)}"
+
+
 def _form(kind: str, shape: Sequence[Any]) -> str:
     return f"{kind.removeprefix('tensor(').removesuffix(')')}[{', '.join(str(side) for side in shape)}]"
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """Return what a library says, without its codes and the place in its source."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return _PLACE.sub("", _CODE.sub("", line))[:200]

@@ -16,6 +16,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedfleet.models import prepared
+from fedfleet.models.onnx_file import read_model
 from fedfleet.models.prepared import PARTS, Meta, Part
 from fedfleet.models.task import Frames, Index, Samples, Task, load
 from fedfleet.protocol.errors import UsageError
@@ -147,10 +148,7 @@ def open_teacher(model: Path | None, limit: float | None) -> Teacher | None:
     """The teacher of a model file, where one is given; UsageError for an unreadable file, or one without the other."""
     if (model is None) != (limit is None):
         raise UsageError("expected --teacher and --teacher-limit together")
-    try:
-        return None if model is None or limit is None else Teacher(model.read_bytes(), limit)
-    except OSError as error:
-        raise UsageError(f"teacher {model}: cannot be read: {error.strerror}") from error
+    return None if model is None or limit is None else Teacher(read_model(model, option="teacher"), limit)
 
 
 def _parser() -> argparse.ArgumentParser:
