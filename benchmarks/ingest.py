@@ -39,16 +39,15 @@ from fedfleet.fleet_server.assembly import prepare
 from fedfleet.fleet_server.config import GroupCommitConfig
 from fedfleet.fleet_server.fold import fold_ordered
 from fedfleet.fleet_server.ingest import Ingest
+from fedfleet.fleet_server.intake import Intake
 from fedfleet.fleet_server.publisher import Publisher
 from fedfleet.fleet_server.rate import Limiter, Rate
 from fedfleet.fleet_server.requests import Party
 from fedfleet.fleet_server.server import Server
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.link import embedded
-from fedfleet.link.inbox import Inbox
 from fedfleet.link.options import Options
 from fedfleet.link.paho import Loop
-from fedfleet.link.port import Event
 from fedfleet.protocol.ids import SERVER
 from fedfleet.protocol.messages import Plan, Status
 
@@ -82,12 +81,14 @@ def serve(folder: Path, port: int, load: Load) -> None:
     with store.write() as connection:
         for name in names(load.vehicles):
             store_vehicles.enrol(connection, name, region="north", public_key=key_of(name).public, now_s=1.0)
-            store_vehicles.save_status(connection, Status(vehicle=name, state="ONLINE", session=1))
+            store_vehicles.save_status(
+                connection, Status(vehicle=name, state="ONLINE", session=1), now_s=time.time()
+            )
         target = frozenset((*names(load.vehicles), "absent"))
         store_rounds.add_round(connection, Round(_plan(), "open", target, None, time.time()))
     limits = Limits(max(4_000_000, 4 * load.parameters + 8192), load.parameters, 100)
     ingest = Ingest(store, Party(FLEET, TASK, SERVER_KEY, {}), limits, Limiter(Rate(1e6, 1e6)))
-    inbox: Inbox[Event] = Inbox(server_main.INBOX_EVENTS)
+    inbox = Intake()
     loop = Loop().start()
     window = server_main.WINDOW
     options = Options(receive_window=window, send_window=window)

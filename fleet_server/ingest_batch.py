@@ -29,6 +29,8 @@ __all__ = ["MESSAGE_LIMIT_BYTES", "Batch"]
 
 log = structlog.get_logger()
 
+CLOCK_AHEAD_S = 60.0
+"""By so much may a vehicle's clock be ahead of the server's before the log tells of it."""
 WAITING_LIMIT_BYTES = 4096
 """Largest status that is kept for a vehicle which is about to enrol."""
 MESSAGE_LIMIT_BYTES = 64_000
@@ -235,14 +237,25 @@ class Batch:
         _check_told(status.vehicle, vehicle)
         about = self._about(topic)
         self._say(log.debug, "vehicle status", **about, state=status.state, reason=status.reason)
-        if not store_vehicles.save_status(self.connection, status):
+        self._check_clock(status.at_s, vehicle)
+        if not store_vehicles.save_status(self.connection, status, now_s=self.now_s):
             self.counts["ignored:stale-status"] += 1
 
     def _metrics(self, delivery: Delivery, topic: Topic) -> None:
         metrics = messages.decode(Metrics, self._open(delivery, topic, Kind.METRICS), sender=topic.vehicle)
         _check_told(metrics.vehicle, topic.vehicle)
-        if not store_vehicles.save_metrics(self.connection, metrics):
+        self._check_clock(metrics.at_s, topic.vehicle)
+        if not store_vehicles.save_metrics(self.connection, metrics, now_s=self.now_s):
             self.counts["ignored:stale-metrics"] += 1
+
+    def _check_clock(self, at_s: float, vehicle: str) -> None:
+        """Tell of a vehicle whose clock is ahead; the time of its message counts as the server's."""
+        ahead_s = at_s - self.now_s
+        if ahead_s > CLOCK_AHEAD_S:
+            self.counts["corrected:clock-ahead"] += 1
+            told = {"vehicle": vehicle, "ahead_s": round(ahead_s)}
+            line = partial(log.warning, "the clock of a vehicle is ahead: its times are not believed", **told)
+            self.lines.append(Line(line, vehicle, "clock-ahead"))
 
     def _request(self, delivery: Delivery, topic: Topic) -> None:
         party, vehicle = self.party, topic.vehicle

@@ -23,10 +23,10 @@ from fedfleet.fleet_server import logs
 from fedfleet.fleet_server.assembly import assemble, prepare
 from fedfleet.fleet_server.config import GroupCommitConfig, ServerConfig
 from fedfleet.fleet_server.heartbeat import Heart
+from fedfleet.fleet_server.intake import BATCH_BYTES, EVENTS, Intake
 from fedfleet.fleet_server.server import Server
 from fedfleet.fleet_server.stopwatch import stopwatch, unwatched
 from fedfleet.fleet_server.store import StoreFailed, StoreLost
-from fedfleet.link.inbox import Inbox
 from fedfleet.link.options import options_for
 from fedfleet.link.paho import Loop
 from fedfleet.link.port import Delivery, Event
@@ -41,7 +41,6 @@ __all__ = ["main", "run"]
 
 log = structlog.get_logger()
 
-INBOX_EVENTS = 4096
 TICK_S = 0.05
 RETRY_S = 0.25
 WINDOW = 500
@@ -65,7 +64,7 @@ def run(config: ServerConfig) -> int:
     """Serve until a signal asks to end; return the exit code. Raises UsageError for a mistake of the user."""
     stop = _Stop()
     options = replace(options_for(config.broker), receive_window=WINDOW, send_window=WINDOW)
-    inbox: Inbox[Event] = Inbox(INBOX_EVENTS)
+    inbox = Intake()
     telemetry = _telemetry(config, inbox)
     watch = stopwatch(time.perf_counter, telemetry.note) if telemetry else unwatched
     try:
@@ -108,7 +107,7 @@ def _failed(error: Exception) -> int:
     return 1
 
 
-def _telemetry(config: ServerConfig, inbox: Inbox[Event]) -> "Telemetry | None":
+def _telemetry(config: ServerConfig, inbox: Intake) -> "Telemetry | None":
     """Return what the configuration wants measured; the exporter is only loaded when it is wanted."""
     if not config.metrics.port:
         return None
@@ -131,7 +130,7 @@ class _Unseen:
 
 def _serve(
     server: Server,
-    inbox: Inbox[Event],
+    inbox: Intake,
     stop: _Stop,
     *,
     commit: GroupCommitConfig,
@@ -145,7 +144,10 @@ def _serve(
         heart.note(events, time.time())
         heart.beat(time.time())
         try:
+            if turned_away := inbox.turned_away():
+                server.ingest.turned_away(turned_away, time.time())
             server.handle(events, time.time())
+            server.ingest.tell_rest(time.time())
             if time.monotonic() >= due:
                 server.tick(time.time(), time.monotonic())
                 due = time.monotonic() + TICK_S
@@ -165,15 +167,19 @@ def _serve(
             is_failing = False
 
 
-def _collect(inbox: Inbox[Event], commit: GroupCommitConfig, *, until: float) -> list[Event]:
+def _collect(inbox: Intake, commit: GroupCommitConfig, *, until: float) -> list[Event]:
     """Return the events of one transaction: after the first, those that follow within the wait of a group commit."""
     events = inbox.drain(commit.updates, max(0.0, until - time.monotonic()))
     last = time.monotonic() + commit.wait_ms / 1000
-    while events and (room := commit.updates - _deliveries(events)) > 0 and len(events) < INBOX_EVENTS:
-        if (left := last - time.monotonic()) <= 0:
+    while events and (room := commit.updates - _deliveries(events)) > 0 and len(events) < EVENTS:
+        if (left := last - time.monotonic()) <= 0 or _bytes(events) >= BATCH_BYTES:
             break
         events += inbox.drain(room, left)
     return events
+
+
+def _bytes(events: Sequence[Event]) -> int:
+    return sum(len(event.payload) for event in events if isinstance(event, Delivery))
 
 
 def _deliveries(events: Sequence[Event]) -> int:

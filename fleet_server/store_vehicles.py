@@ -34,6 +34,8 @@ __all__ = [
     "use_code",
 ]
 
+REORDERED_S = 600.0
+"""Seconds by which metrics may be older than those before them because they were overtaken on their way."""
 STAMP = "registry"
 """Property that counts the changes of the registry."""
 
@@ -153,23 +155,27 @@ def ahead_of(connection: Connection, *, version: int, round_: int) -> list[tuple
     return [(row[0], row[1], row[2]) for row in rows]
 
 
-def save_status(connection: Connection, status: Status) -> bool:
+def save_status(connection: Connection, status: Status, *, now_s: float) -> bool:
     """Record a vehicle's status; False when it is older than the recorded one and was ignored.
 
-    Within one session the order of arrival counts, as a will carries the time at which it was deposited.
+    Within one session the order of arrival counts, as a will carries the time at which it was deposited. A goodbye of
+    another journal, which may be a will of long ago, counts when its time is after that of the recorded status; a
+    greeting always does. No time counts that is after ``now_s``: a clock that was ahead once holds nothing back.
     """
     columns = (vehicle.c.epoch, vehicle.c.session, vehicle.c.status_at_s)
     row = connection.execute(select(*columns).where(vehicle.c.id == status.vehicle)).one()
-    older = status.session < row.session if status.epoch == row.epoch else status.at_s < row.status_at_s
-    if older:
+    at_s, before_s = min(status.at_s, now_s), min(row.status_at_s, now_s)
+    if status.epoch == row.epoch and status.session < row.session:
+        return False
+    if status.epoch != row.epoch and status.state != "ONLINE" and at_s <= before_s:
         return False
     values = {
         "state": status.state,
-        "status_at_s": max(status.at_s, row.status_at_s),
+        "status_at_s": max(at_s, before_s),
         "epoch": status.epoch,
         "session": status.session,
         "lease_round": status.lease.round if status.lease else None,
-        "lease_until_s": status.lease.until_s if status.lease else None,
+        "lease_until_s": _lease_until(status, now_s),
         "active_version": status.active_version,
         "eligible": status.eligible,
         "reason": status.reason,
@@ -178,20 +184,35 @@ def save_status(connection: Connection, status: Status) -> bool:
     return True
 
 
+def _lease_until(status: Status, now_s: float) -> float | None:
+    """Return the end of a lease by the server's clock: it is as long as its vehicle says, whatever its clock shows."""
+    if status.lease is None:
+        return None
+    return status.lease.until_s - max(0.0, status.at_s - now_s)
+
+
 def forget_presence(connection: Connection) -> None:
     """Take every vehicle for offline until it is heard of: its retained status comes again after a subscribe."""
     connection.execute(vehicle.update().values(state="OFFLINE"))
 
 
-def save_metrics(connection: Connection, metrics: Metrics) -> bool:
-    """Record a vehicle's metrics; False when they are not newer than the recorded ones and were ignored."""
-    newer = (vehicle.c.id == metrics.vehicle) & (vehicle.c.metrics_at_s < metrics.at_s)
+def save_metrics(connection: Connection, metrics: Metrics, *, now_s: float) -> bool:
+    """Record a vehicle's metrics; False when they are a little older than the recorded ones and were ignored.
+
+    Metrics that are far older come from a clock that was set back: they are the newest, as messages of one vehicle
+    come nearly in order. What is recorded from after ``now_s`` holds nothing back.
+    """
+    at_s = min(metrics.at_s, now_s)
+    last_s = vehicle.c.metrics_at_s
+    newer = (last_s <= at_s) | (last_s > now_s) | (last_s > at_s + REORDERED_S)
+    kept = metrics.model_copy(update={"at_s": at_s})
     values = {
-        "metrics_at_s": metrics.at_s,
-        "metrics": encode(metrics),
-        "metrics_before": store_counters.kept(connection, metrics),
+        "metrics_at_s": at_s,
+        "metrics": encode(kept),
+        "metrics_before": store_counters.kept(connection, kept),
     }
-    return connection.execute(vehicle.update().where(newer).values(**values)).rowcount > 0
+    mine = vehicle.c.id == metrics.vehicle
+    return connection.execute(vehicle.update().where(mine & newer).values(**values)).rowcount > 0
 
 
 def last_metrics(connection: Connection) -> Mapping[str, Metrics]:

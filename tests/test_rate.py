@@ -32,6 +32,26 @@ def test_a_burst_passes_then_the_rate() -> None:
     assert passed(limiter, "v-2", 0.0) == 10
 
 
+def test_bytes_are_held_to_their_own_rate() -> None:
+    limiter = Limiter(Rate(per_s=100.0, burst=1000, bytes_per_s=10.0, burst_bytes=100))
+    assert limiter.admits("v-1", 0.0, size_bytes=100)
+    assert not limiter.admits("v-1", 0.0, size_bytes=1)
+    assert limiter.admits("v-1", 0.0)  # nothing in it
+    assert limiter.admits("v-1", 5.0, size_bytes=50)
+    assert not limiter.admits("v-1", 5.0, size_bytes=1)
+    # what is refused takes nothing, and one that is larger than a burst never passes
+    assert not limiter.admits("v-1", 1000.0, size_bytes=101)
+    assert limiter.admits("v-1", 1000.0, size_bytes=100)
+
+
+def test_who_is_charged_owes_a_burst_at_most() -> None:
+    limiter = Limiter(Rate(per_s=1.0, burst=10))
+    for _ in range(100):
+        limiter.charge("v-1", 0.0, share=0.5)
+    assert passed(limiter, "v-1", 10.5) == 0
+    assert passed(limiter, "v-1", 12.0) == 2
+
+
 @pytest.mark.parametrize("jump_s", [-1e9, -3600.0, 3600.0, 1e9])
 def test_a_clock_that_jumps_stops_nobody_and_gives_one_burst_at_most(jump_s: float) -> None:
     # given a vehicle that has used up its burst

@@ -184,7 +184,7 @@ def test_what_vehicles_count_goes_on_after_their_restarts(tmp_path: Path) -> Non
     with world.parts.store.write() as connection:
         for at_s, bytes_down, frames in ((1, 500, 10), (2, 900, 20), (3, 100, 25), (4, 300, 30), (5, 1, 1)):
             assert store_vehicles.save_metrics(
-                connection, metrics(at_s, bytes_down=bytes_down, frames=frames)
+                connection, metrics(at_s, bytes_down=bytes_down, frames=frames), now_s=10.0
             )
     # then its sums never fall: 900 of the first process, 300 of the second, 1 of the third
     found = snapshot(tmp_path / "server", 10.0)
@@ -194,7 +194,7 @@ def test_what_vehicles_count_goes_on_after_their_restarts(tmp_path: Path) -> Non
     assert found["vehicles"]["n-0"]["metrics"]["frames"] == 1
     # and older metrics that come late change nothing
     with world.parts.store.write() as connection:
-        assert not store_vehicles.save_metrics(connection, metrics(4, bytes_down=0))
+        assert not store_vehicles.save_metrics(connection, metrics(4, bytes_down=0), now_s=10.0)
     with world.parts.store.read() as connection:
         assert store_counters.totals(connection)["n-0"]["bytes_down"] == 1201
     world.parts.close()
