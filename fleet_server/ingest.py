@@ -80,11 +80,10 @@ class Ingest:
         self.tell_rest(now_s)
         return outgoing
 
-    def turned_away(self, vehicles: Mapping[str, int], now_s: float) -> None:
-        """Count messages at QoS 0 that were dropped before they came here, by the vehicle in their topic."""
-        for vehicle, number in vehicles.items():
-            who = vehicle if vehicle in self._known else ""
-            self._door.turn_away(who, "qos-0", number, now_s=now_s)
+    def turned_away(self, messages: Mapping[tuple[str, str], int], now_s: float) -> None:
+        """Count messages that were dropped before they came here, by the vehicle in their topic and the reason."""
+        for (vehicle, reason), number in messages.items():
+            self._door.turn_away(vehicle if vehicle in self._known else "", reason, number, now_s=now_s)
 
     def tell_rest(self, now_s: float) -> None:
         """Tell the log of what repeated itself in minutes that are over; looked at once a second."""

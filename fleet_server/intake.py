@@ -3,7 +3,10 @@
 The only part of ingest that runs on the link's thread, so it does no more than count.
 """
 
+import time
 from collections import Counter
+from collections.abc import Callable
+from math import inf
 from threading import Lock
 
 from fedfleet.link.inbox import Inbox
@@ -20,12 +23,27 @@ _VEHICLE_LEVEL = 5
 
 
 class Intake:
-    """The queue between the link and the server. No broker holds back what comes at QoS 0, so it ends here."""
+    """The queue between the link and the server. No broker holds back what comes at QoS 0, so it ends here.
 
-    def __init__(self) -> None:
+    So does, as a coarse sieve before the server's own rate, what a vehicle sends above a whole burst of it within a
+    second: who publishes as fast as it can must cost less than a broker takes to send it on.
+    """
+
+    def __init__(
+        self,
+        *,
+        burst: float = inf,
+        burst_bytes: float = inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._inbox: Inbox[Event] = Inbox(EVENTS, max_bytes=MAX_BYTES, size_of=_size_of)
+        self._burst, self._burst_bytes, self._clock = burst, burst_bytes, clock
+        self._second = -1
+        self._came: dict[
+            bytes, list[int]
+        ] = {}  # by the vehicle of a topic: messages and bytes of this second
         self._lock = Lock()
-        self._turned_away: Counter[str] = Counter()
+        self._turned_away: Counter[tuple[bytes, str]] = Counter()
 
     def __len__(self) -> int:
         return len(self._inbox)
@@ -35,13 +53,28 @@ class Intake:
         """How many events found no room and were offered again."""
         return self._inbox.overflows
 
+    def admits(self, topic: bytes, qos: int, size_bytes: int) -> bool:
+        """Tell whether a message may come in; see ``Admits``. What may not is counted."""
+        levels = topic.split(b"/", _VEHICLE_LEVEL + 1)
+        name = levels[_VEHICLE_LEVEL] if len(levels) > _VEHICLE_LEVEL else b""
+        if qos == 0:
+            self._turn_away(name, "qos-0")
+            return False
+        now = int(self._clock())
+        if now != self._second:
+            self._second, self._came = now, {}
+        came = self._came.setdefault(name, [0, 0])
+        came[0] += 1
+        came[1] += size_bytes
+        if came[0] > self._burst or came[1] > self._burst_bytes:
+            self._turn_away(name, "rate")
+            return False
+        return True
+
     def put(self, event: Event) -> None:
         """Take an event from the link; InboxFull when there is no room. What is at QoS 0 is counted and gone."""
         if isinstance(event, Delivery) and event.qos == 0:
-            levels = event.topic.split("/", _VEHICLE_LEVEL + 1)
-            name = levels[_VEHICLE_LEVEL][:40] if len(levels) > _VEHICLE_LEVEL else ""
-            with self._lock:
-                self._turned_away[name if len(self._turned_away) < NAMES else ""] += 1
+            self.admits(event.topic.encode(errors="replace"), 0, 0)
             return
         self._inbox.put(event)
 
@@ -49,11 +82,20 @@ class Intake:
         """Take up to ``limit`` events, oldest first, waiting at most ``timeout_s`` seconds for the first."""
         return self._inbox.drain(limit, timeout_s, limit_bytes=BATCH_BYTES)
 
-    def turned_away(self) -> Counter[str]:
-        """Return how many messages at QoS 0 were dropped since the last call, by the vehicle in their topic."""
+    def turned_away(self) -> Counter[tuple[str, str]]:
+        """Return how many messages were dropped since the last call, by the vehicle in their topic and the reason."""
+        if not self._turned_away:
+            return Counter()
         with self._lock:
             found, self._turned_away = self._turned_away, Counter()
-        return found
+        return Counter({(name.decode("ascii", "replace"), why): n for (name, why), n in found.items()})
+
+    def _turn_away(self, name: bytes, reason: str) -> None:
+        with self._lock:
+            key = (name, reason)
+            if len(self._turned_away) >= NAMES and key not in self._turned_away:
+                key = (b"", reason)
+            self._turned_away[key] += 1
 
 
 def _size_of(event: Event) -> int:

@@ -63,8 +63,11 @@ class _Stop:
 def run(config: ServerConfig) -> int:
     """Serve until a signal asks to end; return the exit code. Raises UsageError for a mistake of the user."""
     stop = _Stop()
-    options = replace(options_for(config.broker), receive_window=WINDOW, send_window=WINDOW)
-    inbox = Intake()
+    rate = config.rate.rate(update_bytes=config.update_limit_bytes)
+    inbox = Intake(burst=rate.burst, burst_bytes=rate.burst_bytes)
+    options = replace(
+        options_for(config.broker), receive_window=WINDOW, send_window=WINDOW, admits=inbox.admits
+    )
     telemetry = _telemetry(config, inbox)
     watch = stopwatch(time.perf_counter, telemetry.note) if telemetry else unwatched
     try:

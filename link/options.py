@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedfleet.link.config import BrokerConfig
+from fedfleet.link.sieve import Admits
 from fedfleet.protocol.errors import UsageError
 
 __all__ = ["Backoff", "Options", "options_for"]
@@ -37,6 +38,7 @@ class Options:
     ``max_pending`` and ``max_pending_bytes`` what ``publish`` takes before LinkFull. ``clean`` gives up the
     session at the broker: for tools that only look, never for a vehicle or a server. ``dial`` makes the connection
     instead of TCP: from host and port and a limit in seconds to a connected socket (OSError when there is none).
+    ``admits`` turns messages away before anything is made of them (``Admits``); they are acknowledged.
     """
 
     username: str | None = None
@@ -51,6 +53,7 @@ class Options:
     connect_timeout_s: float = 5.0
     backoff: Backoff = Backoff()
     dial: Callable[[tuple[str, int], float], socket.socket] | None = None
+    admits: Admits | None = None
 
     def __post_init__(self) -> None:
         for name in ("send_window", "receive_window", "max_pending", "max_pending_bytes", "keepalive_s"):

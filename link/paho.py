@@ -22,6 +22,7 @@ from fedfleet.link.live import LiveLink
 from fedfleet.link.options import Options
 from fedfleet.link.port import Sink, Will
 from fedfleet.link.reactor import Reactor
+from fedfleet.link.sieve import Sieve
 from fedfleet.link.windows import Pending
 from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, Packet, Refused
 
@@ -29,6 +30,7 @@ __all__ = ["Loop"]
 
 _READ_BYTES = 1 << 16
 _MID_BYTES = 2
+_PUBACK = 0x40
 _SUCCESS = ReasonCode(PacketTypes.PUBACK)
 _NO_PROPERTIES = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
 
@@ -39,6 +41,7 @@ class _Client(Client):
     _ahead = b""
     _at = 0
     dial: Callable[[tuple[str, int], float], sockets.socket] | None = None
+    sieve: Sieve | None = None
 
     def _create_socket_connection(self) -> sockets.socket:
         if self.dial is not None:
@@ -47,12 +50,32 @@ class _Client(Client):
 
     def _sock_recv(self, bufsize: int) -> bytes:
         if self._at >= len(self._ahead):
-            self._ahead, self._at = super()._sock_recv(max(bufsize, _READ_BYTES)), 0
+            self._ahead, self._at = self._sifted(super()._sock_recv(max(bufsize, _READ_BYTES))), 0
         data = self._ahead[self._at : self._at + bufsize]
         self._at += len(data)
         if not self.has_more():
             self.forget()
         return data
+
+    def _sifted(self, data: bytes) -> bytes:
+        if self.sieve is None or not data:
+            return data
+        kept = self.sieve.feed(data)
+        self._acknowledge(self.sieve)
+        if not kept:
+            raise BlockingIOError  # as when nothing had come
+        return kept
+
+    def release(self, mid: int) -> MQTTErrorCode:
+        """Acknowledge a QoS-1 message of this connection, and what the sieve turned away after it."""
+        if self.sieve is None:
+            return self.ack(mid, 1)
+        self.sieve.released(mid)
+        return self._acknowledge(self.sieve)
+
+    def _acknowledge(self, sieve: Sieve) -> MQTTErrorCode:
+        due = sieve.acknowledgements()
+        return self._packet_queue(_PUBACK, due, 0, 0) if due else MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
         packet = self._in_packet["packet"]
@@ -73,6 +96,12 @@ class _Client(Client):
     def forget(self) -> None:
         """Drop what was read ahead: it belongs to a connection that has ended."""
         self._ahead, self._at = b"", 0
+
+    def begin(self) -> None:
+        """Forget what belongs to the connection before."""
+        self.forget()
+        if self.sieve is not None:
+            self.sieve.reset()
 
 
 class Loop:
@@ -142,6 +171,7 @@ class _Wire:
         client.max_inflight_messages = 0  # no queue inside paho: the window is ours
         client.connect_timeout = options.connect_timeout_s
         client.dial = options.dial
+        client.sieve = Sieve(options.admits) if options.admits is not None else None
         client.username_pw_set(client_id if options.username is None else options.username, options.password)
         if options.tls is not None:
             client.tls_set_context(options.tls)
@@ -158,7 +188,7 @@ class _Wire:
         """Connect and send CONNECT (see ``Wire.open``)."""
         self.trouble = "ended the connection"
         self._packets.clear()
-        self._client.forget()
+        self._client.begin()
         code = self._client.reconnect()
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise ConnectionError(error_string(code))
@@ -211,7 +241,7 @@ class _Wire:
 
     def puback(self, mid: int) -> None:
         """Acknowledge a QoS-1 message of this connection."""
-        self._note(self._client.ack(mid, 1))
+        self._note(self._client.release(mid))
 
     def subscribe(self, filters: list[tuple[str, int]]) -> int:
         """Send SUBSCRIBE; 0 when the connection has ended."""
