@@ -32,6 +32,7 @@ _CONNACK_S = 10.0
 _CLOSE_S = 5.0
 _FILTERS_PER_PACKET = 50
 _RETRY_S = 0.1
+_BACKLOG_BYTES = 16_000_000
 
 
 class _State(enum.Enum):
@@ -297,7 +298,8 @@ class LiveLink:
             self._lost(self._reason or self._wire.trouble)
         else:
             self._descriptor = connection.fileno()
-            self._reactor.watch(self._descriptor, self, write=self._wire.want_write())
+            has_room = self._incoming.backlog_bytes < _BACKLOG_BYTES  # else the broker is to wait
+            self._reactor.watch(self._descriptor, self, read=has_room, write=self._wire.want_write())
 
     def _lost(self, reason: str) -> None:
         if self._state is _State.ONLINE:

@@ -107,9 +107,9 @@ class Reactor:
         """Have ``member.run`` called at this time of the clock."""
         heapq.heappush(self._due, (due, next(self._order), member))
 
-    def watch(self, descriptor: int, member: Member, *, write: bool) -> None:
-        """Report when the socket can be read, and with ``write`` when it can be written."""
-        mask = select.EPOLLIN | (select.EPOLLOUT if write else 0)
+    def watch(self, descriptor: int, member: Member, *, write: bool, read: bool = True) -> None:
+        """Report when the socket can be read, unless ``read`` is not wanted now, and with ``write`` when written."""
+        mask = (select.EPOLLIN if read else 0) | (select.EPOLLOUT if write else 0)
         known = self._watched.get(descriptor)
         if known == (member, mask):
             return

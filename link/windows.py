@@ -68,6 +68,8 @@ class Outgoing:
 class Incoming:
     """QoS-1 deliveries of one connection: at most ``window`` given out, released in order of arrival.
 
+    ``backlog_bytes`` are the payloads that have come and were not given out.
+
     Tokens are never used twice, so an acknowledgement from before a reconnect finds nothing: its packet id
     may by then belong to another message.
     """
@@ -79,6 +81,7 @@ class Incoming:
         self._acked: set[int] = set()
         self._ids: set[int] = set()
         self._backlog: deque[tuple[int, Delivery]] = deque()
+        self.backlog_bytes = 0
 
     def begin(self) -> None:
         """Forget everything: with a new connection the broker sends again what was not acknowledged."""
@@ -86,6 +89,7 @@ class Incoming:
         self._acked.clear()
         self._ids.clear()
         self._backlog.clear()
+        self.backlog_bytes = 0
 
     def arrived(self, mid: int, delivery: Delivery) -> bool:
         """Take a delivery; False when its packet id is still held (the broker repeats itself)."""
@@ -93,6 +97,7 @@ class Incoming:
             return False
         self._ids.add(mid)
         self._backlog.append((mid, delivery))
+        self.backlog_bytes += len(delivery.payload)
         return True
 
     def take(self) -> Delivery | None:
@@ -100,6 +105,7 @@ class Incoming:
         if not self._backlog or len(self._held) >= self._window:
             return None
         mid, delivery = self._backlog.popleft()
+        self.backlog_bytes -= len(delivery.payload)
         token = self.next_token()
         self._held[token] = mid
         topic, payload, qos = delivery.topic, delivery.payload, delivery.qos

@@ -46,7 +46,7 @@ def test_what_comes_at_qos_0_is_counted_by_its_vehicle_and_gone() -> None:
     assert len(intake) == 1
     found = intake.turned_away()
     assert found.total() == 4001
-    assert found["v-1"] > 0
+    assert found["v-1", "qos-0"] > 0
     assert len(found) <= 1001
     assert intake.turned_away().total() == 0
 
@@ -74,3 +74,15 @@ def test_a_matter_has_one_line_a_minute_and_what_was_left_out_is_told() -> None:
     # a clock that is set back ends a minute, and loses nothing
     assert not limit.admits("b", 62.0)
     assert sorted(limit.ended(1.0)) == [("b", 1)]
+
+
+def test_above_a_whole_burst_within_a_second_nothing_comes_in() -> None:
+    now = [0.0]
+    intake = Intake(burst=3, burst_bytes=1000, clock=lambda: now[0])
+    topic = b"fl/v1/f/v/00/v-1/status"
+    assert [intake.admits(topic, 1, 10) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert intake.admits(topic.replace(b"v-1", b"v-2"), 1, 10)
+    assert not intake.admits(topic.replace(b"v-1", b"v-3"), 1, 1001)
+    now[0] = 1.0
+    assert intake.admits(topic, 1, 10)
+    assert intake.turned_away() == {("v-1", "rate"): 2, ("v-3", "rate"): 1}
