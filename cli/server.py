@@ -28,6 +28,7 @@ app.command("check")(server_store.check)
 app.command("backup")(server_store.backup)
 app.command("restore")(server_store.restore)
 app.command("ahead")(server_store.ahead)
+app.command("rekey")(server_store.rekey)
 
 Vehicle = Annotated[str, typer.Argument(help="Id of the vehicle: a-z, 0-9 and '-'.", show_default=False)]
 
@@ -61,12 +62,22 @@ def enrol(
         str,
         typer.Option(help="Its public key: 64 hex digits, or a file that holds them.", show_default=False),
     ],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take this key in place of the one that is enrolled.")
+    ] = False,
 ) -> None:
     """Register a vehicle's public key (shown by `fedfleet agent VEHICLE --show-key`), also while the server runs."""
     from fedfleet.fleet_server import registry
 
     settings = load(context.obj)
-    registry.enrol(server_place(settings), vehicle, region=region, public_key=_key(key), now_s=time.time())
+    registry.enrol(
+        server_place(settings),
+        vehicle,
+        region=region,
+        public_key=_key(key),
+        now_s=time.time(),
+        replace=replace,
+    )
     Terminal().say(f"{vehicle} is enrolled in region {region}")
 
 

@@ -1,6 +1,7 @@
 """``fedfleet server quarantine``, ``check``, ``backup`` and ``restore``: the store, looked at and looked after."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +19,13 @@ from fedfleet.cli.tables import Column, moment, show
 from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server import store_quarantine
 from fedfleet.fleet_server.files import write_file
-from fedfleet.fleet_server.store import open_older, open_reader
+from fedfleet.fleet_server.store import open_older, open_reader, open_store
 from fedfleet.fleet_server.store_files import UPDATES
 from fedfleet.fleet_server.store_quarantine import Quarantined
 from fedfleet.fleet_server.store_updates import counters
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["ahead", "backup", "check", "quarantine", "restore"]
+__all__ = ["ahead", "backup", "check", "quarantine", "rekey", "restore"]
 
 FIRST_BYTES = 64
 NAMES_SHOWN = 20
@@ -209,6 +210,36 @@ def ahead(
         f"the first model will be version {begin}" if begin else f"version {now.version}, round {now.round}"
     )
     Terminal().say(f"{place.data_dir}: goes on at {told}")
+
+
+def rekey(
+    context: typer.Context,
+    sure: Annotated[
+        bool, typer.Option("--yes", help="Make the new key; without it, only say what it means.")
+    ] = False,
+) -> None:
+    """Give a server whose key is lost a new one. Every vehicle must then enrol again. The server must not run.
+
+    Vehicles believe the key that they pinned when they enrolled: until they enrol again, each in an empty folder and
+    with a fresh code, they take nothing from the server, and train nothing. Restore server.key from a backup instead
+    where there is one.
+    """
+    from fedfleet.fleet_server.keys import make_anew
+
+    place = server_place(load(context.obj))
+    open_reader(place.data_dir).close()  # where there is none, none is made
+    if not sure:
+        raise UsageError(
+            f"{place.data_dir}: with a new key every vehicle must enrol again, in an empty folder and with a fresh "
+            "code: restore server.key from a backup if there is one, else add --yes"
+        )
+    store = open_store(place.data_dir, fleet=place.fleet, task=place.task, address=place.address)
+    try:
+        before, now = make_anew(store, os.urandom)
+    finally:
+        store.close()
+    told = f"{before[:12]}… is no longer its key" if before else "its key before is not known"
+    Terminal().say(f"{place.data_dir}: new key {now}; {told}; now every vehicle must enrol again")
 
 
 def restore(

@@ -90,7 +90,7 @@ def prepare(
     store.watch = watch
     try:
         codes = {one.vehicle: Code(one.code.get_secret_value(), one.region) for one in config.enrolment}
-        key = load_key(config.data_dir, draw)
+        key = load_key(store, draw)
         party = Party(config.fleet, task_id(task.name), key, codes)
         graph, model = _model(store, config, validation, now_s=now_s)
         with store.read() as connection:

@@ -259,6 +259,8 @@ class Batch:
 
     def _request(self, delivery: Delivery, topic: Topic) -> None:
         party, vehicle = self.party, topic.vehicle
+        before = self.view.keyring.keys.get(vehicle)
+        stamp = store_vehicles.stamp(self.connection)
         answer = requests.answer(
             self.connection,
             party,
@@ -268,14 +270,17 @@ class Batch:
             now_s=self.now_s,
         )
         self._outgoing.append(answer)
-        if vehicle in self.view.keyring.keys:
+        if store_vehicles.stamp(self.connection) == stamp:
             return
         keyring, regions = store_vehicles.keyring(self.connection), store_vehicles.regions(self.connection)
         self.view = replace(self.view, keyring=keyring, regions=regions)
         self.enrolled.append(vehicle)
         self._say(log.info, "vehicle enrolled", region=regions.get(vehicle), vehicle=vehicle)
-        if before := self.waiting.get(vehicle):
-            self._take(before, topics.parse(before.topic))
+        if before not in {None, keyring.keys[vehicle]}:
+            self.counts["enrolled:new-key"] += 1
+            self._say(log.warning, "vehicle has a new key, by its enrolment code", vehicle=vehicle)
+        if waiting := self.waiting.get(vehicle):
+            self._take(waiting, topics.parse(waiting.topic))
 
 
 def _check_told(told: str, vehicle: str) -> None:

@@ -21,18 +21,24 @@ class Place:
     address: Address | None = None
 
 
-def enrol(place: Place, vehicle: str, *, region: str, public_key: bytes, now_s: float) -> None:
+def enrol(
+    place: Place, vehicle: str, *, region: str, public_key: bytes, now_s: float, replace: bool = False
+) -> None:
     """Register a vehicle's key and region in the store; UsageError as ``store_vehicles.enrol``."""
-    enrol_all(place, {vehicle: (region, public_key)}, now_s=now_s)
+    enrol_all(place, {vehicle: (region, public_key)}, now_s=now_s, replace=replace)
 
 
-def enrol_all(place: Place, vehicles: Mapping[str, tuple[str, bytes]], *, now_s: float) -> None:
+def enrol_all(
+    place: Place, vehicles: Mapping[str, tuple[str, bytes]], *, now_s: float, replace: bool = False
+) -> None:
     """Register regions and keys of many vehicles, all or none; UsageError as ``store_vehicles.enrol``."""
     store = _open(place)
     try:
         with store.write() as connection:
             for vehicle, (region, public_key) in vehicles.items():
-                store_vehicles.enrol(connection, vehicle, region=region, public_key=public_key, now_s=now_s)
+                store_vehicles.enrol(
+                    connection, vehicle, region=region, public_key=public_key, now_s=now_s, replace=replace
+                )
     finally:
         store.close()
 

@@ -70,12 +70,15 @@ def has_code(connection: Connection, party: Party, vehicle: str) -> bool:
 def answer(
     connection: Connection, party: Party, sealed: bytes, *, vehicle: str, keyring: Keyring, now_s: float
 ) -> Outgoing:
-    """Answer a request that came on this vehicle's topic; a vehicle that is not enrolled enrols by its code.
+    """Answer a request that came on this vehicle's topic; a vehicle enrols by its code, with a new key too.
 
-    A vehicle that enrols again with its enrolled key (the answer was lost) gets the same answer. Raises PeerError
-    with the reasons of envelope and enrolment, or wrong-sender; nothing is enrolled then.
+    A vehicle that enrols again with its enrolled key (the answer was lost) gets the same answer; one that lost its
+    key enrols again by a code that was not used yet. Raises PeerError with the reasons of envelope and enrolment, or
+    wrong-sender; nothing is enrolled then.
     """
-    if vehicle in keyring.keys:
+    if vehicle in keyring.denied:
+        raise PeerError("denied-sender", f"{vehicle} is on the deny-list of fleet {party.fleet}")
+    if vehicle in keyring.keys and not _is_by_code(connection, party, sealed, vehicle=vehicle):
         request = _open_known(sealed, vehicle=vehicle, keyring=keyring, fleet=party.fleet)
     else:
         request = _enrol(connection, party, sealed, vehicle=vehicle, now_s=now_s)
@@ -98,6 +101,17 @@ def answer(
     return party.command(told)
 
 
+def _is_by_code(connection: Connection, party: Party, sealed: bytes, *, vehicle: str) -> bool:
+    """Tell whether this is an enrolment that proves the vehicle's code, which was not used yet."""
+    if not has_code(connection, party, vehicle):
+        return False
+    try:
+        enrolment.open_enrolment(sealed, {vehicle: party.codes[vehicle].secret}, fleet=party.fleet)
+    except PeerError:
+        return False
+    return True
+
+
 def _open_known(sealed: bytes, *, vehicle: str, keyring: Keyring, fleet: str) -> Request:
     opened = envelope.open_sealed(sealed, keyring, fleet=fleet, limit_bytes=LIMIT_BYTES)
     if opened.kind is not Kind.REQUEST:
@@ -114,6 +128,8 @@ def _enrol(connection: Connection, party: Party, sealed: bytes, *, vehicle: str,
         raise PeerError("unknown-sender", f"{vehicle} is not enrolled and has no open enrolment code")
     request = enrolment.open_enrolment(sealed, {vehicle: code.secret}, fleet=party.fleet)
     public_key = bytes.fromhex(request.public_key)
-    store_vehicles.enrol(connection, vehicle, region=code.region, public_key=public_key, now_s=now_s)
+    store_vehicles.enrol(
+        connection, vehicle, region=code.region, public_key=public_key, now_s=now_s, replace=True
+    )
     store_vehicles.use_code(connection, vehicle, code.secret, now_s=now_s)
     return request

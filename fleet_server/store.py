@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, inspect, select
+from sqlalchemy import Connection, Engine, inspect
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from fedfleet.fleet_server import (
     migrations,
     schema,
     store_postgres,
+    store_properties,
     store_published,
     store_sqlite,
     store_updates,
@@ -29,7 +30,6 @@ from fedfleet.fleet_server.stopwatch import Watch, unwatched
 from fedfleet.fleet_server.store_files import Files, FilesFailed
 from fedfleet.fleet_server.store_postgres import Address, ConnectionLost
 from fedfleet.fleet_server.store_sqlite import FILE
-from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.errors import UsageError
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "open_older",
     "open_reader",
     "open_store",
-    "properties",
     "save_start",
 ]
 
@@ -278,21 +277,13 @@ def _cause(error: BaseException) -> str:
 
 def save_start(connection: Connection, value: str) -> None:
     """Keep what the server says of its start (JSON), in place of what it said before."""
-    values = {"name": START, "value": value}
-    statement = insert(connection, schema.property_).values(**values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
-
-
-def properties(connection: Connection) -> dict[str, str]:
-    """Return the store's properties: schema, fleet, task, and ``start``."""
-    rows = connection.execute(select(schema.property_.c.name, schema.property_.c.value))
-    return {row.name: row.value for row in rows}
+    store_properties.put(connection, START, value)
 
 
 def _check(
     connection: Connection, store: str, expected: dict[str, str], *, may_migrate: bool = False
 ) -> None:
-    found = properties(connection)
+    found = store_properties.properties(connection)
     for name, value in expected.items():
         if found.get(name) != value:
             raise UsageError(f"store {store}: expected {name} {value}, it has {found.get(name, 'none')}")

@@ -20,19 +20,12 @@ from sqlalchemy import Connection, func, select, text
 
 from fedfleet.fleet_server import schema, store_models, store_published, store_rounds, store_updates
 from fedfleet.fleet_server.files import write_file
-from fedfleet.fleet_server.store import (
-    FILE,
-    Store,
-    address_of,
-    open_older,
-    open_reader,
-    open_store,
-    properties,
-)
+from fedfleet.fleet_server.store import FILE, Store, address_of, open_older, open_reader, open_store
 from fedfleet.fleet_server.store_ahead import step_beyond
 from fedfleet.fleet_server.store_check import problems
 from fedfleet.fleet_server.store_files import UPDATES
 from fedfleet.fleet_server.store_postgres import Address
+from fedfleet.fleet_server.store_properties import properties
 from fedfleet.fleet_server.store_published import Published
 from fedfleet.protocol.errors import UsageError
 

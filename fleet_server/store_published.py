@@ -11,9 +11,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection, func, select
 
+from fedfleet.fleet_server import store_properties
 from fedfleet.fleet_server.files import write_file
-from fedfleet.fleet_server.schema import model, property_, release, round_
-from fedfleet.fleet_server.upsert import insert
+from fedfleet.fleet_server.schema import model, release, round_
 from fedfleet.protocol.errors import UsageError
 
 __all__ = [
@@ -128,30 +128,19 @@ def went_back(told: str) -> str:
 
 def planned_begin(connection: Connection) -> int:
     """Return how many numbers the first model of a store is to leave out; 0 for one that begins as any."""
-    return _property(connection, BEGIN)
+    return int(store_properties.get(connection, BEGIN) or 0)
 
 
 def begin_at(connection: Connection, numbers: int) -> None:
     """Have the first model of a store leave out so many numbers."""
-    _set_property(connection, BEGIN, numbers)
+    store_properties.put(connection, BEGIN, str(numbers))
 
 
 def left_out(connection: Connection) -> int:
     """Return how many numbers of rounds were left out so far: those that ran are counted without them."""
-    return _property(connection, LEFT_OUT)
+    return int(store_properties.get(connection, LEFT_OUT) or 0)
 
 
 def leave_out(connection: Connection, numbers: int) -> None:
     """Count so many more."""
-    _set_property(connection, LEFT_OUT, left_out(connection) + numbers)
-
-
-def _property(connection: Connection, name: str) -> int:
-    query = select(property_.c.value).where(property_.c.name == name)
-    return int(connection.execute(query).scalar_one_or_none() or 0)
-
-
-def _set_property(connection: Connection, name: str, number: int) -> None:
-    values = {"name": name, "value": str(number)}
-    statement = insert(connection, property_).values(**values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+    store_properties.put(connection, LEFT_OUT, str(left_out(connection) + numbers))

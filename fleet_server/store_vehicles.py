@@ -62,10 +62,19 @@ class Presence(NamedTuple):
     lease_until_s: float
 
 
-def enrol(connection: Connection, name: str, *, region: str, public_key: bytes, now_s: float) -> None:
+def enrol(
+    connection: Connection,
+    name: str,
+    *,
+    region: str,
+    public_key: bytes,
+    now_s: float,
+    replace: bool = False,
+) -> None:
     """Register a vehicle's key and region; enrolling the same key again moves the vehicle to the region.
 
-    Raises UsageError for an id outside the alphabet, the server's own name, or another key than the enrolled one.
+    Raises UsageError for an id outside the alphabet, the server's own name, or another key than the enrolled one,
+    unless that is to be replaced.
     """
     check_id(name, "vehicle")
     check_id(region, "region")
@@ -77,9 +86,12 @@ def enrol(connection: Connection, name: str, *, region: str, public_key: bytes, 
     if known is None:
         row = {"id": name, "region": region, "public_key": public_key, "enrolled_at_s": now_s}
         connection.execute(vehicle.insert(), row)
-    elif known != public_key:
-        raise UsageError(f"vehicle {name} is enrolled with another key {known.hex()[:12]}…")
+    elif known != public_key and not replace:
+        told = "if it lost that one, give it a fresh enrolment code, or enrol it with --replace"
+        raise UsageError(f"vehicle {name} is enrolled with another key {known.hex()[:12]}…: {told}")
     else:
+        mine = vehicle.c.id == name
+        connection.execute(vehicle.update().where(mine).values(public_key=public_key))
         _move(connection, name, region)
     _restamp(connection)
 

@@ -20,7 +20,8 @@ from fedfleet.fleet_server import (
     store_vehicles,
 )
 from fedfleet.fleet_server.gate import Scores
-from fedfleet.fleet_server.store import START, open_reader, properties
+from fedfleet.fleet_server.store import START, open_reader
+from fedfleet.fleet_server.store_properties import properties
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.protocol.errors import UsageError
 

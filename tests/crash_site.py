@@ -23,7 +23,8 @@ from sqlalchemy import Connection, func, select
 from fedfleet.fleet_server import registry, schema, status, store_rounds
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.registry import Place
-from fedfleet.fleet_server.store import START, open_reader, properties
+from fedfleet.fleet_server.store import START, open_reader
+from fedfleet.fleet_server.store_properties import properties
 from fedfleet.link import embedded
 from fedfleet.link.options import Backoff, Options
 from fedfleet.link.paho import Loop

@@ -383,6 +383,41 @@ def test_a_code_is_good_once_and_only_when_it_is_known(ingest: Ingest, store: St
         assert store_vehicles.keyring(connection).keys["v-9"] == key_of("v-9").public
 
 
+def test_a_vehicle_that_lost_its_key_enrols_again_by_a_fresh_code(ingest: Ingest, store: Store) -> None:
+    # given an enrolled vehicle that has another key now, and a fresh code from the operator
+    ingest.receive([request("v-9", "enrol", secret=code("v-9"))], NOW_S)
+    new, fresh = key_of("v-9 after its disk died"), "a fresh code for v-9"
+    with_code = Ingest(store, replace(ingest.party, codes={"v-9": Code(fresh, "north")}), ingest.limits)
+    # when it asks with the old code, then its old key stays
+    old = with_code.receive([request("v-9", "enrol", secret=code("v-9"), key=new)], NOW_S)
+    assert commanded(old)[0].reason == "bad-signature"
+    # when it asks with the fresh one, then the new key is its key, in the region of the code, and only once
+    outgoing = with_code.receive([request("v-9", "enrol", secret=fresh, key=new)], NOW_S)
+    command = enrolment.open_enrolled(outgoing[0].payload, fresh, fleet=FLEET, vehicle="v-9", nonce=NONCE)
+    assert (command.region, command.server_key) == ("north", SERVER_KEY.public.hex())
+    thief = with_code.receive([request("v-9", "enrol", secret=fresh, key=key_of("thief"))], NOW_S)
+    assert commanded(thief)[0].reason == "bad-signature"
+    with store.read() as connection:
+        assert store_vehicles.keyring(connection).keys["v-9"] == new.public
+        assert store_updates.counters(connection)["enrolled:new-key"] == 1
+    # and what bears the old key is refused, what bears the new one counts
+    sealed = [sealed_update("v-9", PLAN), sealed_update("v-9", PLAN, key=new)]
+    receipts = told(with_code.receive([to_topic("v-9", one) for one in sealed], NOW_S))
+    assert [(one.outcome, one.reason) for one in receipts] == [("refused", "bad-signature"), ("stored", "")]
+
+
+def test_a_denied_vehicle_does_not_come_back_by_a_code(ingest: Ingest, store: Store) -> None:
+    ingest.receive([request("v-9", "enrol", secret=code("v-9"))], NOW_S)
+    with store.write() as connection:
+        store_vehicles.deny(connection, "v-9")
+    party = replace(ingest.party, codes={"v-9": Code("a fresh code for v-9", "north")})
+    again = Ingest(store, party, ingest.limits)
+    asked = request("v-9", "enrol", secret="a fresh code for v-9", key=key_of("new"))
+    assert commanded(again.receive([asked], NOW_S))[0].reason == "denied-sender"
+    with store.read() as connection:
+        assert store_vehicles.keyring(connection).keys["v-9"] == key_of("v-9").public
+
+
 def test_hello_tells_the_region(ingest: Ingest) -> None:
     (command,) = commanded(ingest.receive([request("v-3", "hello")], NOW_S))
     assert (command.kind, command.region, command.nonce) == ("assign", "south", NONCE)

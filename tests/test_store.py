@@ -11,7 +11,6 @@ from fedfleet.fleet_server import store_quarantine, store_rounds, store_updates,
 from fedfleet.fleet_server.admission import Limits
 from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.ingest import Ingest
-from fedfleet.fleet_server.keys import load_key
 from fedfleet.fleet_server.requests import Party
 from fedfleet.fleet_server.status import snapshot
 from fedfleet.fleet_server.store import FILE, Store, StoreFailed, open_reader, open_store
@@ -99,20 +98,6 @@ def test_a_full_disk_takes_nothing_of_a_batch_and_says_so(store: Store) -> None:
         assert store_updates.known(connection, UpdateId("v-2", EPOCH, 5)) is None
         assert store_updates.known(connection, UpdateId("v-1", EPOCH, 5)) is not None
     full.close()
-
-
-def test_the_server_key_is_made_once_and_kept_secret(tmp_path: Path) -> None:
-    key = load_key(tmp_path, lambda n: b"7" * n)
-    assert load_key(tmp_path, lambda _: b"").public == key.public
-    assert (tmp_path / "server.pub").read_text() == f"{key.public.hex()}\n"
-    assert (tmp_path / "server.key").stat().st_mode & 0o777 == 0o600
-    (tmp_path / "server.key").chmod(0o644)
-    with pytest.raises(UsageError, match="only its owner may read"):
-        load_key(tmp_path, lambda _: b"")
-    (tmp_path / "server.key").write_text("zz")
-    (tmp_path / "server.key").chmod(0o600)
-    with pytest.raises(UsageError, match="expected 32 bytes in hex"):
-        load_key(tmp_path, lambda _: b"")
 
 
 def test_a_file_is_old_or_new_but_never_part(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from fedfleet.fleet_server import (
     store_updates,
     store_vehicles,
 )
-from fedfleet.fleet_server.store import Store, open_reader, open_store, properties, save_start
+from fedfleet.fleet_server.store import Store, open_reader, open_store, save_start
 from fedfleet.fleet_server.store_postgres import Address
+from fedfleet.fleet_server.store_properties import properties
 from fedfleet.fleet_server.store_quarantine import Quarantined
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.protocol.errors import UsageError

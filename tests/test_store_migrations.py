@@ -8,7 +8,8 @@ from server_world import EPOCH, FLEET
 from sqlalchemy import Connection, inspect
 
 from fedfleet.fleet_server import migrations, store_models, store_quarantine, store_updates, store_vehicles
-from fedfleet.fleet_server.store import FILE, StoreFailed, open_reader, open_store, properties
+from fedfleet.fleet_server.store import FILE, StoreFailed, open_reader, open_store
+from fedfleet.fleet_server.store_properties import properties
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
 
