@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
 
 from fedfleet.codec import payload
+from fedfleet.codec.delta import Delta
 from fedfleet.codec.parts import Parts
 from fedfleet.fleet_server.fold import check_update, example_weight
+from fedfleet.fleet_server.rules import length
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.fleet_server.store_updates import Known, StoredUpdate
 from fedfleet.protocol import envelope, update
@@ -40,7 +43,8 @@ class Limits:
     seconds that they wait for their next piece.
 
     ``parts`` are how the model's layout divides an update; None: one sparse part. With ``control`` an update must
-    carry a step of the vehicle's control variate (SCAFFOLD).
+    carry a step of the vehicle's control variate (SCAFFOLD). ``norm_factor`` times the usual length of an update is
+    the longest that is let in (``norms.py``).
     """
 
     update_bytes: int
@@ -52,6 +56,7 @@ class Limits:
     incomplete_age_s: float = 900.0
     parts: Parts | None = None
     control: bool = False
+    norm_factor: float = 50.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ class View:
 
     ``moved`` has the region where a vehicle was, and the last round of which its update still counts there;
     ``carries`` tells whether an update for a closed round with this plan may still be folded, ``find_update`` what is
-    recorded under an id; ``coordinates`` are those that a plan names by its rule, None when it names none.
+    recorded under an id; ``coordinates`` are those that a plan names by its rule, None when it names none; ``longest``
+    is the longest update (L2) for a plan that is let in.
     """
 
     fleet: str
@@ -74,6 +80,7 @@ class View:
     carries: Callable[[Plan], bool] = lambda _: False
     find_update: Callable[[UpdateId], Known | None] = lambda _: None
     coordinates: Callable[[Plan], npt.NDArray[np.int64] | None] = lambda _: None
+    longest: Callable[[Plan], float] = lambda _: inf
     moved: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
 
@@ -122,7 +129,7 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
     """Check freshness, then the payload, of an opened update; ``known`` is what is recorded under its id.
 
     Raises PeerError, besides the reasons of payload and fold: replayed-id, from-the-future, round-unknown,
-    wrong-base.
+    wrong-base, norm-too-large.
     """
     manifest = one.manifest
     if known is not None:
@@ -136,6 +143,7 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
     )
     weight = example_weight(decoded.examples, cap=view.limits.example_cap)
     check_update(manifest.id, decoded.delta, weight, size=view.limits.parameters)
+    norm = _check_length(manifest, decoded.delta, view.longest(found.plan))
     stored = StoredUpdate(
         manifest,
         one.payload,
@@ -144,6 +152,7 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
         one.digest,
         len(one.sealed),
         one.sealed,
+        norm,
     )
     return Accepted(stored) if found.state == "open" else Accepted(stored, *view.late(manifest))
 
@@ -174,6 +183,14 @@ def expect_round(topic: Topic, view: View) -> None:
         raise PeerError("round-unknown", f"round {number} of {regions[0]} is not known")
     if not any(found.state == "open" or view.carries(found.plan) for found in known):
         raise PeerError("late", f"round {number}: an update of {vehicle} began after it was closed")
+
+
+def _check_length(manifest: update.Manifest, delta: Delta, limit: float) -> float:
+    norm = length(delta)
+    if norm > limit:
+        told = f"round {manifest.round}: update {manifest.id} has length {norm:.3g}, limit {limit:.3g}"
+        raise PeerError("norm-too-large", told)
+    return norm
 
 
 def _check_place(manifest: update.Manifest, topic: Topic, view: View) -> None:

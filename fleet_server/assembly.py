@@ -111,6 +111,7 @@ def prepare(
         config.retention.incomplete_age_s,
         graph.layout.parts,
         control=config.strategy.name == "scaffold",
+        norm_factor=config.norm_factor,
     )
     ingest = Ingest(
         store, party, limits, Limiter(config.rate.rate(update_bytes=limits.update_bytes)), config.rounds

@@ -126,6 +126,12 @@ class ServerSettings(Config):
     example_cap: int = Field(
         default=10_000, ge=1, le=2**32 - 1, description="most examples that count as one update's weight"
     )
+    norm_factor: float = Field(
+        default=50.0,
+        gt=1,
+        le=1e9,
+        description="longest update (L2) that is let in, in middle ones of the last folds; a longer one is refused",
+    )
     update_limit_bytes: int = Field(
         default=4_000_000,
         ge=1024,

@@ -21,6 +21,7 @@ from fedfleet.fleet_server.pieces import Pieces, Room
 from fedfleet.fleet_server.rate import Limiter, Rate
 from fedfleet.fleet_server.requests import Outgoing, Party
 from fedfleet.fleet_server.store import Store, StoreFailed
+from fedfleet.fleet_server.store_norms import Norms
 from fedfleet.fleet_server.store_waiting import Late
 from fedfleet.link.port import Delivery
 from fedfleet.protocol.errors import PeerError
@@ -59,6 +60,7 @@ class Ingest:
     def __post_init__(self) -> None:
         """Name coordinates as the model is divided, and take over what an earlier process has of incomplete updates."""
         limits = self.limits
+        self._norms = Norms(factor=self.limits.norm_factor, parameters=self.limits.parameters)
         self._coordinates = Coordinates(limits.parts or Parts.whole(limits.parameters))
         most = UPDATES_KEPT * limits.update_bytes
         room = Room(most, max(most, limits.incomplete_bytes), limits.incomplete_age_s)
@@ -178,4 +180,5 @@ class Ingest:
             carries=late.may_carry,
             find_update=partial(store_updates.known, connection),
             coordinates=partial(self._coordinates.of, connection),
+            longest=self._norms.at(connection),
         )

@@ -75,6 +75,7 @@ STEPS: tuple[Step, ...] = (
     add_column(schema.update.c.payload_at),
     add_index(schema.file_updates),
     add_column(schema.vehicle.c.metrics_before),
+    add_column(schema.update.c.norm),
 )
 """Step i leads from version i + 1 to i + 2. Append only."""
 

@@ -21,7 +21,21 @@ from fedfleet.fleet_server.fold import Aggregate, Update, fold_ordered
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
 
-__all__ = ["Fold", "Rule", "VoidError", "fltrust", "hostile", "mean", "nonempty", "norm_clip", "vote_weight"]
+__all__ = [
+    "Fold",
+    "Rule",
+    "VoidError",
+    "fltrust",
+    "hostile",
+    "length",
+    "mean",
+    "nonempty",
+    "norm_clip",
+    "vote_weight",
+]
+
+HISTORY = 4.0
+"""How many times the usual norm of recent rounds the median of one round counts at most."""
 
 Fold: TypeAlias = Callable[[Iterable[Update], int], Aggregate]
 """(updates, size M) -> aggregate."""
@@ -86,25 +100,31 @@ def mean() -> Rule:
     return Rule("mean", "sum", fold)
 
 
-def norm_clip(bound: float | None = None) -> Rule:
+def norm_clip(bound: float | None = None, *, factor: float = 1.0, usual: float | None = None) -> Rule:
     """Return norm clipping: the weighted mean of δ_k · min(1, C / ‖δ_k‖₂).
 
-    Sun et al. 2019, "Can you really backdoor federated learning?" (norm thresholding). C is `bound`, or the median of
-    this round's norms when None, so that at most half of the updates are cut; that needs at least three. A hostile
-    update of weight share p moves the mean by at most 2 p C. Raises UsageError for a bound that is not above 0.
+    Sun et al. 2019, "Can you really backdoor federated learning?" (norm thresholding). C is `bound`, or when None
+    `factor` times the median of this round's norms, so that fewer than half of the updates are cut. Of one or two
+    updates the median says little: it counts at most `HISTORY` times what is `usual`, the median norm of recent
+    rounds where it is known. A hostile update of weight share p moves the mean by at most 2 p C.
+    Raises UsageError for a bound that is not above 0, or a factor below 1.
     """
     if bound is not None and not (np.isfinite(bound) and bound > 0):
         raise UsageError(f"clip_norm: expected a finite number above 0, got {bound}")
-    smallest = 1 if bound is not None else 3
+    if not (np.isfinite(factor) and factor >= 1):
+        raise UsageError(f"clip_factor: expected a finite number of at least 1, got {factor}")
 
     def fold(updates: Iterable[Update], size: int) -> Aggregate:
-        norms = {id_: _norm(delta) for id_, delta, _ in updates}
-        _enough("norm-clip", len(norms), smallest)
-        limit = median(norms.values()) if bound is None else bound
+        norms = {id_: length(delta) for id_, delta, _ in updates}
+        _enough("norm-clip", len(norms), 1)
+        limit = bound
+        if limit is None:
+            middle = median(norms.values())
+            limit = factor * (min(middle, HISTORY * usual) if usual else middle)
         factors = {id_: limit / norm for id_, norm in norms.items() if norm > limit}
         return fold_ordered(updates, size=size, factors=factors, checked=True)
 
-    return Rule("norm-clip", "sum", fold, smallest=smallest)
+    return Rule("norm-clip", "sum", fold)
 
 
 def fltrust(root: npt.NDArray[np.float32] | None) -> Rule:
@@ -123,8 +143,8 @@ def fltrust(root: npt.NDArray[np.float32] | None) -> Rule:
         if root is None or root.shape != (size,) or not np.isfinite(root).all():
             raise VoidError("fltrust: the root update is missing, not finite or of another size")
         g0 = root.astype(np.float64)
-        length = float(np.linalg.norm(g0))
-        if length == 0:
+        reach = float(np.linalg.norm(g0))
+        if reach == 0:
             raise VoidError("fltrust: the root update is zero")
         trust: dict[UpdateId, float] = {}
         factors: dict[UpdateId, float] = {}
@@ -132,12 +152,12 @@ def fltrust(root: npt.NDArray[np.float32] | None) -> Rule:
         dropped: dict[UpdateId, str] = {}
         for id_, delta, weight in updates:
             weights.append(weight)
-            norm = _norm(delta)
-            score = _dot(delta, g0) / (norm * length) if norm else 0.0
+            norm = length(delta)
+            score = _dot(delta, g0) / (norm * reach) if norm else 0.0
             if score <= 0:
                 dropped[id_] = "no-trust"
                 continue
-            trust[id_], factors[id_] = min(score, 1.0), length / norm
+            trust[id_], factors[id_] = min(score, 1.0), reach / norm
         if not trust:
             raise VoidError("fltrust: no update agrees with the root set")
         trusted = ((id_, delta, trust[id_]) for id_, delta, _ in updates if id_ in trust)
@@ -161,7 +181,8 @@ def _enough(name: str, count: int, smallest: int) -> None:
         raise VoidError(f"{name} needs at least {smallest} updates, got {count}")
 
 
-def _norm(delta: Delta) -> float:
+def length(delta: Delta) -> float:
+    """Return the length (L2) of an update."""
     values = delta.values.astype(np.float64)
     return sqrt(float(values @ values))
 

@@ -111,6 +111,7 @@ update = Table(
     Column(
         "payload_at", BigInteger
     ),  # a large one: where the codec's bytes begin in the file of the sealed update
+    Column("norm", Float),  # length (L2) of the change; NULL where it was not written down
 )
 Index(
     "update_of_round",

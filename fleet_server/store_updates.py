@@ -57,7 +57,7 @@ class StoredUpdate:
     """An update that passed every check; ``payload`` is the codec's bytes, ``sealed_sha256`` names the message.
 
     The payload is the end of the whole message ``sealed``, which is kept in a file when it is large; where only the
-    payload is known it is kept in the row.
+    payload is known it is kept in the row. ``norm`` is the length (L2) of the change.
     """
 
     manifest: Manifest
@@ -67,6 +67,7 @@ class StoredUpdate:
     sealed_sha256: str
     sealed_bytes: int
     sealed: Data | None = None
+    norm: float | None = None
 
     @property
     def payload_at(self) -> int | None:
@@ -144,6 +145,7 @@ def _row(stored: StoredUpdate, fate: Fate | None, reason: str, *, now_s: float) 
         "size_bytes": stored.sealed_bytes,
         "payload": stored.payload if stored.payload_at is None else None,
         "payload_at": stored.payload_at,
+        "norm": stored.norm,
         "stored_at_s": now_s,
         "fate": fate,
         "reason": reason,
