@@ -43,7 +43,7 @@ from fedfleet.scenarios.pack import sumo_pack
 from fedfleet.scenarios.partition import partition
 
 VEHICLES, HOSTILE, SHARE = 20, 4, 0.2
-RULES: tuple[str, ...] = get_args(StrategyConfig.model_fields["rule"].annotation)
+RULES: tuple[str, ...] = get_args(get_args(StrategyConfig.model_fields["rule"].annotation)[0])
 ATTACKS = ("none", "sign-flip-3", "label-flip", "noise", "alie", "ipm-0.5", "ipm-10")
 TRAINING = TrainSettings(learning_rate=0.1, epochs=2)
 CODECS = {"dense": (Settings("dense", "int8"), 1.0), "rice": (Settings("rice", "sign", 0.02), 2.0)}

@@ -100,6 +100,7 @@ def prepare(
     except BaseException:
         store.close()
         raise
+    _note_strategy(config)
     coordinator = Coordinator(store, config, party.task, graph, validation, model, watch, roots)
     limits = Limits(
         config.update_limit_bytes,
@@ -187,7 +188,7 @@ def _first(
         store_blobs.put(connection, "graph", bundle.pack_graph(export.layout_json, export.onnx))
         model = store_models.first_model(
             export.vector,
-            config.strategy.strategy().init(export.vector.size),
+            config.optimizer.init(export.vector.size),
             onnx=onnx,
             full_sha256=store_blobs.put(connection, "full", bundle.pack_vector(export.vector)),
             now_s=now_s,
@@ -222,6 +223,14 @@ def _checked(graph: Graph, validation: Validation) -> Graph:
             f"the stored model is of task {told[0]} {told[1]}, expected {task.name} {task.version}"
         )
     return graph
+
+
+def _note_strategy(config: ServerConfig) -> None:
+    """Say in the log what is folded how, and what the codec decided about it."""
+    told, dense = config.strategy, config.codec.is_dense
+    chosen = "" if told.server_learning_rate else f"by codec {'dense' if dense else 'sparse'}"
+    about = {"optimizer": told.name, "rule": told.rule_name, "server_learning_rate": told.rate(dense=dense)}
+    log.info("strategy", **about, **({"rate_chosen": chosen} if chosen else {}))
 
 
 def _note_start(store: Store, config: ServerConfig, *, now_s: float) -> None:

@@ -17,6 +17,7 @@ from fedfleet.fleet_server.config_rounds import GateConfig, RoundsConfig
 from fedfleet.fleet_server.config_store import RateConfig, RetentionConfig, StoreConfig
 from fedfleet.fleet_server.config_strategy import StrategyConfig
 from fedfleet.fleet_server.gate import ReleasePolicy
+from fedfleet.fleet_server.strategies import Strategy
 from fedfleet.link.config import BrokerConfig
 from fedfleet.models.settings import TrainSettings
 from fedfleet.protocol.ids import SERVER, Id
@@ -177,6 +178,11 @@ class ServerSettings(Config):
         last = self.strategy.cooldown * self.rounds.total
         left = self.rounds.total - self.rounds.place(round_) + 1
         return min(1.0, left / last) if last >= 1 else 1.0
+
+    @property
+    def optimizer(self) -> Strategy:
+        """The server optimizer, its learning rate chosen by the codec where none is given."""
+        return self.strategy.strategy(dense=self.codec.is_dense)
 
     @property
     def training_momentum(self) -> float:

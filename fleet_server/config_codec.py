@@ -100,6 +100,11 @@ class CodecConfig(Config):
                 )
         return self
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether an update carries all that was learned."""
+        return self.index == "dense"
+
     def plan(self, vehicles: int = 0) -> CodecPlan:
         """Return what a round plan for about so many vehicles says about the codec."""
         many = vehicles >= QUICK_FROM

@@ -20,6 +20,10 @@ from fedfleet.protocol.errors import UsageError
 __all__ = ["StrategyConfig"]
 
 Coordinates = Literal["own", "common", "dense"]
+CLIP_FACTOR = 1.5
+"""Unlike vehicles that are honest were at most 1.8 times as long as the median, one in twenty above 1.5 times."""
+OWN_SUMS = frozenset({"scaffold", "fednova"})
+"""Optimizers whose fold is a sum of their own."""
 
 
 class StrategyConfig(Config):
@@ -32,26 +36,31 @@ class StrategyConfig(Config):
         description="server optimizer: fedavg; fedavgm adds momentum; fedadam, fedyogi, fedadagrad adapt each step; "
         "fedprox needs training.proximal_mu; scaffold corrects the vehicles' drift; fednova evens out their steps",
     )
-    rule: Literal[
-        "mean",
-        "norm-clip",
-        "median",
-        "trimmed-mean",
-        "krum",
-        "multi-krum",
-        "bulyan",
-        "geometric-median",
-        "nnm-trimmed-mean",
-        "fltrust",
-    ] = Field(
-        default="mean",
-        description="how a region makes one mean of its updates; all but mean bound what hostile vehicles can do",
+    rule: (
+        Literal[
+            "mean",
+            "norm-clip",
+            "median",
+            "trimmed-mean",
+            "krum",
+            "multi-krum",
+            "bulyan",
+            "geometric-median",
+            "nnm-trimmed-mean",
+            "fltrust",
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="how a region makes one mean of its updates; all but mean bound what hostile vehicles can do. When "
+        "not given: norm-clip, or mean for scaffold and fednova, whose sums are their own",
     )
     server_learning_rate: float | None = Field(
         default=None,
         gt=0,
         le=100,
-        description="factor on the step of a round; 2, or 0.01 for the adaptive ones",
+        description="factor on the step of a round; when not given: 2 where updates are sparse, 1 where they are dense "
+        "(codec.index dense), 0.01 for the adaptive ones",
     )
     momentum: float = Field(
         default=0.0, ge=0, lt=1, description="share of the last step that runs on (fedavgm)"
@@ -75,7 +84,13 @@ class StrategyConfig(Config):
         default=None,
         gt=0,
         le=1e9,
-        description="norm above which norm-clip cuts; the round's median when not given",
+        description="norm above which norm-clip cuts; clip_factor times the round's median when not given",
+    )
+    clip_factor: float | None = Field(
+        default=None,
+        ge=1,
+        le=1e6,
+        description="norm above which norm-clip cuts, in median norms of the round; 1.5 when not given",
     )
     root_dir: Path | None = Field(
         default=None, description="prepared folder whose train part is the server's root set (fltrust)"
@@ -93,8 +108,11 @@ class StrategyConfig(Config):
             raise ValueError(
                 "strategy fedavgm: expected a momentum above 0, got 0.0; without one it is fedavg"
             )
-        if self.rule != "norm-clip" and self.clip_norm is not None:
-            raise ValueError(f"rule {self.rule} has no clip_norm; expected rule norm-clip")
+        for key in ("clip_norm", "clip_factor"):
+            if self.rule_name != "norm-clip" and getattr(self, key) is not None:
+                raise ValueError(f"rule {self.rule_name} has no {key}; expected rule norm-clip")
+        if self.clip_norm is not None and self.clip_factor is not None:
+            raise ValueError("expected clip_norm or clip_factor, not both")
         if (self.rule == "fltrust") != (self.root_dir is not None):
             raise ValueError("rule fltrust needs root_dir, and no other rule takes one")
         try:
@@ -105,32 +123,43 @@ class StrategyConfig(Config):
         return self
 
     @property
-    def rate(self) -> float:
-        """The server learning rate that is meant."""
+    def rule_name(self) -> str:
+        """The rule that is meant."""
+        return self.rule or ("mean" if self.name in OWN_SUMS else "norm-clip")
+
+    def rate(self, *, dense: bool = False) -> float:
+        """Return the server learning rate that is meant; `dense` says that vehicles send all values.
+
+        A sparse update carries a part of what was learned and leaves the rest for the next one, a dense one all.
+        """
         if self.server_learning_rate is not None:
             return self.server_learning_rate
-        return 0.01 if self.name in ADAPTIVE else 2.0
+        return 0.01 if self.name in ADAPTIVE else 1.0 if dense else 2.0
 
-    def strategy(self) -> Strategy:
-        """Return the server optimizer."""
+    def strategy(self, *, dense: bool = False) -> Strategy:
+        """Return the server optimizer; `dense` as `rate` takes it."""
+        rate = self.rate(dense=dense)
         match self.name:
             case "fedavg" | "fedavgm":
-                return strategies.fedavg(self.rate, self.momentum)
+                return strategies.fedavg(rate, self.momentum)
             case "fedprox":
-                return strategies.fedprox(self.rate)
+                return strategies.fedprox(rate)
             case "scaffold":
-                return strategies.scaffold(self.rate)
+                return strategies.scaffold(rate)
             case "fednova":
-                return strategies.fednova(self.rate)
+                return strategies.fednova(rate)
         beta1 = self.beta1 if self.beta1 is not None else 0.0 if self.name == "fedadagrad" else 0.9
-        return adaptive(self.name, self.rate, Moments(beta1, self.beta2, self.tau))
+        return adaptive(self.name, rate, Moments(beta1, self.beta2, self.tau))
 
-    def fold_rule(self, root: npt.NDArray[np.float32] | None = None) -> Rule:
-        """Return the rule of a region's fold; `root` float32[M] is the server's own update (fltrust)."""
-        share = self.hostile
+    def fold_rule(self, root: npt.NDArray[np.float32] | None = None, *, usual: float | None = None) -> Rule:
+        """Return the rule of a region's fold.
+
+        `root` float32[M] is the server's own update (fltrust), `usual` the median length of recent updates (norm-clip).
+        """
+        share, factor = self.hostile, self.clip_factor or CLIP_FACTOR
         makers: Mapping[str, Callable[[], Rule]] = {
             "mean": rules.mean,
-            "norm-clip": lambda: rules.norm_clip(self.clip_norm),
+            "norm-clip": lambda: rules.norm_clip(self.clip_norm, factor=factor, usual=usual),
             "median": robust_columns.coordinate_median,
             "trimmed-mean": lambda: robust_columns.trimmed_mean(share),
             "krum": lambda: robust_pairwise.krum(share),
@@ -140,14 +169,14 @@ class StrategyConfig(Config):
             "nnm-trimmed-mean": lambda: robust_pairwise.nnm_trimmed_mean(share),
             "fltrust": lambda: rules.fltrust(root),
         }
-        return makers[self.rule]()
+        return makers[self.rule_name]()
 
     def check_fit(self, coordinates: Coordinates, training: TrainSettings, rounds: RoundsConfig) -> None:
         """Raise ValueError with one line unless optimizer, rule, coordinates, training and rounds fit together."""
         self._check_rule(coordinates, rounds)
         self._check_training(training)
         told = f"strategy {self.name}"
-        if self.name in {"scaffold", "fednova"} and self.rule != "mean":
+        if self.name in OWN_SUMS and self.rule_name != "mean":
             raise ValueError(f"{told} needs rule mean, got {self.rule}: its own sums cannot be made robust")
         if self.name == "scaffold" and (rounds.carries_late or rounds.carries_region):
             raise ValueError(f"{told} needs rounds.mode sync, late return, below_quorum skip")

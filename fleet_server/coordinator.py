@@ -5,15 +5,17 @@ Killed at any point it goes on: an open round keeps its plan, a closed one is fo
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 
 import structlog
 
-from fedfleet.fleet_server import ending, finishing, store_models, store_rounds, store_vehicles
+from fedfleet.fleet_server import ending, finishing, second_try, store_models, store_rounds, store_vehicles
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.finishing import Finish
+from fedfleet.fleet_server.fold import Aggregate
 from fedfleet.fleet_server.folding import Folding
-from fedfleet.fleet_server.model_state import Graph, Past, propose
+from fedfleet.fleet_server.model_state import Graph, Past, Proposal, propose
 from fedfleet.fleet_server.root_training import Roots
 from fedfleet.fleet_server.round_clock import Key, Shifts
 from fedfleet.fleet_server.round_view import look
@@ -267,19 +269,9 @@ class Coordinator:
 
     def _finish(self, rounds: Mapping[str, Round], others: tuple[Round, ...], now_s: float) -> None:
         finish = Finish(rounds, self.model, self.config, now_s, others, metrics=self.validation.task.metrics)
-        aggregates = {region: self._folding.of(one) for region, one in rounds.items()}
-        with self.store.read() as connection:
-            vehicles = sum(store_vehicles.enrolled(connection).values())
-            norms = store_models.recent_norms(connection)
         with self.watch("gate"):
-            proposal = propose(
-                self.model,
-                aggregates,
-                config=self.config,
-                graph=self.graph,
-                validation=self.validation,
-                past=Past(vehicles, norms, finish.number),
-            )
+            judged = second_try.judge(self._folding, rounds, self.model, self._proposer(finish.number))
+        proposal = judged.proposal
         candidate = proposal.candidate
         if candidate is None or not proposal.verdict.accepted:
             with self.store.write() as connection:
@@ -288,12 +280,30 @@ class Coordinator:
         else:
             canaries = self.validation.canaries(candidate.files)
             with self.store.write() as connection:
+                second_try.record(connection, judged, rounds, self.config, now_s)
                 published = finishing.publish(connection, finish, candidate, canaries=canaries)
             self.model = published  # only now: a commit can fail
+            for left in judged.left_out:
+                about = {"region": left.region, "vehicle": left.id.vehicle, "update": str(left.id)}
+                log.warning("update left out", round=finish.number, **about, why=second_try.described(left))
             version, reason = self.model.version, proposal.verdict.reason
             log.info("version published", round=finish.number, version=version, gate=reason)
         for one in rounds.values():
             self._folding.forget(one)
+
+    def _proposer(self, number: int) -> Callable[[Mapping[str, Aggregate]], Proposal]:
+        """Return what judges the aggregates of a round: equal ones give equal proposals."""
+        with self.store.read() as connection:
+            vehicles = sum(store_vehicles.enrolled(connection).values())
+            norms = store_models.recent_norms(connection)
+        return partial(
+            propose,
+            self.model,
+            config=self.config,
+            graph=self.graph,
+            validation=self.validation,
+            past=Past(vehicles, norms, number),
+        )
 
 
 def _opened(current: Mapping[str, Round]) -> dict[Key, float]:

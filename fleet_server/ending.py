@@ -1,21 +1,14 @@
-"""How a region's round ends: frozen and folded, or without a version; every update of it gets its fate."""
+"""How a region's round ends: frozen, or without a version; every update of it gets its fate."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy import Connection
 
-from fedfleet.codec import payload
-from fedfleet.codec.parts import Parts
 from fedfleet.fleet_server import store_rounds, store_updates, store_waiting
 from fedfleet.fleet_server.config import ServerConfig
-from fedfleet.fleet_server.coordinates import Coordinates
-from fedfleet.fleet_server.fold import Aggregate, fold_key
+from fedfleet.fleet_server.fold import fold_key
 from fedfleet.fleet_server.pages import settlement_topics
-from fedfleet.fleet_server.region_fold import Member, Members, fold_members
 from fedfleet.fleet_server.rounds import State, advance
 from fedfleet.fleet_server.settlement import (
     Outcome,
@@ -29,7 +22,7 @@ from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Settlement
 
-__all__ = ["End", "abandon", "carry", "close", "fold_region", "settle"]
+__all__ = ["End", "abandon", "carry", "close", "settle"]
 
 
 def close(
@@ -57,42 +50,6 @@ def close(
     state = advance(one.state, "close")
     store_rounds.close(connection, one, state=state, members=members, now_s=now_s, reason=because)
     return len(members)
-
-
-def fold_region(
-    connection: Connection,
-    one: Round,
-    *,
-    config: ServerConfig,
-    model: Model,
-    parts: Parts,
-    root: npt.NDArray[np.float32] | None = None,
-) -> Aggregate:
-    """Fold the frozen members of a region's round; the same members give the same bytes, always.
-
-    What an update of an older version says is scaled down, by the policy; its weight stays (FedBuff, algorithm 1).
-    `root` is the server's own update, for rule fltrust. Raises VoidError when nothing can be made of the members.
-    """
-    number, region, strategy = one.plan.round, one.plan.region, config.strategy
-    bases = store_waiting.bases(connection, number=number, region=region)
-    scale, named = config.rounds.scale, Coordinates(parts).of(connection, one.plan)
-
-    def read() -> Iterator[Member]:
-        for id_, data, examples in store_updates.members(connection, round_=number, region=region):
-            yield Member(id_, data, examples, scale(model.version - bases[id_]))
-
-    has_control = strategy.name == "scaffold"
-    members = Members(
-        read,
-        partial(payload.decode, size=parts.size, parts=parts, common=named, control=has_control),
-        size=parts.size,
-        example_cap=config.example_cap,
-        equal=strategy.strategy().weighting == "equal",
-        has_control=has_control,
-    )
-    momentum = config.training_momentum if strategy.name == "fednova" else None
-    rule = strategy.fold_rule(root)
-    return fold_members(members, rule, momentum=momentum, draw_for=(one.plan.seed, number))
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Finish:
 
 
 def refuse(connection: Connection, finish: Finish, proposal: Proposal) -> None:
-    """Record that the gate refused what a round made: model, residual and optimizer stay, its updates are dropped."""
+    """Record that the gate refused what a round made: model, residual and optimizer stay, its updates return."""
     _judge(connection, finish, event="refuse", version=finish.model.version, reason=proposal.verdict.reason)
     store_updates.count(connection, "gate:refused")
     _retire(connection, finish)

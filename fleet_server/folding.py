@@ -3,7 +3,7 @@
 What it holds is in memory only: a restarted server folds the frozen members again, to the same bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -14,8 +14,10 @@ from fedfleet.codec.parts import Parts
 from fedfleet.fleet_server import ending, store_rounds, store_updates
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.fold import Aggregate
+from fedfleet.fleet_server.outliers import Suspect
 from fedfleet.fleet_server.root_training import Roots
 from fedfleet.fleet_server.round_clock import Key
+from fedfleet.fleet_server.round_fold import RoundFold
 from fedfleet.fleet_server.rounds import advance
 from fedfleet.fleet_server.rules import VoidError
 from fedfleet.fleet_server.stopwatch import Watch
@@ -26,7 +28,7 @@ from fedfleet.models.task import Floats
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate
 
-__all__ = ["Folding"]
+__all__ = ["Folding", "set_aside"]
 
 log = structlog.get_logger()
 
@@ -69,18 +71,37 @@ class Folding:
             try:
                 root = self._root(one, model)
                 with self.watch("fold"):
-                    made = ending.fold_region(
-                        connection, one, config=self.config, model=model, parts=self.parts, root=root
-                    )
+                    made = self._round(connection, one, model, root).make()
             except VoidError as error:
-                _set_aside(connection, error)
+                set_aside(connection, error)
                 self._abandon(connection, one, model, str(error), now_s)
                 return
-            _set_aside(connection, made)
+            set_aside(connection, made)
             self._made[number, region] = made
             if one.state == "closing":
                 store_rounds.set_state(connection, number, region, advance(one.state, "aggregate"))
         log.info("region folded", round=number, region=region, updates=made.count, examples=made.weight)
+
+    def again(
+        self, rounds: Mapping[str, Round], model: Model, without: Collection[UpdateId]
+    ) -> dict[str, Aggregate]:
+        """Fold rounds again without some of their members; a region of which nothing is left is not among them."""
+        found: dict[str, Aggregate] = {}
+        with self.store.read() as connection:
+            for region, one in rounds.items():
+                root = self._root(one, model)
+                with suppress(VoidError):
+                    found[region] = self._round(connection, one, model, root).make(without)
+        return found
+
+    def suspects(self, rounds: Mapping[str, Round], model: Model) -> list[Suspect]:
+        """Return how the members of folded rounds stand out, each among those of its region."""
+        with self.store.read() as connection:
+            each = [self._round(connection, one, model, None).suspects() for one in rounds.values()]
+        return [suspect for found in each for suspect in found]
+
+    def _round(self, connection: Connection, one: Round, model: Model, root: Floats | None) -> RoundFold:
+        return RoundFold(connection, one, self.config, model, self.parts, root)
 
     def awaits_root(self, one: Round, model: Model) -> bool:
         """Tell whether the server's own update is still being made; the first question begins it."""
@@ -100,7 +121,7 @@ class Folding:
         log.warning("round abandoned", round=one.plan.round, region=one.plan.region, reason=why)
 
 
-def _set_aside(connection: Connection, found: Aggregate | VoidError) -> None:
+def set_aside(connection: Connection, found: Aggregate | VoidError) -> None:
     """Record the fate of members that the fold left out."""
     apart: dict[Fate, Mapping[UpdateId, str]] = {"dropped": found.dropped, "returned": found.returned}
     for fate, reasons in apart.items():

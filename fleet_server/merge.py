@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedfleet.fleet_server.fold import Aggregate
+from fedfleet.fleet_server.rules import part
 
 __all__ = ["capped", "merge", "merge_controls"]
 
@@ -34,7 +35,7 @@ def merge(
     if len(set(sizes.values())) > 1:
         raise ValueError(f"merge: expected regions of one size, got {sizes}")
     if trim:
-        total = _trimmed([regions[name].mean for name in weights], int(trim * len(weights)))
+        total = _trimmed([regions[name].mean for name in weights], part(trim, len(weights)))
     else:
         total = np.zeros(next(iter(sizes.values())))
         for name, weight in weights.items():

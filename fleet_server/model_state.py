@@ -102,7 +102,7 @@ def propose(
     merged, _weights = merge(aggregates, cap=config.merge_cap, trim=config.merge_trim)
     if not all(np.isfinite(each).all() for each in (merged, *(one.mean for one in aggregates.values()))):
         return Proposal(Verdict(accepted=False, reason="aggregate: a value is NaN or infinite"))
-    scaled = strategies.scaled(config.strategy.strategy(), config.step_of(past.round))
+    scaled = strategies.scaled(config.optimizer, config.step_of(past.round))
     settings, parts, averaged = config.downlink.settings(), graph.layout.parts, graph.layout.is_averaged
     strategy = strategies.averaging(scaled, averaged)
     control = merge_controls(aggregates, vehicles=past.vehicles)

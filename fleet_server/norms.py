@@ -13,7 +13,7 @@ __all__ = ["ABSURD", "FEW", "Recent"]
 FEW = 5
 """With fewer lengths there is nothing to compare an update with."""
 ABSURD = 1000.0
-"""Change per parameter (root mean square) that no training makes: the bound before there is anything to compare with."""
+"""Change per parameter (root mean square) that no training makes: the bound while there is nothing to compare with."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ update hold them while they fit into `HOLD_BYTES`, and otherwise decode them aga
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,7 @@ import numpy.typing as npt
 from fedfleet.codec.delta import Delta
 from fedfleet.codec.payload import Payload
 from fedfleet.fleet_server.fold import Aggregate, Update, check_update, example_weight, fold_ordered
-from fedfleet.fleet_server.rules import Rule, VoidError, nonempty
+from fedfleet.fleet_server.rules import Rule, VoidError, length, nonempty
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.selection import draw
@@ -22,6 +24,8 @@ __all__ = ["HOLD_BYTES", "Member", "Members", "fold_members", "steps_norm"]
 
 HOLD_BYTES = 128 << 20
 """Most bytes of decoded updates that are held at once."""
+CONTROL_FACTOR = 10.0
+"""Median lengths of a fold's control steps (SCAFFOLD) from which on one is cut: it moves all vehicles' trainings."""
 
 
 @dataclass(frozen=True)
@@ -156,14 +160,19 @@ def _held(members: Members, hold_bytes: int) -> Iterable[Update]:
 
 
 def _control(members: Members) -> npt.NDArray[np.float64] | None:
-    """Return the sum of the members' control steps; None when they have none."""
-    total: npt.NDArray[np.float64] | None = None
+    """Return the sum of the members' control steps, none longer than some median ones; None when they have none."""
     if not members.has_control:
         return None
-    for _, payload, _ in members.payloads():
-        if payload.control is not None:
-            total = np.zeros(members.size) if total is None else total
-            payload.control.add_to(total, 1.0)
+    lengths = {
+        one.id: length(load.control) for one, load, _ in members.payloads() if load.control is not None
+    }
+    if not lengths:
+        return None
+    limit = CONTROL_FACTOR * median(lengths.values()) if len(lengths) >= 3 else inf
+    total = np.zeros(members.size)
+    for one, load, _ in members.payloads():
+        if load.control is not None:
+            load.control.add_to(total, min(1.0, limit / lengths[one.id]) if lengths[one.id] else 1.0)
     return total
 
 

@@ -7,8 +7,9 @@ rule leaves out stands in the aggregate's `dropped`, with the reason. Rules that
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain
-from math import sqrt
+from math import floor, sqrt
 from statistics import median
 from types import MappingProxyType
 from typing import Literal, TypeAlias
@@ -31,6 +32,7 @@ __all__ = [
     "mean",
     "nonempty",
     "norm_clip",
+    "part",
     "vote_weight",
 ]
 
@@ -79,7 +81,12 @@ class Rule:
 
 def hostile(count: int, share: float, limit: int) -> int:
     """Return how many of `count` updates a rule takes as hostile: the share, rounded down, from 1 to `limit`."""
-    return min(max(1, int(share * count)), limit)
+    return min(max(1, part(share, count)), limit)
+
+
+def part(share: float, count: int) -> int:
+    """Return the share of a count rounded down, the share taken as it is written: 0.29 of 100 is 29, not 28."""
+    return floor(Fraction(str(share)) * count)
 
 
 def vote_weight(weights: Sequence[float]) -> float:

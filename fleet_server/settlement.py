@@ -31,7 +31,7 @@ Fates: TypeAlias = Mapping[UpdateId, tuple[Fate, str]]
 _OF_MEMBERS: Mapping[Outcome, tuple[Fate, str]] = {
     "published": ("folded", ""),
     "below-quorum": ("returned", "below-quorum"),
-    "refused-by-gate": ("dropped", "refused-by-gate"),
+    "refused-by-gate": ("returned", "refused-by-gate"),
     "carried": ("carried", ""),
 }
 _LATE: tuple[Fate, str] = ("returned", "late")
@@ -143,8 +143,8 @@ def fates(
     `refused` (what the fold, a norm bound or a robust rule would not take, with its reason) is dropped, also when
     it is a member or late: returned, poison would come back. `late` is returned with reason "late", `returned` with
     its own reasons (those of `Membership`), however the round ended. Members are folded when it was published,
-    returned ("below-quorum") when it was void, carried when a later round folds them, and dropped ("refused-by-gate")
-    when the gate refused what they made.
+    returned when it was void ("below-quorum") or the gate refused what they made ("refused-by-gate"), and carried when
+    a later round folds them.
     Raises ValueError for an id that is both member and late.
     """
     members, late = frozenset(members), frozenset(late)

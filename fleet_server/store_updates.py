@@ -30,6 +30,7 @@ __all__ = [
     "members",
     "named_files",
     "pending",
+    "sealed",
     "senders",
     "set_fates",
     "settled",
@@ -97,6 +98,13 @@ def known_of(connection: Connection, ids: Collection[UpdateId]) -> dict[UpdateId
         return {}
     found = connection.execute(_KNOWN, {"ids": [str(id_) for id_ in ids]}).all()
     return {UpdateId.parse(row.id): Known(row.id, row.sealed_sha256, row.fate, row.reason) for row in found}
+
+
+def sealed(connection: Connection, update_id: UpdateId) -> tuple[str, int]:
+    """Return digest and size in bytes of a stored update's message."""
+    query = select(update.c.sealed_sha256, update.c.size_bytes).where(update.c.id == str(update_id))
+    row = connection.execute(query).one()
+    return row.sealed_sha256, row.size_bytes
 
 
 def add_update(

@@ -1,6 +1,8 @@
 """Rows of updates that outlive their round: carried ones, and the members that a closing round took from them."""
 
-from sqlalchemy import Connection, bindparam, or_, select, text
+from collections.abc import Collection
+
+from sqlalchemy import Connection, bindparam, case, null, or_, select, text
 
 from fedfleet.fleet_server import store_models, store_rounds
 from fedfleet.fleet_server.config_rounds import RoundsConfig
@@ -11,7 +13,7 @@ from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.messages import Fate, Plan
 from fedfleet.protocol.update import Manifest
 
-__all__ = ["Late", "bases", "claimed", "counted_elsewhere", "left_out", "votes", "waiting"]
+__all__ = ["Late", "bases", "claimed", "counted_elsewhere", "left_out", "take_back", "votes", "waiting"]
 
 _FOLD_ORDER = (update.c.shard, update.c.vehicle, update.c.epoch, update.c.sequence)
 _CLAIMED = (
@@ -80,6 +82,14 @@ def left_out(
         for fate in ("dropped", "returned")
     }
     return found["dropped"], found["returned"]
+
+
+def take_back(connection: Connection, ids: Collection[UpdateId], *, number: int) -> None:
+    """Take back the fate that a fold of round ``number`` gave its members: it was not the one that counts."""
+    before = case((update.c.round == number, null()), else_="carried")
+    for id_ in sorted(ids):
+        mine = update.c.id == str(id_)
+        connection.execute(update.update().where(mine).values(fate=before, reason=""))
 
 
 class Late:

@@ -340,14 +340,14 @@ def test_a_version_that_the_gate_refuses_changes_nothing(tmp_path: Path) -> None
     world.drive(*ALL)
     # when the rounds are run
     world.turn(30)
-    # then no version came, the vector is the same, and the updates were dropped
+    # then no version came, the vector is the same, and the updates came back
     shown = world.snapshot()
     assert (shown["version"], shown["rounds_run"], shown["rounds_published"]) == (0, 3, 0)
     assert world.vector() == before
     settled = world.vehicles["n-0"].settlements[3]
     assert settled.outcome == "abandoned"
     assert "distance" in settled.reason
-    assert set(settled.fates.values()) == {"dropped"}
+    assert set(settled.fates.values()) == {"returned"}
     assert set(settled.reasons.values()) == {"refused-by-gate"}
     world.parts.close()
 

@@ -69,7 +69,7 @@ def test_a_step_above_the_limit_is_refused_before_it_is_scored(tmp_path: Path) -
     world = run(tmp_path, gate={"tolerance": 1.0, "step_norm": 0.001})
     assert model(world).version == 0
     assert "step: its length is" in world.vehicles["n-0"].settlements[1].reason
-    assert set(world.vehicles["n-0"].settlements[1].fates.values()) == {"dropped"}
+    assert set(world.vehicles["n-0"].settlements[1].fates.values()) == {"returned"}
     world.parts.close()
 
 

@@ -21,7 +21,7 @@ from fedfleet.fleet_server.robust_pairwise import (
     multi_krum,
     nnm_trimmed_mean,
 )
-from fedfleet.fleet_server.rules import Rule, VoidError, fltrust, hostile, mean, norm_clip
+from fedfleet.fleet_server.rules import HISTORY, Rule, VoidError, fltrust, hostile, mean, norm_clip, part
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import UpdateId
 
@@ -402,7 +402,6 @@ def test_clipping_where_most_send_nothing_moves_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "few"),
     [
-        ("norm-clip", 2),
         ("median", 2),
         ("trimmed-mean", 2),
         ("krum", 4),
@@ -450,3 +449,50 @@ def test_the_mean_is_the_weighted_fold() -> None:
     updates = updates_of(honest(5), weights=[1.0, 2.0, 3.0, 4.0, 5.0])
     plain: Aggregate = fold(updates, size=SIZE)
     assert mean().fold(updates, SIZE).mean.tobytes() == plain.mean.tobytes()
+
+
+# --- shares ---
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "expected"),
+    [
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+        (0.07, 100, 7),
+        (0.1, 10, 1),
+        (1e-3, 1000, 1),
+        (0.2, 4, 0),
+        (0.3, 10, 3),
+    ],
+)
+def test_a_share_counts_as_it_is_written(share: float, count: int, expected: int) -> None:
+    assert part(share, count) == expected
+
+
+def test_every_share_of_a_hundred_is_exact() -> None:
+    assert [part(percent / 100, 100) for percent in range(101)] == list(range(101))
+    assert [hostile(100, percent / 100, 49) for percent in range(1, 50)] == list(range(1, 50))
+
+
+# --- clipping by the norms of other rounds ---
+
+
+def test_clipping_with_a_factor_leaves_what_is_a_little_longer() -> None:
+    # given norms 1, 1 and 1.4, and 30
+    rows = [np.array([each, 0.0], np.float32) for each in (1.0, 1.0, 1.0, 1.4, 30.0)]
+    found = norm_clip(factor=1.5).fold(updates_of(rows), 2)
+    assert found.mean[0] == pytest.approx((3.0 + 1.4 + 1.5) / 5, rel=1e-6)
+
+
+def test_of_two_updates_what_is_usual_bounds_the_long_one() -> None:
+    # given one honest and one that is a million times as long as any before
+    rows = [np.array([1.0, 0.0], np.float32), np.array([1e6, 0.0], np.float32)]
+    found = norm_clip(factor=1.5, usual=1.0).fold(updates_of(rows), 2)
+    assert found.mean[0] == pytest.approx((1.0 + 1.5 * HISTORY) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.5, float("nan"), float("inf")])
+def test_a_factor_of_clipping_is_one_at_least(factor: float) -> None:
+    with pytest.raises(UsageError, match=r"^clip_factor: expected a finite number of at least 1, got "):
+        norm_clip(factor=factor)

@@ -67,9 +67,9 @@ def test_a_round_below_quorum_returns_all() -> None:
     }
 
 
-def test_what_the_gate_refused_never_comes_back_but_the_late_were_no_part_of_it() -> None:
+def test_what_the_gate_refused_comes_back() -> None:
     assert fates([A], [C], outcome="refused-by-gate", refused={}) == {
-        A: ("dropped", "refused-by-gate"),
+        A: ("returned", "refused-by-gate"),
         C: ("returned", "late"),
     }
 

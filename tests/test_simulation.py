@@ -57,7 +57,7 @@ def test_the_runs_were_rough(seen: Counter[str]) -> None:
         "fate returned below-quorum",
         "fate returned too-stale",
         "fate returned no-more-rounds",
-        "fate dropped refused-by-gate",
+        "fate returned refused-by-gate",
         "folded when older",
     ):
         assert seen[what] > 0, what

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from fedfleet.fleet_server.config import StrategyConfig
+from fedfleet.fleet_server.config import ServerSettings, StrategyConfig
 from fedfleet.fleet_server.strategies import Strategy, fedavg, scaffold, scaled
 from fedfleet.fleet_server.strategies_adaptive import ADAPTIVE, Moments, adaptive
 from fedfleet.protocol.errors import UsageError
@@ -260,9 +260,28 @@ def test_a_strategy_is_called_as_it_was_asked_for(told: dict[str, object]) -> No
 
 
 def test_the_rate_that_is_not_told_fits_the_optimizer() -> None:
-    assert StrategyConfig().rate == 2.0
-    assert StrategyConfig(name="fedyogi").rate == 0.01
-    assert StrategyConfig(name="fedyogi", server_learning_rate=0.1).rate == 0.1
+    assert StrategyConfig().rate() == 2.0
+    assert StrategyConfig().rate(dense=True) == 1.0
+    assert StrategyConfig(name="fedyogi").rate(dense=True) == 0.01
+    assert StrategyConfig(name="fedyogi", server_learning_rate=0.1).rate() == 0.1
+
+
+@pytest.mark.parametrize(
+    ("codec", "rate"),
+    [
+        ({}, 2.0),
+        ({"index": "common", "value": "int8"}, 2.0),
+        ({"index": "dense", "value": "float32"}, 1.0),
+        ({"index": "dense", "value": "stochastic4"}, 1.0),
+    ],
+)
+def test_the_rate_that_is_not_told_fits_the_codec(codec: dict[str, str], rate: float) -> None:
+    # given a constant pseudo-gradient
+    settings = ServerSettings.model_validate({"codec": codec})
+    gradient = np.ones(4)
+    # then the step is as long as that codec needs
+    _, step = settings.optimizer.apply({}, gradient)
+    assert step.tolist() == [rate] * 4
 
 
 def test_adagrad_has_no_momentum_of_its_own() -> None:
@@ -278,7 +297,9 @@ def test_adagrad_has_no_momentum_of_its_own() -> None:
         ({"name": "fedadam", "momentum": 0.9}, "strategy fedadam has no momentum, got 0.9"),
         ({"name": "fedavgm"}, "strategy fedavgm: expected a momentum above 0, got 0.0; without one it is"),
         ({"beta1": 0.5}, "strategy fedavg has no beta1; expected one of fedadagrad, fedadam, fedyogi"),
-        ({"clip_norm": 1.0}, "rule mean has no clip_norm; expected rule norm-clip"),
+        ({"rule": "mean", "clip_norm": 1.0}, "rule mean has no clip_norm; expected rule norm-clip"),
+        ({"rule": "median", "clip_factor": 2.0}, "rule median has no clip_factor; expected rule norm-clip"),
+        ({"clip_norm": 1.0, "clip_factor": 2.0}, "expected clip_norm or clip_factor, not both"),
         ({"rule": "fltrust"}, "rule fltrust needs root_dir"),
         ({"root_dir": "somewhere"}, "rule fltrust needs root_dir, and no other rule takes one"),
         ({"rule": "vote"}, "Input should be 'mean', 'norm-clip'"),

@@ -61,12 +61,21 @@ def test_two_liars_of_nine_cannot_keep_a_robust_rule_from_the_truth(
     both.close()
 
 
-def test_the_same_liars_ruin_the_mean(tmp_path: Path) -> None:
+def test_the_same_liars_do_not_stop_the_rule_that_is_the_default(tmp_path: Path) -> None:
     both = world(tmp_path, strategy={"server_learning_rate": 1.0}, gate={"tolerance": 1.0})
+    both.run_until(lambda: both.version == 4)
+    both.close()
+
+
+def test_the_same_liars_are_left_out_of_the_mean_by_the_gate(tmp_path: Path) -> None:
+    both = world(tmp_path, strategy={"rule": "mean", "server_learning_rate": 1.0}, gate={"tolerance": 1.0})
     for _ in range(100):
         both.turn()
-    # the gate refuses what they make of the model
-    assert both.version == 0
+    # the gate refuses what they make of the model, and takes what the others make
+    with both.parts.store.read() as connection:
+        query = "select distinct vehicle from \"update\" where fate = 'folded'"
+        folded = set(connection.exec_driver_sql(query).scalars())
+    assert folded == {*NAMES} - {*HOSTILE}
     both.close()
 
 
@@ -279,7 +288,7 @@ def test_updates_that_the_gate_refuses_move_no_control_variate(tmp_path: Path) -
     # given a gate that takes no loss, and vehicles that all pull away from the truth
     both = scaffold(tmp_path, total=2, value="float32")
     both.trainer.target = lambda _: -50 * sw.TRUTH
-    both.run_until(lambda: both.vehicles["v0"].refusals.get("update-dropped-refused-by-gate", 0) == 2)
+    both.run_until(lambda: both.vehicles["v0"].refusals.get("update-returned-refused-by-gate", 0) == 2)
     # then neither side has moved
     assert not both.parts.coordinator.model.optimizer.get("control", np.zeros(1)).any()
     assert not mean_of_controls(both).any()
