@@ -15,7 +15,7 @@ from fedfleet.cli.health import Health
 from fedfleet.cli.tables import Column
 from fedfleet.protocol.printable import printable
 
-__all__ = ["driving", "gain", "heading", "line", "progress", "refusals", "table", "view"]
+__all__ = ["driving", "gain", "heading", "line", "progress", "refusals", "table", "troubles", "view"]
 
 Snapshot = Mapping[str, Any]
 """What ``fleet_server.status.snapshot`` returns."""
@@ -33,7 +33,7 @@ class _Shown(Column):
 def view(snapshot: Snapshot, health: Health | None = None, *, width: int, note: str = "") -> RenderableType:
     """Return what a person looks at: who is alive first, then the rounds, a row per region, and what was refused."""
     above = [*(_alive(snapshot, health) if health else ()), *heading(snapshot, present=health is None)]
-    below = filter(None, (driving(snapshot), refusals(snapshot), note))
+    below = filter(None, (driving(snapshot), refusals(snapshot), troubles(snapshot), note))
     return Group(*map(printable, above), table(snapshot, width=width), *map(printable, below))
 
 
@@ -91,7 +91,7 @@ def line(snapshot: Snapshot, health: Health | None = None) -> str:
         parts.append(
             f"{name}: {region['state'] or 'waiting'} {region['received']}/{region['target']} {score} ({better})"
         )
-    return " · ".join([*parts, *filter(None, (refusals(snapshot),))])
+    return " · ".join([*parts, *filter(None, (refusals(snapshot), troubles(snapshot)))])
 
 
 def _alive(snapshot: Snapshot, health: Health) -> list[str]:
@@ -149,6 +149,12 @@ def refusals(snapshot: Snapshot) -> str:
     found = [(name.partition(":")[2], number) for name, number in counters if name.startswith("refused:")]
     shown = sorted(found, key=lambda each: (-each[1], each[0]))
     return "refused: " + ", ".join(f"{number} {reason}" for reason, number in shown) if shown else ""
+
+
+def troubles(snapshot: Snapshot) -> str:
+    """Return what vehicles say has gone wrong with them, and with how many; empty when nothing has."""
+    told = snapshot.get("troubles", "")
+    return f"vehicles report: {told}" if told else ""
 
 
 def gain(region: Mapping[str, Any], better: str) -> str:

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fedfleet.codec import payload
-from fedfleet.codec.delta import Delta
 from fedfleet.codec.parts import Parts
 from fedfleet.fleet_server.fold import check_update, example_weight
 from fedfleet.fleet_server.rules import length
@@ -143,7 +142,7 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
     )
     weight = example_weight(decoded.examples, cap=view.limits.example_cap)
     check_update(manifest.id, decoded.delta, weight, size=view.limits.parameters)
-    norm = _check_length(manifest, decoded.delta, view.longest(found.plan))
+    norm = _check_length(manifest, decoded.delta.values, view.longest(found.plan))
     stored = StoredUpdate(
         manifest,
         one.payload,
@@ -185,8 +184,8 @@ def expect_round(topic: Topic, view: View) -> None:
         raise PeerError("late", f"round {number}: an update of {vehicle} began after it was closed")
 
 
-def _check_length(manifest: update.Manifest, delta: Delta, limit: float) -> float:
-    norm = length(delta)
+def _check_length(manifest: update.Manifest, values: npt.NDArray[np.float32], limit: float) -> float:
+    norm = length(values)
     if norm > limit:
         told = f"round {manifest.round}: update {manifest.id} has length {norm:.3g}, limit {limit:.3g}"
         raise PeerError("norm-too-large", told)

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from fedfleet.fleet_server import (
     finishing,
     initial,
+    sizes,
     store_blobs,
     store_models,
     store_published,
@@ -96,14 +97,20 @@ def prepare(
         with store.read() as connection:
             left_out = store_published.left_out(connection)
         config = config.model_copy(update={"rounds": config.rounds.leaving_out(left_out)})
+        update_limit = sizes.limit_of(
+            config.codec,
+            graph.layout.parts,
+            given=config.update_limit_bytes,
+            control=config.strategy.name == "scaffold",
+        )
         _note_start(store, config, now_s=now_s)
     except BaseException:
         store.close()
         raise
     _note_strategy(config)
-    coordinator = Coordinator(store, config, party.task, graph, validation, model, watch, roots)
+    coordinator = Coordinator(store, config, party.task, graph, validation, model, watch, roots, update_limit)
     limits = Limits(
-        config.update_limit_bytes,
+        update_limit,
         model.vector.size,
         config.example_cap,
         config.quarantine_keep,

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 
+from fedfleet.fleet_server import config_fit
 from fedfleet.fleet_server.config_base import Config
 from fedfleet.fleet_server.config_codec import CodecConfig, DownlinkConfig, LinkConfig
 from fedfleet.fleet_server.config_observe import LogsConfig, MetricsConfig
@@ -133,11 +134,12 @@ class ServerSettings(Config):
         le=1e9,
         description="longest update (L2) that is let in, in middle ones of the last folds; a longer one is refused",
     )
-    update_limit_bytes: int = Field(
-        default=4_000_000,
+    update_limit_bytes: int | None = Field(
+        default=None,
         ge=1024,
         le=2**31 - 1,
-        description="largest sealed update that is accepted, in bytes",
+        description="largest sealed update that is accepted, in bytes; when not given, what the codec needs for the "
+        "model, 1,000,000 at least",
     )
     enrolment: tuple[EnrolmentCode, ...] = Field(default=(), description="open one-time enrolment codes")
     group_commit: GroupCommitConfig = Field(
@@ -200,6 +202,11 @@ class ServerSettings(Config):
         return self
 
     @model_validator(mode="after")
+    def _check_fit(self) -> Self:
+        config_fit.check(self)
+        return self
+
+    @model_validator(mode="after")
     def _check_training(self) -> Self:
         try:
             training = TrainSettings.model_validate(dict(self.training))
@@ -237,6 +244,7 @@ class ServerConfig(ServerSettings):
     def _check(self) -> Self:
         if double := [region for region, times in Counter(self.regions).items() if times > 1]:
             raise ValueError(f"regions: {double[0]} is named twice")
+        config_fit.check_regions(self, self.regions)
         self._check_known("rounds.contributors", self.rounds.contributors or {})
         self._check_known("enrolment", [code.region for code in self.enrolment])
         vehicles = Counter(code.vehicle for code in self.enrolment)

@@ -13,6 +13,10 @@ from fedfleet.protocol.errors import UsageError
 __all__ = ["RateConfig", "RetentionConfig", "StoreConfig"]
 
 
+SMALL_PIECE_BYTES = 64_000
+"""Pieces of an update where a broker takes no large messages."""
+
+
 class StoreConfig(Config):
     """Where the store is: by default one SQLite file in the server's folder."""
 
@@ -97,4 +101,5 @@ class RateConfig(Config):
     def rate(self, *, update_bytes: int = 0) -> Rate:
         """Return the rate of a token bucket that lets an update of this size pass, sent twice."""
         burst_bytes = max(self.burst_bytes, 2 * update_bytes)
-        return Rate(self.messages_per_s, self.burst, self.bytes_per_s, burst_bytes)
+        burst = max(self.burst, 2 * update_bytes // SMALL_PIECE_BYTES)
+        return Rate(self.messages_per_s, burst, self.bytes_per_s, burst_bytes)

@@ -10,7 +10,15 @@ from math import inf
 
 import structlog
 
-from fedfleet.fleet_server import ending, finishing, second_try, store_models, store_rounds, store_vehicles
+from fedfleet.fleet_server import (
+    ending,
+    finishing,
+    second_try,
+    store_models,
+    store_rounds,
+    store_vehicles,
+    troubles,
+)
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.finishing import Finish
 from fedfleet.fleet_server.fold import Aggregate
@@ -67,6 +75,7 @@ class Coordinator:
     model: Model
     watch: Watch = unwatched
     roots: Roots | None = None
+    update_limit_bytes: int = 0
     _waiting_since_s: dict[tuple[str, ...], float] = field(default_factory=dict)
     _shifts: Shifts = field(default_factory=Shifts)
     _commits: int = -1
@@ -196,6 +205,7 @@ class Coordinator:
             next_round_at_s=now_s + rounds.interval_s if rounds.interval_s else 0.0,
             codec=self.config.codec.plan(round(enrolled * part) if wanted is None else len(wanted)),
             training=self.config.training_of(number),
+            update_limit_bytes=self.update_limit_bytes,
         )
         target = selected(online, seed=rounds.seed, round_=number, share=part)
         return Round(plan, "open", target, wanted, now_s)
@@ -234,10 +244,10 @@ class Coordinator:
                 self._close(one, because, now_s)
             case Abandon(reason):
                 self._end(one, ending.abandon, reason, now_s)
-                log.warning("round abandoned", round=number, region=region, reason=reason)
+                log.warning("round abandoned", round=number, region=region, reason=reason, **self._told())
             case Carry(reason):
                 self._end(one, ending.carry, reason, now_s)
-                log.warning("round carried", round=number, region=region, reason=reason)
+                log.warning("round carried", round=number, region=region, reason=reason, **self._told())
             case Republish(part):
                 plan = one.plan.model_copy(update={"share": part, "revision": one.plan.revision + 1})
                 advance(one.state, "republish")
@@ -247,6 +257,12 @@ class Coordinator:
             case None:
                 return False
         return True
+
+    def _told(self) -> dict[str, str]:
+        """Return what vehicles say has gone wrong with them, where they do: a round that failed may be due to it."""
+        with self.store.read() as connection:
+            told = troubles.described(store_vehicles.last_metrics(connection).values())
+        return {"vehicles_report": told} if told else {}
 
     def _wake(self, at_s: float) -> None:
         """Look again at this time of the steady clock at the latest."""

@@ -10,7 +10,7 @@ from hashlib import sha256
 import structlog
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import requests, store_quarantine, store_updates, store_vehicles
+from fedfleet.fleet_server import requests, store_quarantine, store_updates, store_vehicles, troubles
 from fedfleet.fleet_server.admission import Accepted, Candidate, View, expect, judge, open_update
 from fedfleet.fleet_server.ingest_door import Received
 from fedfleet.fleet_server.ingest_pieces import collect, named_digest
@@ -245,8 +245,15 @@ class Batch:
         metrics = messages.decode(Metrics, self._open(delivery, topic, Kind.METRICS), sender=topic.vehicle)
         _check_told(metrics.vehicle, topic.vehicle)
         self._check_clock(metrics.at_s, topic.vehicle)
+        before = store_vehicles.metrics_of(self.connection, topic.vehicle) if troubles.of(metrics) else None
         if not store_vehicles.save_metrics(self.connection, metrics, now_s=self.now_s):
             self.counts["ignored:stale-metrics"] += 1
+            return
+        for reason, times in troubles.risen(before, metrics).items():
+            line = partial(
+                log.warning, "vehicle reports trouble", **self._about(topic), reason=reason, times=times
+            )
+            self.lines.append(Line(line, topic.vehicle, f"reports {reason}"))
 
     def _check_clock(self, at_s: float, vehicle: str) -> None:
         """Tell of a vehicle whose clock is ahead; the time of its message counts as the server's."""

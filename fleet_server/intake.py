@@ -45,6 +45,10 @@ class Intake:
         self._lock = Lock()
         self._turned_away: Counter[tuple[bytes, str]] = Counter()
 
+    def allow(self, *, burst: float, burst_bytes: float) -> None:
+        """Take so many messages and bytes of one vehicle within a second, before the link is there."""
+        self._burst, self._burst_bytes = burst, burst_bytes
+
     def __len__(self) -> int:
         return len(self._inbox)
 

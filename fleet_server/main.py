@@ -63,8 +63,7 @@ class _Stop:
 def run(config: ServerConfig) -> int:
     """Serve until a signal asks to end; return the exit code. Raises UsageError for a mistake of the user."""
     stop = _Stop()
-    rate = config.rate.rate(update_bytes=config.update_limit_bytes)
-    inbox = Intake(burst=rate.burst, burst_bytes=rate.burst_bytes)
+    inbox = Intake()
     options = replace(
         options_for(config.broker), receive_window=WINDOW, send_window=WINDOW, admits=inbox.admits
     )
@@ -74,6 +73,8 @@ def run(config: ServerConfig) -> int:
         parts = prepare(config, now_s=time.time(), draw=os.urandom, watch=watch)
     except StoreFailed as error:
         return _failed(error)
+    rate = config.rate.rate(update_bytes=parts.ingest.limits.update_bytes)
+    inbox.allow(burst=rate.burst, burst_bytes=rate.burst_bytes)
     heart, loop = Heart(config.data_dir, time.time()), Loop().start()
     why = "asked to end"
     try:

@@ -41,7 +41,7 @@ def suspects(updates: Iterable[Update], *, size: int, region: str) -> list[Suspe
     The others are what is left of the sum of all, none counted longer than the median. Memory O(M); `updates` are
     read three times.
     """
-    lengths = {id_: length(delta) for id_, delta, _ in updates}
+    lengths = {id_: length(delta.values) for id_, delta, _ in updates}
     middle = median(lengths.values()) if lengths else 0.0
     total = np.zeros(size)
     factors = {id_: min(1.0, middle / each) if each else 0.0 for id_, each in lengths.items()}

@@ -164,7 +164,7 @@ def _control(members: Members) -> npt.NDArray[np.float64] | None:
     if not members.has_control:
         return None
     lengths = {
-        one.id: length(load.control) for one, load, _ in members.payloads() if load.control is not None
+        one.id: length(load.control.values) for one, load, _ in members.payloads() if load.control is not None
     }
     if not lengths:
         return None

@@ -122,7 +122,7 @@ def norm_clip(bound: float | None = None, *, factor: float = 1.0, usual: float |
         raise UsageError(f"clip_factor: expected a finite number of at least 1, got {factor}")
 
     def fold(updates: Iterable[Update], size: int) -> Aggregate:
-        norms = {id_: length(delta) for id_, delta, _ in updates}
+        norms = {id_: length(delta.values) for id_, delta, _ in updates}
         _enough("norm-clip", len(norms), 1)
         limit = bound
         if limit is None:
@@ -159,7 +159,7 @@ def fltrust(root: npt.NDArray[np.float32] | None) -> Rule:
         dropped: dict[UpdateId, str] = {}
         for id_, delta, weight in updates:
             weights.append(weight)
-            norm = length(delta)
+            norm = length(delta.values)
             score = _dot(delta, g0) / (norm * reach) if norm else 0.0
             if score <= 0:
                 dropped[id_] = "no-trust"
@@ -188,10 +188,10 @@ def _enough(name: str, count: int, smallest: int) -> None:
         raise VoidError(f"{name} needs at least {smallest} updates, got {count}")
 
 
-def length(delta: Delta) -> float:
-    """Return the length (L2) of an update."""
-    values = delta.values.astype(np.float64)
-    return sqrt(float(values @ values))
+def length(values: npt.NDArray[np.float32]) -> float:
+    """Return the length (L2) of an update's values."""
+    exact = values.astype(np.float64)
+    return sqrt(float(exact @ exact))
 
 
 def _dot(delta: Delta, dense: npt.NDArray[np.float64]) -> float:

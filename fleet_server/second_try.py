@@ -73,7 +73,9 @@ def record(
     }
     store_updates.set_fates(connection, fates)
     store_updates.count(connection, f"refused:{REASON}", len(fates))
-    kept = [_quarantined(connection, one, rounds[one.region], now_s) for one in judged.left_out]
+    kept = [
+        _quarantined(connection, one, rounds[one.region], now_s) for one in judged.left_out if one.is_long
+    ]
     store_quarantine.put_aside(
         connection, kept, keep=config.quarantine_keep, keep_bytes=config.retention.quarantine_bytes
     )

@@ -16,6 +16,7 @@ from fedfleet.fleet_server import (
     store_rounds,
     store_updates,
     store_vehicles,
+    troubles,
     views,
 )
 from fedfleet.fleet_server.coordinator import is_over
@@ -83,6 +84,7 @@ def _snapshot(connection: Connection, told: Mapping[str, str], now_s: float) -> 
         "history": _history(connection, metric),
         "quarantine": _quarantine(connection),
         "counters": store_updates.counters(connection),
+        "troubles": troubles.described(metrics.values()),
     }
 
 

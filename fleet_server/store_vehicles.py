@@ -25,6 +25,7 @@ __all__ = [
     "forget_presence",
     "keyring",
     "last_metrics",
+    "metrics_of",
     "moved",
     "presences",
     "regions",
@@ -225,6 +226,14 @@ def save_metrics(connection: Connection, metrics: Metrics, *, now_s: float) -> b
     }
     mine = vehicle.c.id == metrics.vehicle
     return connection.execute(vehicle.update().where(mine & newer).values(**values)).rowcount > 0
+
+
+def metrics_of(connection: Connection, name: str) -> Metrics | None:
+    """Return the last metrics of a vehicle; None when it sent none, or they are not valid any more."""
+    data = connection.execute(select(vehicle.c.metrics).where(vehicle.c.id == name)).scalar_one_or_none()
+    with suppress(PeerError):
+        return None if data is None else decode(Metrics, data, sender=name)
+    return None
 
 
 def last_metrics(connection: Connection) -> Mapping[str, Metrics]:

@@ -134,7 +134,8 @@ class Plan(Message):
 
     ``late`` other than return: a training of an older plan is finished and sent, not given up, for it still counts; so
     it is in ``mode`` buffered. ``next_round_at_s`` is when a vehicle that has answered comes back for another
-    training; 0: with the next plan.
+    training; 0: with the next plan. ``update_limit_bytes`` is the largest sealed update that the server takes; 0:
+    it does not say.
     """
 
     task: Id
@@ -151,6 +152,7 @@ class Plan(Message):
     mode: Literal["sync", "buffered"] = "sync"
     late: Literal["return", "carry", "staleness-weighted"] = "return"
     next_round_at_s: Seconds = 0.0
+    update_limit_bytes: Annotated[int, Field(ge=0, le=2**31)] = 0
     codec: CodecPlan
     training: Annotated[Mapping[Annotated[Plain, Field(max_length=40)], Setting], Field(max_length=40)]
 

@@ -77,7 +77,7 @@ def test_codec_downlink_and_strategy_become_the_values_that_others_take() -> Non
         ({"rounds": {"deadline_s": float("nan")}}, "rounds.deadline_s"),
         ({"rounds": {"quorum": 0}}, "rounds.quorum"),
         (
-            {"rounds": {"contributors": {"west": ["v1"]}}},
+            {"rounds": {"contributors": {"west": ["v1", "v2"]}}},
             "rounds.contributors: unknown region west, expected one of north, south",
         ),
         ({"rounds": {"contributors": {"north": ["v1"], "south": ["v1"]}}}, "contributors: v1 is named twice"),

@@ -9,12 +9,15 @@ from numpy.typing import NDArray
 
 from fedfleet.codec.settings import EFFORTS, VALUE_MODES, Settings
 from fedfleet.protocol.errors import PeerError
-from fedfleet.protocol.messages import CodecPlan
+from fedfleet.protocol.messages import CodecPlan, Plan
 
-__all__ = ["Encoded", "best", "budget_for", "settings_for"]
+__all__ = ["MOST_BYTES", "Encoded", "best", "budget_for", "most_bytes", "settings_for"]
 
 Floats = NDArray[np.float32]
 FINE_TO_COARSE = ("float32", "int8", "int4", "int3", "int2", "sign")
+MOST_BYTES = 2**31 - 1
+UNTOLD_BYTES = 4_000_000
+"""What a server takes that does not say so."""
 STEPS_PER_HALVING = 32
 """Densities tried are the plan's times 2^(-j/32): a budget is used up to about 2 %."""
 _REACH = 8
@@ -57,6 +60,12 @@ def budget_for(plan: CodecPlan, link_class: str, own_bytes: int | None) -> int |
     told = plan.links.get(link_class)
     limits = [limit for limit in (told.budget_bytes if told else None, own_bytes) if limit is not None]
     return min(limits, default=None)
+
+
+def most_bytes(plan: Plan, own_bytes: int | None) -> int:
+    """Return the largest sealed update for a plan: what the server takes, or less where the vehicle's own limit is."""
+    told = plan.update_limit_bytes or UNTOLD_BYTES
+    return min(told, own_bytes or MOST_BYTES)
 
 
 def best(encode: Encode, settings: Settings, *, size: int, limit_bytes: int | None) -> Encoded:

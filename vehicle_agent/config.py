@@ -144,8 +144,11 @@ class AgentSettings(BaseModel):
     max_model_bytes: int = Field(
         default=64_000_000, ge=1024, le=2**31, description="largest model file or blob, in bytes"
     )
-    max_update_bytes: int = Field(
-        default=4_000_000, ge=1024, le=2**31, description="largest update to send, in bytes"
+    max_update_bytes: int | None = Field(
+        default=None,
+        ge=1024,
+        le=2**31,
+        description="largest update to send, in bytes; what the server takes when not given",
     )
     link_class: LinkClass = Field(
         default="ethernet",
@@ -180,6 +183,25 @@ class AgentSettings(BaseModel):
         }
         if len(named := [name for name, value in given.items() if value]) > 1:
             raise ValueError(f"{' and '.join(named)}: expected one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _times_and_sizes_fit(self) -> Self:
+        budget_s, limit_s = self.training_budget_s, self.training_limit_s
+        if budget_s is not None and budget_s >= limit_s:
+            raise ValueError(
+                f"training_budget_s: expected less than training_limit_s = {limit_s:g}, after which a training is "
+                f"given up, got {budget_s:g}"
+            )
+        if self.resend_min_s > self.resend_cap_s:
+            raise ValueError(
+                f"resend_min_s: expected at most resend_cap_s = {self.resend_cap_s:g}, got {self.resend_min_s:g}"
+            )
+        most, budget = self.max_update_bytes, self.update_budget_bytes
+        if most is not None and budget is not None and budget > most:
+            raise ValueError(
+                f"update_budget_bytes: expected at most max_update_bytes = {most:,}, got {budget:,}"
+            )
         return self
 
     @model_validator(mode="after")

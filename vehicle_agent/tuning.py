@@ -23,7 +23,7 @@ from fedfleet.protocol.messages import Plan
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent.agent import training_seed
-from fedfleet.vehicle_agent.budget import Encoded, best, budget_for, settings_for
+from fedfleet.vehicle_agent.budget import MOST_BYTES, Encoded, best, budget_for, most_bytes, settings_for
 from fedfleet.vehicle_agent.entries import OutboxEntry
 from fedfleet.vehicle_agent.jobs import Job, Told
 from fedfleet.vehicle_agent.journal import Journal
@@ -66,7 +66,7 @@ class Tuning:
         self._round = -1
         self._jobs = 0
         self._named: Indices | None = None
-        self.max_update_bytes = 4_000_000
+        self.max_update_bytes: int | None = None
         self.link_class = ""
         self.budget_bytes: int | None = None
         self.means = Means()
@@ -174,8 +174,9 @@ class Tuning:
         found = np.load(job.out, allow_pickle=False)
         encoded = self._encode(plan, found, action, frame_bytes=len(self._seal(manifest)))
         sealed = self._seal(manifest, encoded.data)
-        if len(sealed) > self.max_update_bytes:
-            told = f"round {plan.round}: update is {len(sealed)} bytes, limit {self.max_update_bytes}"
+        limit_bytes = most_bytes(plan, self.max_update_bytes)
+        if len(sealed) > limit_bytes:
+            told = f"round {plan.round}: update is {len(sealed)} bytes, limit {limit_bytes}"
             raise PeerError("update-too-large", told)
         entry = OutboxEntry(id_, sealed, plan.round, plan.region, self._named)
         self._journal.commit_update(entry, encoded.residual)
@@ -210,7 +211,7 @@ class Tuning:
 
         wished = feedback.settings(settings_for(plan.codec, self.link_class, age=age), age=age)
         budget = budget_for(plan.codec, self.link_class, self.budget_bytes)
-        limit_bytes = None if budget is None else budget - frame_bytes
+        limit_bytes = min(most_bytes(plan, self.max_update_bytes), budget or MOST_BYTES) - frame_bytes
         return best(encode, wished, size=delta.size, limit_bytes=limit_bytes)
 
     @staticmethod
