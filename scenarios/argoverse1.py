@@ -20,7 +20,7 @@ from fedfleet.scenarios.index_files import find_indexes, nearest
 from fedfleet.scenarios.members import Member, head, is_zip, members
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.text import without_packing
-from fedfleet.scenarios.tree import INDEX_NAME, Tree
+from fedfleet.scenarios.tree import INDEX_NAME, Tree, tree_of
 
 __all__ = ["Argoverse1", "detect", "scan"]
 
@@ -53,12 +53,13 @@ class Argoverse1:
                 yield parse(member.text(), member.where, entry)
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """The zips and CSV files of this format, by the header of a CSV file, and their index; damaged zips by their name.
 
     Files named by a number, as the publisher does, are told by the first of them in their folder, since there may be
     very many; other names one by one.
     """
+    tree = tree_of(where)
     found = [path for path in tree.ending(".zip") if _is_ours(path)]
     numbered: dict[Path, bool] = {}
     for path in tree.ending(".csv", packed=True):

@@ -19,7 +19,7 @@ from fedfleet.models.task import Drive
 from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.tree import Tree
+from fedfleet.scenarios.tree import Tree, tree_of
 from fedfleet.scenarios.windows import Observations, single
 
 if TYPE_CHECKING:
@@ -65,8 +65,9 @@ class Argoverse2:
                 yield _scenario(_table(path, where, (*_ONCE, *_EACH)), where, self.drives[drive])
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """The files `scenario_*.parquet`; all of that name are taken for this format."""
+    tree = tree_of(where)
     return tuple(path for path in tree.ending(".parquet") if path.name.lower().startswith("scenario_"))
 
 

@@ -28,7 +28,7 @@ from fedfleet.scenarios.object_lists import Listed, Reader, reader
 from fedfleet.scenarios.places import place_id, place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.stamps import Part, follow, natural, stretches, times, trip_name
-from fedfleet.scenarios.tree import Tree
+from fedfleet.scenarios.tree import Tree, tree_of
 from fedfleet.scenarios.windows import Observations, clock, cut, recordings
 
 __all__ = ["CAMERA_ONLY", "REGION", "UNTRACKED", "detect", "scan"]
@@ -97,8 +97,9 @@ class _Seen:
             raise ScenarioError("file-too-large", f"{where}: more than {MAX_OBSERVATIONS} observations")
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """The MCAP and SQLite files of bags."""
+    tree = tree_of(where)
     return tuple(tree.ending(*_SUFFIXES))
 
 

@@ -24,7 +24,7 @@ from fedfleet.scenarios.local_plane import Plane
 from fedfleet.scenarios.members import Member, is_zip, plain_file, zip_members
 from fedfleet.scenarios.npy import array
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.tree import Tree
+from fedfleet.scenarios.tree import Tree, tree_of
 from fedfleet.scenarios.windows import Observations, clock, cut, window_frames
 
 __all__ = ["REGION", "detect", "scan"]
@@ -43,8 +43,9 @@ _EARTH_M: Final = (6.3e6, 6.5e6)
 _Segments = Mapping[int, Mapping[str, Member]]
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """The segments and zips with such a route inside; less than a segment where the folder is one, or its poses."""
+    tree = tree_of(where)
     found = [path for path in tree.ending(".zip") if _of_zip(path)]
     poses = [path.parent for path in tree.named(*_NEEDED) if _PATH.match(path.resolve().as_posix())]
     segments = {pose if pose.parent == tree.folder else pose.parent for pose in poses if pose != tree.folder}

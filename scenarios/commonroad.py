@@ -21,7 +21,7 @@ from fedfleet.scenarios.index_files import find_indexes, index_rows, nearest
 from fedfleet.scenarios.members import Member, head, is_zip, members
 from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.tree import INDEX_NAME, Tree
+from fedfleet.scenarios.tree import INDEX_NAME, Tree, tree_of
 
 __all__ = ["CommonRoad", "detect", "scan"]
 
@@ -55,8 +55,9 @@ class CommonRoad:
                 yield parse(entry.member.text(), entry.member.where, entry.region, entry.drive)
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """Zips and XML files whose root is `commonRoad`, and their index; damaged zips by their name."""
+    tree = tree_of(where)
     paths = sorted([*tree.ending(".zip"), *tree.ending(".xml", packed=True)])
     found = [path for path in paths if _is_ours(path)]
     return (*find_indexes(tree, FORMAT, INDEXED), *found) if found else ()

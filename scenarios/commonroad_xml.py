@@ -82,9 +82,9 @@ def parse(data: bytes, where: str, region: str, drive: str) -> Scenario:
     }
     types = tuple(kind[name] for name in names)
     name = str(root.get("benchmarkID") or where)
-    kinds = kinds_of(types, xy)
     try:
         rate_hz = _rate(step_s)
+        kinds = kinds_of(types, xy, rate_hz)
         return Scenario(name, region, drive, rate_hz, first * step_s, tuple(names), kinds, xy, types)
     except ScenarioError as error:
         raise ScenarioError(error.reason, f"{where}: {error.detail}") from None

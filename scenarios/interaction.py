@@ -23,7 +23,7 @@ from fedfleet.scenarios.members import Head, Stream, head, is_zip, open_streams
 from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.text import without_packing
-from fedfleet.scenarios.tree import Tree
+from fedfleet.scenarios.tree import Tree, tree_of
 from fedfleet.scenarios.windows import LeftOut, Observations, clock, cut, recordings
 
 __all__ = ["Interaction", "detect", "scan"]
@@ -67,8 +67,9 @@ class Interaction:
         return cut(_observations(self.drives[drive], self.files[drive]), problems=self.left_out.of(drive))
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """Track files by name and header, and zips whose first CSV file is one."""
+    tree = tree_of(where)
     found = []
     for path in sorted([*tree.ending(".zip"), *tree.ending(".csv", packed=True)]):
         first = head(path, ".csv") if is_zip(path) or _NAME.match(without_packing(path.name)) else None

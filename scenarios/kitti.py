@@ -20,7 +20,7 @@ from fedfleet.scenarios.kitti_tracks import RATE_HZ, REGION, Text, observations
 from fedfleet.scenarios.members import Member, members, open_archive
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.text import without_packing
-from fedfleet.scenarios.tree import Tree
+from fedfleet.scenarios.tree import Tree, tree_of
 from fedfleet.scenarios.windows import cut, window_frames
 
 __all__ = ["detect", "scan"]
@@ -30,8 +30,9 @@ _FILE: Final = re.compile(r"(?:\A|.*/)(label|label_02|oxts|calib)/(\d{4})\.txt\Z
 _NAMES: Final = re.compile(r"kitti|data_tracking", re.IGNORECASE)
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """The zips and files of such names, if there are labels among them; damaged zips by their name."""
+    tree = tree_of(where)
     found: dict[Path, set[str]] = {}
     for path in tree.ending(".zip"):
         try:

@@ -23,7 +23,7 @@ from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.members import Stream, head, is_zip, open_streams
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.text import without_packing
-from fedfleet.scenarios.tree import Tree
+from fedfleet.scenarios.tree import Tree, tree_of
 from fedfleet.scenarios.windows import LeftOut, Observations, cut, recordings
 
 __all__ = ["LevelX", "detect", "scan"]
@@ -76,8 +76,9 @@ class LevelX:
         return cut(_observations(self.drives[drive], self.recorded[drive]), problems=self.left_out.of(drive))
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """The three files of a recording by name, and zips of such."""
+    tree = tree_of(where)
     files = [path for path in tree.ending(".csv", packed=True) if _NAME.match(without_packing(path.name))]
     zips = []
     for path in tree.ending(".zip"):

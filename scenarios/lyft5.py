@@ -21,7 +21,7 @@ from fedfleet.models.task import Drive
 from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.places import place_id, place_ids
 from fedfleet.scenarios.records import MAX_TRACKS, Scenario, ScenarioError
-from fedfleet.scenarios.tree import Tree
+from fedfleet.scenarios.tree import Tree, tree_of
 from fedfleet.scenarios.windows import LeftOut, Observations, clock, cut, recordings
 from fedfleet.scenarios.zarr_v2 import ZarrArray, attributes, open_array
 
@@ -90,8 +90,9 @@ class Lyft5:
             yield from cut(_observations(self.drives[drive], scene), problems=problems)
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """Folders with the arrays of this data set in them."""
+    tree = tree_of(where)
     arrays = [path.parent for path in tree.named(".zarray")]
     return tuple(sorted({array.parent for array in arrays if array.name == "agents"} - {tree.folder}))
 

@@ -23,7 +23,7 @@ from fedfleet.scenarios.members import Stream, head, is_zip, open_streams
 from fedfleet.scenarios.places import place_id, place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.text import without_packing
-from fedfleet.scenarios.tree import INDEX_NAME, Tree
+from fedfleet.scenarios.tree import INDEX_NAME, Tree, tree_of
 from fedfleet.scenarios.windows import LeftOut, Observations, clock, cut, recordings
 
 if TYPE_CHECKING:
@@ -80,8 +80,9 @@ class Ngsim:
         return cut(_observations(self.drives[drive], self.periods[drive], problems), problems=problems)
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """CSV files and zips of them, by their header."""
+    tree = tree_of(where)
     paths = sorted([*tree.ending(".csv", packed=True), *tree.ending(".zip")])
     # Files that are named by a number alone are of another format, and may be very many.
     named = (path for path in paths if not without_packing(path.name).partition(".")[0].isdecimal())

@@ -22,7 +22,7 @@ from fedfleet.scenarios.members import Member, members, open_archive
 from fedfleet.scenarios.openscenario_xml import Entity, Script, read_script
 from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.tree import Tree
+from fedfleet.scenarios.tree import Tree, tree_of
 from fedfleet.scenarios.windows import Observations, cut, window_frames
 
 __all__ = ["NO_TRAJECTORY", "RATE_HZ", "detect", "observations", "scan"]
@@ -39,8 +39,9 @@ Doubles = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """The files of that ending, and zips with such."""
+    tree = tree_of(where)
     zips = [path for path in tree.ending(".zip") if _has_scripts(path)]
     return (*zips, *tree.ending(".xosc", packed=True))
 

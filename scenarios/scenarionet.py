@@ -24,7 +24,7 @@ from fedfleet.scenarios.members import Member, members, open_archive
 from fedfleet.scenarios.pickle_data import load
 from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.tree import Tree
+from fedfleet.scenarios.tree import Tree, tree_of
 from fedfleet.scenarios.windows import Observations, clock, cut, window_frames
 
 __all__ = ["detect", "observations", "scan"]
@@ -62,8 +62,9 @@ class _File:
     seconds: float
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """The pickles named as ScenarioNet names them, and zips with such."""
+    tree = tree_of(where)
     zips = [path for path in tree.ending(".zip") if _has_scenarios(path)]
     return (*zips, *(path for path in tree.ending(".pkl") if _FILE.match(path.name)))
 

@@ -14,7 +14,7 @@ import numpy as np
 from fedfleet.models.task import Drive
 from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.tree import Tree
+from fedfleet.scenarios.tree import Tree, tree_of
 
 if TYPE_CHECKING:
     from fedfleet.scenarios.table import Table
@@ -76,8 +76,9 @@ class TableFolder:
         yield from found
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """The Parquet files, but those of the names that Argoverse 2 gives."""
+    tree = tree_of(where)
     return tuple(path for path in tree.ending(".parquet") if not path.name.lower().startswith("scenario_"))
 
 

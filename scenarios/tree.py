@@ -13,7 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-__all__ = ["INDEX_NAME", "MAX_DEPTH", "MAX_FILES", "PACKED", "Tree", "is_harmless", "stamp", "walk"]
+__all__ = [
+    "INDEX_NAME",
+    "MAX_DEPTH",
+    "MAX_FILES",
+    "PACKED",
+    "Tree",
+    "is_harmless",
+    "stamp",
+    "tree_of",
+    "walk",
+]
 
 MAX_DEPTH: Final = 8
 """So many folders below the given one are looked into."""
@@ -113,6 +123,11 @@ def walk(folder: Path) -> Tree:
             unread.append((here, "too-many-files", f"more than {MAX_FILES} files: the rest is not looked at"))
             break
     return Tree(folder, tuple(sorted(found)), tuple(sorted(unread)))
+
+
+def tree_of(where: Tree | Path) -> Tree:
+    """The tree of a folder; a tree as it is."""
+    return where if isinstance(where, Tree) else walk(where)
 
 
 def stamp(folder: Path) -> tuple[object, ...]:

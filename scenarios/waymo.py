@@ -17,7 +17,7 @@ from fedfleet.scenarios.account import STRICT, Account
 from fedfleet.scenarios.places import place_ids
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.tfrecord import Place, places, read_record
-from fedfleet.scenarios.tree import Tree
+from fedfleet.scenarios.tree import Tree, tree_of
 from fedfleet.scenarios.waymo_example import example_extent, parse_example
 from fedfleet.scenarios.waymo_scenario import is_scenario, parse_scenario, scenario_extent
 
@@ -53,8 +53,9 @@ class Waymo:
         yield parse(data, at, REGION, self.drives[drive].drive)
 
 
-def detect(tree: Tree) -> tuple[Path, ...]:
+def detect(where: Tree | Path) -> tuple[Path, ...]:
     """Files with `tfrecord` in their name."""
+    tree = tree_of(where)
     return tuple(path for path in tree.files if "tfrecord" in path.name.lower())
 
 

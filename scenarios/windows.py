@@ -19,6 +19,7 @@ from fedfleet.scenarios.stamps import PAUSE_S
 
 __all__ = [
     "EMPTY_WINDOW",
+    "JUDGED_S",
     "JUDGED_TYPES",
     "MAX_SPEED_MPS",
     "SECONDS",
@@ -36,6 +37,7 @@ __all__ = [
 SECONDS: Final = 10.0
 EMPTY_WINDOW: Final = "empty-window"
 JUDGED_TYPES: Final = ("vehicle", "truck", "bus", "motorcycle")
+JUDGED_S: Final = 5.0
 MAX_SPEED_MPS: Final = 100.0
 """Nothing on a road is faster; a track that is, most of the time, was not recorded in metres and seconds."""
 _ENOUGH_STEPS: Final = 4
@@ -170,20 +172,36 @@ def _scenario(seen: Observations, rows: Integers, scenario_id: str, span: tuple[
 def _kinds(seen: Observations, tracks: Sequence[int], types: Sequence[str], xy: Doubles) -> tuple[str, ...]:
     av = tracks.index(seen.av) if seen.av is not None and seen.av in tracks else None
     named = None if seen.targets is None else [i for i, track in enumerate(tracks) if track in seen.targets]
-    return kinds_of(types, xy, av=av, targets=named)
+    return kinds_of(types, xy, seen.rate_hz, av=av, targets=named)
 
 
 def kinds_of(
-    types: Sequence[str], xy: Doubles, *, av: int | None = None, targets: Collection[int] | None = None
+    types: Sequence[str],
+    xy: Doubles,
+    rate_hz: float,
+    *,
+    av: int | None = None,
+    targets: Collection[int] | None = None,
 ) -> tuple[str, ...]:
     """The kind of each of the tracks of xy float64[tracks, frames, 2]: "AV" the one at `av`, "AGENT" the targets.
 
-    Without targets every track of JUDGED_TYPES that was seen in all frames is an "AGENT".
+    Without targets an "AGENT" is every track of JUDGED_TYPES that was seen for JUDGED_S without a gap, in a shorter
+    scenario in all of its frames.
     """
     if targets is None:
-        whole = np.asarray(~np.isnan(xy[..., 0]).any(axis=1))
-        targets = {i for i, one in enumerate(types) if whole[i] and one in JUDGED_TYPES}
+        enough = min(xy.shape[1], round(JUDGED_S * rate_hz))
+        long = _longest_run(~np.isnan(xy[..., 0])) >= enough
+        targets = {i for i, one in enumerate(types) if long[i] and one in JUDGED_TYPES}
     return tuple("AV" if i == av else "AGENT" if i in targets else "OTHERS" for i in range(len(types)))
+
+
+def _longest_run(seen: NDArray[np.bool_]) -> Integers:
+    """How many frames in a row are true at most, of each row of bool[tracks, frames]."""
+    run = best = np.zeros(len(seen), dtype=np.int64)
+    for frame in seen.T:
+        run = np.where(frame, run + 1, 0)
+        best = np.maximum(best, run)
+    return best
 
 
 def clock(stamps_s: Doubles, where: str, *, rate_hz: float | None = None) -> tuple[float, Integers]:

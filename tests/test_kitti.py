@@ -271,7 +271,7 @@ def test_other_folders_are_not_of_this_format(tmp_path: Path) -> None:
     (tmp_path / "label" / "notes.txt").write_text("hello")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("oxts/0000.txt", "")
-    assert kitti.detect(walk(tmp_path)) == ()
+    assert kitti.detect(walk(tmp_path)) == kitti.detect(tmp_path) == ()
 
 
 def test_no_pose_at_all_is_refused() -> None:

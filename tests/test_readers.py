@@ -328,8 +328,17 @@ def test_judged_are_vehicles_seen_throughout() -> None:
     xy = np.zeros((4, 3, 2))
     xy[1, 2] = np.nan
     types = ("vehicle", "bus", "pedestrian", "truck")
-    assert kinds_of(types, xy) == ("AGENT", "OTHERS", "OTHERS", "AGENT")
-    assert kinds_of(types, xy, av=0, targets={0, 2}) == ("AV", "OTHERS", "AGENT", "OTHERS")
+    assert kinds_of(types, xy, 10.0) == ("AGENT", "OTHERS", "OTHERS", "AGENT")
+    assert kinds_of(types, xy, 10.0, av=0, targets={0, 2}) == ("AV", "OTHERS", "AGENT", "OTHERS")
+
+
+def test_judged_in_a_long_scenario_is_what_was_seen_for_five_seconds() -> None:
+    xy = np.zeros((3, 100, 2))
+    xy[0, 50:] = np.nan  # seen for 5 s
+    xy[1, [0, 49, 99]] = np.nan  # for 4.8 and 4.9 s
+    xy[2, :40] = np.nan
+    assert kinds_of(("vehicle",) * 3, xy, 10.0) == ("AGENT", "OTHERS", "AGENT")
+    assert kinds_of(("vehicle",) * 3, xy, 25.0) == ("OTHERS",) * 3
 
 
 def test_a_clock_takes_jitter_and_single_missing_frames_and_refuses_two_rates() -> None:
