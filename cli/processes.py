@@ -71,8 +71,9 @@ def start(name: str, module: str, arguments: Sequence[str], *, log_dir: Path) ->
 
     Not in a session of its own: the kernel's autogrouping would then ignore that a trainer is nicer than inference.
     """
-    log_dir.mkdir(parents=True, exist_ok=True)
+    log_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = log_dir / f"{name}.log"
+    log.touch(mode=0o600)
     with log.open("ab") as stream:
         process = subprocess.Popen(
             module_command(module, *arguments),

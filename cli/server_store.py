@@ -115,7 +115,7 @@ def export(
     with _store(context) as connection:
         kept, _ = store_quarantine.totals(connection)
         found = store_quarantine.quarantined(connection, limit=kept + 1, reason=reason)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, mode=0o700)
     for one in found:
         write_file(folder / f"{one.number}.bin", one.head)
     write_file(folder / "index.json", json.dumps([_plain(one) for one in found], indent=1).encode())

@@ -206,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fedfleet.fleet_server", description=main.__doc__)
     parser.add_argument("--config-json", type=Path, required=True, help="the whole configuration, JSON")
     told = parser.parse_args(arguments)
+    os.umask(0o077)  # what it keeps is for its own user, also what a library or a child process writes
     try:
         config = _read(told.config_json)
         logs.configure(config.logs, sys.stderr)

@@ -115,7 +115,8 @@ class Pieces:
         if piece.number not in message.present:
             path = self._folder / vehicle / message.name
             with _disk():
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                for folder in (self._folder, path.parent, path):
+                    folder.mkdir(mode=0o700, exist_ok=True)  # `parents` would leave theirs to the umask
                 _write(path / str(piece.number), piece.data)
             message.present.add(piece.number)
         return len(message.present) == message.split.count

@@ -91,7 +91,7 @@ class RootTrainer:
         self._key, self._found, self._failed = key, None, ""
         try:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, mode=0o700)
             np.save(self.folder / "base.npy", vector, allow_pickle=False)
             self._words = (self.folder / "words.txt").open("w+b")
             files = ("--base", str(self.folder / "base.npy"), "--out", str(self.folder / "delta.npy"))

@@ -144,7 +144,7 @@ class Server:
             return
         vectors = {"": model.vector} | {f"-{region}": one.vector for region, one in model.regions.items()}
         try:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True, mode=0o700)
             for mark, vector in vectors.items():
                 if model.version != self._written[0]:
                     write_file(folder / f"{model.version}{mark}.onnx", self.coordinator.graph.file(vector))

@@ -191,6 +191,7 @@ def _open(folder: Path, address: Address | None, *, exclusive: bool, max_pages: 
     if address is None:
         lock_file = store_sqlite.lock(folder) if exclusive else None
         path = folder / FILE
+        store_sqlite.keep_private(path)
         return Store(
             store_sqlite.engine(path, max_pages=max_pages), folder, name=str(path), lock_file=lock_file
         )

@@ -18,7 +18,14 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select, text
 
-from fedfleet.fleet_server import schema, store_models, store_published, store_rounds, store_updates
+from fedfleet.fleet_server import (
+    schema,
+    store_models,
+    store_published,
+    store_rounds,
+    store_sqlite,
+    store_updates,
+)
 from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.store import FILE, Store, address_of, open_older, open_reader, open_store
 from fedfleet.fleet_server.store_ahead import step_beyond
@@ -111,6 +118,7 @@ def _build(data_dir: Path, folder: Path, *, now_s: float) -> Manifest:
 
 def _copy_store(path: Path, copy: Path) -> None:
     source = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    store_sqlite.keep_private(copy)
     target = sqlite3.connect(copy)
     try:
         source.backup(target)  # in one step: one view, and no writer waits for it
@@ -316,6 +324,8 @@ def _make_single(path: Path) -> None:
 
 def _place(source: Path, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.new")
+    temporary.unlink(missing_ok=True)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     shutil.copyfile(source, temporary)
     _sync(temporary)
     temporary.replace(path)

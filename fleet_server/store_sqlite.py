@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy.pool import StaticPool
 
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["FILE", "LOCK_FILE", "engine", "lock", "reader"]
+__all__ = ["FILE", "LOCK_FILE", "engine", "keep_private", "lock", "reader"]
 
 FILE = "store.sqlite"
 LOCK_FILE = "store.lock"
@@ -29,6 +30,22 @@ def lock(folder: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def keep_private(path: Path) -> None:
+    """Make the file, if there is none, and see that only its owner may read it; its log gets the same mode.
+
+    Raises UsageError where that is not possible.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        for name in ("", "-wal", "-shm"):
+            file = path.with_name(path.name + name)
+            with suppress(FileNotFoundError):
+                if file.stat().st_mode & 0o077:  # made by an earlier version, or copied
+                    file.chmod(0o600)
+    except OSError as error:
+        raise UsageError(f"store {path} cannot be opened: {error.strerror}") from error
 
 
 def engine(path: Path, *, max_pages: int = 0) -> Engine:

@@ -143,7 +143,7 @@ class Maker:
         named = [word for region in regions for word in ("--region", region)]
         try:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir(parents=True, mode=0o700)
             (self.folder / "float32.onnx").write_bytes(model)
             self._words = (self.folder / "words.txt").open("w+b")
             files = ("--model", str(self.folder / "float32.onnx"), "--out", str(self.folder))

@@ -57,7 +57,7 @@ def start(
     installed, the port is in use, or it does not start (with the last line of its log).
     """
     chosen, program = _choose(kind, finder)
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     for attempt in range(_PORT_TRIES):
         try:
             return Broker(chosen, program, data_dir.resolve(), port=port or _free_port(), fleet=fleet)

@@ -61,7 +61,7 @@ class JournalFile:
         held = ExitStack()  # the lock, let go when anything of it fails
         try:
             with held:
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._lock = lock(folder, vehicle)
                 held.callback(os.close, self._lock)
                 self.floors = FloorsFile(folder)
@@ -101,8 +101,12 @@ class JournalFile:
         return known.enrolled and known.vehicle_key not in {"", self.key.public.hex()}
 
     def _open(self, epoch: int) -> None:
+        path = self._folder / "journal.sqlite"
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if path.stat().st_mode & 0o077:  # made by an earlier version, or copied
+            path.chmod(0o600)
         self._db = sqlite3.connect(
-            self._folder / "journal.sqlite", isolation_level=None, cached_statements=0
+            path, isolation_level=None, cached_statements=0
         )  # a statement that is kept keeps the last vector that it wrote
         self._prepare(epoch)
         self.epoch, _ = int(self._meta("epoch"), 16), self.sequence  # ValueError: it has lost them

@@ -60,6 +60,7 @@ def main(
     if argv is None and any(name not in os.environ for name in FRUGAL):
         command = module_command(MODULES[kind], *given)
         os.execve(command[0], command, {**FRUGAL, **os.environ})  # noqa: S606
+    os.umask(0o077)  # what it keeps is for its own user, also what a library or the trainer writes
     try:
         config = load(kind, path)
         _run(config, trainer)
