@@ -102,8 +102,9 @@ class JournalFile:
 
     def _open(self, epoch: int) -> None:
         path = self._folder / "journal.sqlite"
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        if path.stat().st_mode & 0o077:  # made by an earlier version, or copied
+        if not path.exists():
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        elif path.is_file() and path.stat().st_mode & 0o077:  # made by an earlier version, or copied
             path.chmod(0o600)
         self._db = sqlite3.connect(
             path, isolation_level=None, cached_statements=0
