@@ -20,7 +20,7 @@ from fedfleet.fleet_server.settlement import (
 from fedfleet.fleet_server.store_models import Model
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.protocol.ids import UpdateId
-from fedfleet.protocol.messages import Settlement
+from fedfleet.protocol.messages import Settlement, digest_key
 
 __all__ = ["End", "abandon", "carry", "close", "settle"]
 
@@ -72,6 +72,8 @@ def settle(
     refused, spared = store_waiting.left_out(connection, number=number, region=region)
     decided = fates(members, (), outcome=end.outcome, refused=refused, returned={**gone, **spared})
     everyone = {**store_updates.settled(connection, round_=number, region=region), **decided}
+    digests = store_updates.digests(connection, everyone)
+    keys = {id_: digest_key(digest) for id_, digest in digests.items()}
     message = Settlement(
         task=one.plan.task,
         region=region,
@@ -80,8 +82,9 @@ def settle(
         reason=end.reason[:300],
         version=end.version,
         closed_at_s=one.closed_at_s or 0.0,
-        fates={str(id_): fate for id_, (fate, _) in everyone.items()},
-        reasons={str(id_): why for id_, (_, why) in everyone.items() if why},
+        fates={keys[id_]: fate for id_, (fate, _) in everyone.items()},
+        reasons={keys[id_]: why for id_, (_, why) in everyone.items() if why},
+        named_by="digest",
     )
     store_rounds.settle(connection, message, decided)
     store_rounds.set_state(connection, number, region, end.state)

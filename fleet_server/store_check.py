@@ -15,7 +15,7 @@ from fedfleet.fleet_server.store_files import UPDATES, files_of
 from fedfleet.fleet_server.store_updates import audit_leaf, named_files
 from fedfleet.models import bundle
 from fedfleet.protocol.errors import PeerError
-from fedfleet.protocol.messages import Settlement, decode
+from fedfleet.protocol.messages import Settlement, decode, digest_key
 
 __all__ = ["orphans", "problems"]
 
@@ -70,14 +70,18 @@ def _fates(connection: Connection) -> Iterator[str]:
     query = select(update.c.id, update.c.round, update.c.region).join(round_, mine)
     for row in connection.execute(query.where(round_.c.state.in_(FINAL), update.c.fate.is_(None))):
         yield f"update {row.id}: round {row.round} of {row.region} is over and it has no fate"
-    known = {row.id: row.fate for row in connection.execute(select(update.c.id, update.c.fate))}
+    by_id, by_digest = {}, {}
+    for row in connection.execute(select(update.c.id, update.c.sealed_sha256, update.c.fate)):
+        by_id[row.id] = by_digest[digest_key(row.sealed_sha256)] = (row.id, row.fate)
     for data in connection.execute(select(schema.settlement.c.message)).scalars():
         told = decode(Settlement, data, sender="the store")
-        for id_, fate in told.fates.items():
+        known = by_id if told.named_by == "id" else by_digest
+        for key, fate in told.fates.items():
+            id_, recorded = known.get(key, ("", fate))
             # a carried one gets its last fate in a later settlement
-            if id_ in known and known[id_] != fate and fate != "carried":
+            if fate not in {recorded, "carried"}:
                 where = f"round {told.round} of {told.region}"
-                yield f"update {id_}: {where} settled it as {fate}, its record says {known[id_] or 'nothing'}"
+                yield f"update {id_}: {where} settled it as {fate}, its record says {recorded or 'nothing'}"
 
 
 def _members(connection: Connection) -> Iterator[str]:

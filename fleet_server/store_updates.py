@@ -24,6 +24,7 @@ __all__ = [
     "count",
     "count_all",
     "counters",
+    "digests",
     "has_members",
     "known",
     "known_of",
@@ -36,6 +37,8 @@ __all__ = [
     "settled",
 ]
 
+MOST_IDS = 1000
+"""Ids that one query looks up: databases bound its parameters."""
 _KNOWN = select(update.c.id, update.c.sealed_sha256, update.c.fate, update.c.reason).where(
     update.c.id.in_(bindparam("ids", expanding=True))
 )
@@ -98,6 +101,15 @@ def known_of(connection: Connection, ids: Collection[UpdateId]) -> dict[UpdateId
         return {}
     found = connection.execute(_KNOWN, {"ids": [str(id_) for id_ in ids]}).all()
     return {UpdateId.parse(row.id): Known(row.id, row.sealed_sha256, row.fate, row.reason) for row in found}
+
+
+def digests(connection: Connection, ids: Iterable[UpdateId]) -> dict[UpdateId, str]:
+    """Return the SHA-256 of the sealed bytes of these updates, as far as they are stored; in the order of the ids."""
+    wanted = list(ids)
+    found: dict[UpdateId, Known] = {}
+    for start in range(0, len(wanted), MOST_IDS):
+        found |= known_of(connection, wanted[start : start + MOST_IDS])
+    return {id_: found[id_].sealed_sha256 for id_ in wanted if id_ in found}
 
 
 def sealed(connection: Connection, update_id: UpdateId) -> tuple[str, int]:

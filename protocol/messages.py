@@ -36,6 +36,7 @@ __all__ = [
     "Status",
     "Variant",
     "decode",
+    "digest_key",
     "encode",
 ]
 
@@ -49,6 +50,15 @@ Text = Annotated[Plain, Field(max_length=300)]
 Setting = Annotated[int, Field(ge=-(2**53), le=2**53)] | float | Annotated[Plain, Field(max_length=64)]
 Fate = Literal["folded", "carried", "returned", "dropped"]
 LinkClass = Literal["metered", "wifi", "ethernet"]
+
+
+DIGEST_KEY_CHARACTERS = 32
+"""Half of a SHA-256 in hex: 128 bits, so that nobody finds another update with the same."""
+
+
+def digest_key(sealed_sha256: str) -> str:
+    """Return by what a settlement names an update with this digest."""
+    return sealed_sha256[:DIGEST_KEY_CHARACTERS]
 
 
 class Message(BaseModel):
@@ -163,8 +173,10 @@ class Plan(Message):
 
 
 class Settlement(Message):
-    """The fate of a round of one region, and of every update in it, by update id.
+    """The fate of a round of one region, and of every update in it.
 
+    All vehicles of the region read it, so it names none: with ``named_by`` digest an update's key is the beginning of
+    the SHA-256 of its sealed bytes (`digest_key`), which its vehicle knows. By id is how servers named them before.
     A ``dropped`` or ``returned`` fate has its reason in ``reasons``. A large one comes in ``pages``, each on a topic
     of its own and good by itself; ``page`` counts from 0.
     """
@@ -180,6 +192,13 @@ class Settlement(Message):
     reasons: Mapping[Annotated[Plain, Field(max_length=80)], Text] = Field(default_factory=dict)
     page: Number = 0
     pages: Annotated[int, Field(ge=1, le=2**32 - 1)] = 1
+    named_by: Literal["id", "digest"] = "id"
+
+    def told(self, update: str, sealed_sha256: str) -> tuple[Fate, str] | None:
+        """Return fate and reason of an update, known by its id and the digest of its sealed bytes; None: not told."""
+        key = update if self.named_by == "id" else digest_key(sealed_sha256)
+        fate = self.fates.get(key)
+        return None if fate is None else (fate, self.reasons.get(key, ""))
 
 
 class ModelPointer(Message):

@@ -211,6 +211,17 @@ def sealed_update(vehicle: str, plan: Plan, *, key: SigningKey | None = None, **
     return envelope.seal(body, key or key_of(vehicle), kind=Kind.UPDATE, sender=vehicle, fleet=FLEET)
 
 
+_SENT: dict[str, str] = {}
+"""Ids of what all scripted vehicles sent, by which settlements name it: no vehicle knows those of others."""
+
+
+def by_id(settled: Settlement) -> Settlement:
+    """The settlement as a person reads it, with the ids of the updates."""
+    fates = {_SENT.get(key, key): fate for key, fate in settled.fates.items()}
+    reasons = {_SENT.get(key, key): why for key, why in settled.reasons.items()}
+    return settled.model_copy(update={"fates": fates, "reasons": reasons, "named_by": "id"})
+
+
 @dataclass
 class Vehicle:
     """A scripted vehicle: answers each plan once, and sends the same bytes again until they are stored."""
@@ -275,7 +286,7 @@ class Vehicle:
                     self.outbox.pop(receipt.sealed_sha256, None)
             case Kind.SETTLEMENT:
                 settled = messages.decode(Settlement, opened.body, sender=SERVER)
-                self.settlements[settled.round] = settled
+                self.settlements[settled.round] = by_id(settled)
             case _:
                 pass
 
@@ -287,6 +298,9 @@ class Vehicle:
     def offer(self, sealed: bytes, round_: int) -> None:
         """Put an update into the outbox and send it."""
         topic = topics.update(FLEET, self.name, self.task, round_=round_, number=0)
+        header = envelope.peek(sealed, limit_bytes=len(sealed))
+        manifest, _ = update.unpack(sealed[header.body_start :], sender=self.name)
+        _SENT[messages.digest_key(sha256(sealed).hexdigest())] = str(manifest.id)
         self.outbox[sha256(sealed).hexdigest()] = (topic, sealed)
         self._send(topic, sealed)
 

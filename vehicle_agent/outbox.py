@@ -105,9 +105,9 @@ def settlement(state: State, event: SettlementCame, now_s: float) -> Result:
     told: Settlement = event.settlement
     actions: list[Action] = []
     for pending in state.outbox:
-        fate = told.fates.get(pending.update)
-        if fate is not None:
-            state, more = _settle(state, pending, fate, told.reasons.get(pending.update, ""), now_s)
+        found = told.told(pending.update, pending.sealed_sha256)
+        if found is not None:
+            state, more = _settle(state, pending, *found, now_s)
             actions += more
     return state, actions
 
