@@ -15,14 +15,14 @@ from fedfleet.fleet_server import (
     store_variants,
 )
 from fedfleet.fleet_server.model_state import open_graph
-from fedfleet.fleet_server.pages import pages, settlement_topics
+from fedfleet.fleet_server.pages import page_bytes, pages, settlement_topics
 from fedfleet.fleet_server.requests import Party
 from fedfleet.fleet_server.store_models import ReleaseRow
 from fedfleet.protocol import topics
 from fedfleet.protocol.envelope import Kind
 from fedfleet.protocol.messages import BlobRef, DeltaRef, ModelPointer, PackRef, Release, Segment
 
-__all__ = ["Announcement", "announce", "blob_topics", "live_blobs"]
+__all__ = ["Announcement", "announce", "blob_topics", "live_blobs", "resize"]
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,10 @@ def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> 
     """Return all that the broker is to retain now."""
     fleet, task = party.fleet, party.task
     messages = _models(connection, party, regions)
+    limit_bytes = page_bytes(store_blobs.piece_bytes(connection))
     for settled in store_rounds.live_settlements(connection):
-        for topic, page in zip(settlement_topics(settled, fleet=fleet), pages(settled), strict=True):
+        where = settlement_topics(settled, fleet=fleet, limit_bytes=limit_bytes)
+        for topic, page in zip(where, pages(settled, limit_bytes=limit_bytes), strict=True):
             messages[topic] = party.seal(page, Kind.SETTLEMENT)
     for region, one in store_rounds.current(connection).items():
         messages[topics.round_plan(fleet, region, task)] = party.seal(one.plan, Kind.PLAN)
@@ -127,6 +129,21 @@ def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> 
     kept = {*messages, *(topic for blob in blobs.values() for topic in blob_topics(fleet, blob))}
     clear = tuple(topic for topic in store_blobs.to_clear(connection) if topic not in kept)
     return Announcement(blobs, messages, clear)
+
+
+def resize(connection: Connection, fleet: str, piece: int) -> None:
+    """Have everything announced in pieces of this length; topics that are not needed then are to be cleared."""
+    before = _pieced(connection, fleet)
+    store_blobs.set_piece_bytes(connection, piece)
+    store_blobs.to_clear(connection, before - _pieced(connection, fleet))
+
+
+def _pieced(connection: Connection, fleet: str) -> set[str]:
+    limit_bytes = page_bytes(store_blobs.piece_bytes(connection))
+    found = {topic for blob in store_blobs.kept(connection) for topic in blob_topics(fleet, blob)}
+    for settled in store_rounds.live_settlements(connection):
+        found.update(settlement_topics(settled, fleet=fleet, limit_bytes=limit_bytes))
+    return found
 
 
 def _pointers(

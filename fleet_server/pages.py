@@ -4,12 +4,21 @@ import json
 from collections.abc import Iterator, Mapping
 
 from fedfleet.protocol import topics
+from fedfleet.protocol.chunks import CHUNK_BYTES
 from fedfleet.protocol.messages import Fate, Settlement
 
-__all__ = ["PAGE_BYTES", "pages", "settlement_topics"]
+__all__ = ["PAGE_BYTES", "page_bytes", "pages", "settlement_topics"]
 
-PAGE_BYTES = 240_000
-"""Most bytes of fates and reasons in a page, as JSON: the rest of the message and its envelope fit beside them."""
+
+def page_bytes(piece: int) -> int:
+    """Return the most bytes of fates and reasons in a page, as JSON, where messages hold ``piece`` bytes.
+
+    The rest of the message and its envelope fit beside them.
+    """
+    return piece * 15 // 16
+
+
+PAGE_BYTES = page_bytes(CHUNK_BYTES)
 
 
 def pages(told: Settlement, *, limit_bytes: int = PAGE_BYTES) -> list[Settlement]:
@@ -28,9 +37,9 @@ def pages(told: Settlement, *, limit_bytes: int = PAGE_BYTES) -> list[Settlement
     ]
 
 
-def settlement_topics(told: Settlement, *, fleet: str) -> list[str]:
+def settlement_topics(told: Settlement, *, fleet: str, limit_bytes: int = PAGE_BYTES) -> list[str]:
     """Return the topics of a settlement's pages, in order."""
-    count = len(list(_parts(told, PAGE_BYTES)))
+    count = len(list(_parts(told, limit_bytes)))
     return [
         topics.settlement(fleet, told.region, told.task, told.round, page=number) for number in range(count)
     ]

@@ -10,7 +10,7 @@ from hashlib import sha256
 
 from fedfleet.fleet_server.announcements import Announcement, blob_topics
 from fedfleet.link.port import Link, LinkFull
-from fedfleet.protocol.chunks import CHUNK_BYTES
+from fedfleet.protocol.chunks import blob_piece
 
 __all__ = ["Publisher"]
 
@@ -92,8 +92,9 @@ class Publisher:
             if self._confirmed.get(topic) != digest and topic not in flying
         }
         data = self.load(digest) if missing else b""
+        piece = blob_piece(blob.size_bytes, blob.chunks)
         for number, topic in missing.items():
-            self._send(topic, data[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES], digest)
+            self._send(topic, data[number * piece : (number + 1) * piece], digest)
 
     def _missing_messages(self) -> list[str]:
         return [topic for topic, digest in self._digests.items() if self._confirmed.get(topic) != digest]

@@ -8,7 +8,7 @@ from itertools import takewhile
 import structlog
 
 from fedfleet.fleet_server import store_blobs, store_models, store_updates, store_vehicles
-from fedfleet.fleet_server.announcements import announce
+from fedfleet.fleet_server.announcements import announce, resize
 from fedfleet.fleet_server.coordinator import Coordinator
 from fedfleet.fleet_server.files import write_file
 from fedfleet.fleet_server.ingest import Ingest
@@ -16,8 +16,9 @@ from fedfleet.fleet_server.look_back import LookBack
 from fedfleet.fleet_server.publisher import Publisher
 from fedfleet.fleet_server.store import Store, StoreFailed
 from fedfleet.fleet_server.variants import Maker
-from fedfleet.link.port import Connected, Delivery, Disconnected, Event, Link, LinkFull, Published
+from fedfleet.link.port import Connected, Delivery, Disconnected, Event, Link, LinkFull, Notice, Published
 from fedfleet.protocol import topics
+from fedfleet.protocol.chunks import piece_for
 
 __all__ = ["MODELS_KEPT", "Server"]
 
@@ -46,6 +47,7 @@ class Server:
     backlog: deque[Event] = field(default_factory=deque)
     _connected: bool = False
     _changed: bool = False
+    _piece: int = 0
     _written: tuple[int, int] = field(default=(-1, -1))
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ class Server:
                         self.publisher.published(ticket)
                     case Disconnected(reason):
                         log.warning("broker lost", reason=reason)
+                    case Notice(text):
+                        log.warning("broker", notice=text)
             if self.backlog and isinstance(self.backlog[0], Connected):
                 self._connect(session_present=self.backlog[0].session_present)
                 self.backlog.popleft()
@@ -80,6 +84,8 @@ class Server:
         self._changed |= self.coordinator.tick(now_s, steady_s)
         if self.variants is not None:
             self._changed |= self.variants.tick()
+        if self._connected:
+            self._fit()
         if self._changed:
             self._announce()
             self._changed = False
@@ -116,6 +122,19 @@ class Server:
         for topic_filter in topics.vehicles(self.publisher.fleet):
             self.link.subscribe(topic_filter)
         self.publisher.reset()
+
+    def _fit(self) -> None:
+        """Cut what is announced to what the broker takes; after a change everything is published again."""
+        piece = piece_for(self.link.max_payload_bytes)
+        if piece == self._piece:
+            return
+        with self.store.write() as connection:
+            if store_blobs.piece_bytes(connection) != piece:
+                log.info("pieces", piece_bytes=piece, broker_takes_bytes=self.link.max_payload_bytes)
+                resize(connection, self.publisher.fleet, piece)
+                self.publisher.reset()
+                self._changed = True
+        self._piece = piece
 
     def _announce(self) -> None:
         with self.store.read() as connection:

@@ -10,7 +10,37 @@ from fedfleet.fleet_server.upsert import insert
 from fedfleet.protocol.chunks import CHUNK_BYTES
 from fedfleet.protocol.messages import BlobRef
 
-__all__ = ["cleared", "content", "find", "graph", "kept", "put", "ref", "reference", "retire", "to_clear"]
+__all__ = [
+    "cleared",
+    "content",
+    "find",
+    "graph",
+    "kept",
+    "piece_bytes",
+    "put",
+    "ref",
+    "reference",
+    "retire",
+    "set_piece_bytes",
+    "to_clear",
+]
+
+PIECE = "piece_bytes"
+"""Property with the length of the pieces in which the broker takes blobs."""
+
+
+def piece_bytes(connection: Connection) -> int:
+    """Return the length of the pieces in which blobs are published, in bytes."""
+    table = schema.property_
+    found = connection.execute(select(table.c.value).where(table.c.name == PIECE)).scalar_one_or_none()
+    return CHUNK_BYTES if found is None else int(found)
+
+
+def set_piece_bytes(connection: Connection, size: int) -> None:
+    """Publish blobs in pieces of this length, one of ``protocol.chunks.PIECES``, from now on."""
+    values = {"name": PIECE, "value": str(size)}
+    statement = insert(connection, schema.property_).values(**values)
+    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
 
 
 def put(connection: Connection, kind: str, data: bytes) -> str:
@@ -41,24 +71,25 @@ def find(connection: Connection, digest: str) -> bytes | None:
 def ref(connection: Connection, digest: str) -> BlobRef:
     """Return the reference to a kept blob, as messages carry it."""
     query = select(schema.blob.c.size_bytes).where(schema.blob.c.sha256 == digest)
-    return reference(digest, connection.execute(query).scalar_one())
+    return reference(digest, connection.execute(query).scalar_one(), piece=piece_bytes(connection))
 
 
-def reference(digest: str, size_bytes: int) -> BlobRef:
-    """Return the reference to a blob of this length."""
-    return BlobRef(sha256=digest, size_bytes=size_bytes, chunks=max(1, -(-size_bytes // CHUNK_BYTES)))
+def reference(digest: str, size_bytes: int, *, piece: int) -> BlobRef:
+    """Return the reference to a blob of this length, in pieces of ``piece`` bytes."""
+    return BlobRef(sha256=digest, size_bytes=size_bytes, chunks=max(1, -(-size_bytes // piece)))
 
 
 def kept(connection: Connection) -> list[BlobRef]:
     """Return the references to all kept blobs: the live ones, and those whose grace is not over."""
     query = select(schema.blob.c.sha256, schema.blob.c.size_bytes).order_by(schema.blob.c.sha256)
-    return [reference(row.sha256, row.size_bytes) for row in connection.execute(query)]
+    piece = piece_bytes(connection)
+    return [reference(row.sha256, row.size_bytes, piece=piece) for row in connection.execute(query)]
 
 
 def graph(connection: Connection) -> BlobRef:
     """Return the reference to the graph, of which there is one per store."""
     query = select(schema.blob.c.sha256, schema.blob.c.size_bytes).where(schema.blob.c.kind == "graph")
-    return reference(*connection.execute(query).one())
+    return reference(*connection.execute(query).one(), piece=piece_bytes(connection))
 
 
 def retire(

@@ -57,8 +57,10 @@ def _deltas(connection: Connection, region: str, version: int) -> dict[int, Blob
         .join(schema.blob, schema.blob.c.sha256 == table.c.delta_sha256)
         .where(table.c.version <= version, own, schema.blob.c.retired_round.is_(None))
     )
+    piece = store_blobs.piece_bytes(connection)
     return {
-        row.version: store_blobs.reference(row.sha256, row.size_bytes) for row in connection.execute(query)
+        row.version: store_blobs.reference(row.sha256, row.size_bytes, piece=piece)
+        for row in connection.execute(query)
     }
 
 
@@ -69,6 +71,8 @@ def _packs(connection: Connection, region: str, version: int) -> dict[int, BlobR
         .join(schema.blob, schema.blob.c.sha256 == table.c.sha256)
         .where(table.c.region == region, table.c.to_version <= version, schema.blob.c.retired_round.is_(None))
     )
+    piece = store_blobs.piece_bytes(connection)
     return {
-        row.to_version: store_blobs.reference(row.sha256, row.size_bytes) for row in connection.execute(query)
+        row.to_version: store_blobs.reference(row.sha256, row.size_bytes, piece=piece)
+        for row in connection.execute(query)
     }

@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedfleet.protocol.chunks import MIN_MESSAGE_BYTES
+
 __all__ = ["BrokerConfig"]
 
 
@@ -41,6 +43,15 @@ class BrokerConfig(BaseModel):
         "can be read and changed on the way",
     )
     keepalive_s: int = Field(default=30, ge=5, le=3600, description="seconds without traffic before a ping")
+    mqtt: Literal["auto", "5", "3.1.1"] = Field(
+        default="auto", description="version of MQTT; auto: 5 where the broker knows it, else 3.1.1"
+    )
+    max_message_bytes: int | None = Field(
+        default=None,
+        ge=MIN_MESSAGE_BYTES,
+        description="largest payload of a message, in bytes: models and updates are cut to fit. Without it: as the "
+        "broker says (MQTT 5), else 256 kB, and less when the broker ends connections over it",
+    )
     embedded: Literal["auto", "mosquitto", "nats", "none"] = Field(
         default="auto", description="start our own broker: which one, or none"
     )

@@ -6,15 +6,19 @@ import random
 import threading
 from collections import Counter, deque
 
+from fedfleet.link.limits import AROUND_BYTES, SizeLimit, Takeovers
 from fedfleet.link.options import Options
 from fedfleet.link.outlet import Outlet
 from fedfleet.link.port import (
+    MAX_PAYLOAD_BYTES,
     Connected,
     Delivery,
     Disconnected,
     Event,
+    Notice,
     Published,
     Sink,
+    TooLarge,
     check_filter,
     check_payload,
     check_topic,
@@ -22,7 +26,8 @@ from fedfleet.link.port import (
 from fedfleet.link.probe import why
 from fedfleet.link.reactor import Reactor
 from fedfleet.link.windows import Incoming, Outgoing, Subscriptions
-from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, Packet, Refused, Wire
+from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, End, Packet, Refused, Wire
+from fedfleet.protocol.chunks import MIN_MESSAGE_BYTES
 from fedfleet.protocol.errors import UsageError
 
 __all__ = ["LiveLink"]
@@ -47,8 +52,8 @@ class LiveLink:
     """A ``Link`` over a Wire, with its own windows, pending queue, subscriptions and reconnect.
 
     ``counts``: connects, sink_errors, stale_acks, repeated (the broker sent again what we still hold),
-    refused_filters, defects. While the sink refuses an event, it is offered again every 0.1 s: no other
-    event passes before it, nothing new is sent.
+    refused_filters, refused_publishes, too_large (messages dropped), takeovers, defects. While the sink refuses an
+    event, it is offered again every 0.1 s: no other event passes before it, nothing new is sent.
     """
 
     def __init__(
@@ -67,6 +72,8 @@ class LiveLink:
         self._wire, self._reactor, self._options = wire, reactor, options
         self._outlet = Outlet(client_id, sink, self.counts)
         self._rng = rng
+        self._size = SizeLimit(min(options.max_message_bytes, MAX_PAYLOAD_BYTES))
+        self._takeovers = Takeovers()
         self._lock = threading.Lock()  # guards the next four, which other threads fill
         self._outgoing = Outgoing(
             max_count=options.max_pending, max_bytes=options.max_pending_bytes, window=options.send_window
@@ -78,6 +85,8 @@ class LiveLink:
         self._state = _State.WAITING
         self._opened: deque[Exception | None] = deque()
         self._reason = ""  # why we give the connection up
+        self._again = False  # at once, in another version of MQTT
+        self._told_refusal = ""
         self._attempt = 0
         self._due = self._since = reactor.clock()
         self._retry_due = self._since
@@ -85,10 +94,17 @@ class LiveLink:
 
     # The port: any thread.
 
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest payload that the broker takes, as far as it is known now."""
+        return self._size.limit
+
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
         """Take a message over and return its ticket; see ``Link.publish``."""
         check_topic(topic)
         check_payload(topic, payload, qos)
+        if len(payload) > self._size.limit:
+            raise TooLarge(f"{len(payload)} bytes for {topic}, {self._wire.name} takes {self._size.limit}")
         with self._lock:
             if self._leaving is not None:
                 raise UsageError(f"link {self.client_id} is closed")
@@ -164,6 +180,9 @@ class LiveLink:
         """Ping, and notice a broker that does not answer."""
         if self._state is _State.GREETING and self._reactor.clock() - self._since > _CONNACK_S:
             self._reason = f"did not answer CONNECT within {_CONNACK_S:.0f} s"
+        elif self._state is _State.ONLINE:
+            lasted_s = self._reactor.clock() - self._since
+            self._takeovers.stands(lasted_s, enough_s=2 * self._options.backoff.rival_cap_s)
         self._wire.tick()
         self._settle()
 
@@ -200,23 +219,64 @@ class LiveLink:
 
     def _handle(self, packet: Packet) -> None:
         match packet:
-            case Accepted(session_present):
-                self._state, self._since = _State.ONLINE, self._reactor.clock()
-                self.counts["connects"] += 1
-                with self._lock:
-                    self._subscriptions.connected(session_present=session_present)
-                self._emit(Connected(session_present))
-            case Refused(reason):
-                self._reason = f"refuses: {reason}"
-            case Acknowledged(mid):
-                with self._lock:
-                    ticket = self._outgoing.acknowledged(mid)
-                if ticket is not None:
-                    self._emit(Published(ticket))
+            case Accepted():
+                self._accepted(packet)
+            case Refused(reason, again):
+                self._reason, self._again = f"refuses: {reason}", again
+            case Acknowledged():
+                self._acknowledged(packet)
             case Answered(mid, failures):
                 self._answered(mid, failures)
             case Arrived():
                 self._arrived(packet)
+
+    def _accepted(self, packet: Accepted) -> None:
+        if not self._size.told(packet.max_packet_bytes):
+            needs = MIN_MESSAGE_BYTES + AROUND_BYTES
+            self._reason = f"takes packets of at most {packet.max_packet_bytes} bytes: fedfleet needs {needs}"
+            return
+        self._state, self._since = _State.ONLINE, self._reactor.clock()
+        self.counts["connects"] += 1
+        self._told_refusal = ""
+        with self._lock:
+            self._outgoing.window = min(self._options.send_window, packet.window or self._options.send_window)
+            self._subscriptions.connected(session_present=packet.session_present)
+        self._drop_large()
+        self._emit(Connected(packet.session_present))
+
+    def _acknowledged(self, packet: Acknowledged) -> None:
+        with self._lock:
+            message = self._outgoing.acknowledged(packet.mid)
+        if message is None:
+            return
+        if packet.too_large:
+            self.counts["too_large"] += 1
+            self._shrink(len(message.payload))
+            return
+        if packet.refusal:
+            self.counts["refused_publishes"] += 1
+            if packet.refusal != self._told_refusal:  # once per connection: it goes on, as with MQTT 3.1.1
+                self._told_refusal = packet.refusal
+                _log.warning("%s: the broker refuses %s: %s", self.client_id, message.topic, packet.refusal)
+        else:
+            self._size.took(len(message.payload))
+        self._emit(Published(message.ticket))
+
+    def _shrink(self, size: int) -> None:
+        """Send less than ``size`` bytes at once from now on, and say so."""
+        told = f"{self._wire.name} does not take messages of {size} bytes"
+        if self._size.refused(size):
+            self._drop_large()
+            self._emit(Notice(f"{told}: sending at most {self._size.limit} bytes at once from now on"))
+        else:
+            self._emit(Notice(f"{told}: fedfleet needs {MIN_MESSAGE_BYTES}"))
+
+    def _drop_large(self) -> None:
+        with self._lock:
+            number, mids = self._outgoing.drop_above(self._size.limit)
+        self.counts["too_large"] += number
+        for mid in mids:
+            self._wire.drop(mid)
 
     def _answered(self, mid: int, failures: tuple[bool, ...]) -> None:
         with self._lock:
@@ -302,16 +362,46 @@ class LiveLink:
             self._reactor.watch(self._descriptor, self, read=has_room, write=self._wire.want_write())
 
     def _lost(self, reason: str) -> None:
+        again, self._again = self._again, False
         if self._state is _State.ONLINE:
-            lasted_s = self._reactor.clock() - self._since
-            self._attempt = 0 if lasted_s >= self._options.backoff.stable_s else self._attempt
+            reason = self._blame(reason)
         self._part()
         self._state = _State.WAITING
+        if again:
+            self._due = self._reactor.clock()
+            self._reactor.at(self._due, self)
+            return
         self._wait()
         self._emit(Disconnected(f"{self._wire.name} {reason}"))
 
+    def _blame(self, reason: str) -> str:
+        """Learn from the end of a connection: a rival with our id, or a message that was too large. Return why."""
+        lasted_s = self._reactor.clock() - self._since
+        backoff, ending = self._options.backoff, self._wire.ending
+        self._attempt = 0 if lasted_s >= backoff.stable_s else self._attempt
+        self._takeovers.stands(lasted_s, enough_s=2 * backoff.rival_cap_s)
+        if self._reason:  # we ended it
+            return reason
+        with self._lock:
+            sizes = self._outgoing.sizes()
+        guilty = self._size.lost(sizes) if ending is End.BROKER else 0
+        guilty = max(sizes, default=0) if ending is End.TOO_LARGE else guilty
+        if guilty:
+            self._shrink(guilty)
+        is_large = self._size.is_suspected(sizes)
+        told = ending is End.TAKEN_OVER
+        self._takeovers.lost(lasted_s, told=told, silent=ending is End.BROKER and not is_large)
+        if told or self._takeovers.times:
+            self.counts["takeovers"] += 1
+            return self._takeovers.words(reason, self.client_id, told=told)
+        return f"{reason}, after a message of {max(sizes)} bytes" if is_large else reason
+
     def _wait(self) -> None:
-        self._due = self._reactor.clock() + self._options.backoff.delay_s(self._attempt, self._rng)
+        delay_s = self._options.backoff.delay_s(self._attempt, self._rng)
+        if self._takeovers.times:
+            rival_s = self._options.backoff.rival_delay_s(self._takeovers.times, self._rng)
+            delay_s = max(delay_s, rival_s)
+        self._due = self._reactor.clock() + delay_s
         self._attempt += 1
         self._reactor.at(self._due, self)
 

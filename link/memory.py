@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 
 from fedfleet.link.outlet import Outlet
 from fedfleet.link.port import (
+    MAX_PAYLOAD_BYTES,
     Connected,
     Delivery,
     Disconnected,
     LinkFull,
     Published,
     Sink,
+    TooLarge,
     Will,
     check_filter,
     check_payload,
@@ -92,12 +94,19 @@ class MemoryLink:
         self.outlet = Outlet(client_id, sink, self.counts)
         self._broker, self._ticket = broker, 0
 
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest payload that the broker takes."""
+        return self._broker.max_payload_bytes
+
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
         """Take a message over and return its ticket; see ``Link.publish``."""
         check_topic(topic)
         check_payload(topic, payload, qos)
         if self.closed:
             raise UsageError(f"link {self.client_id} is closed")
+        if len(payload) > self.max_payload_bytes:
+            raise TooLarge(f"{len(payload)} bytes for {topic}, the broker takes {self.max_payload_bytes}")
         sizes = [len(m.payload) for m in self.outbox if isinstance(m, _Message)]
         if (
             len(sizes) >= self._broker.max_pending
@@ -131,12 +140,13 @@ class MemoryBroker:
     """The broker: ``connect`` clients, ``pump`` until quiet, break things between two pumps.
 
     ``window`` is how many QoS-1 deliveries a client may hold without acknowledging; ``max_pending`` and
-    ``max_pending_bytes`` bound what a link takes over before it raises LinkFull.
+    ``max_pending_bytes`` bound what a link takes over before it raises LinkFull, ``max_payload_bytes`` one message.
     """
 
     def __init__(self, seed: int = 0, *, faults: Faults | None = None, window: int = 100) -> None:
         self.faults, self.window = faults or Faults(), window
         self.max_pending, self.max_pending_bytes = 1000, 16 * 1024 * 1024
+        self.max_payload_bytes = MAX_PAYLOAD_BYTES
         self._rng = random.Random(seed)
         self._up = True
         self._token = 0

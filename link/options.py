@@ -6,8 +6,10 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from fedfleet.link.config import BrokerConfig
+from fedfleet.link.port import MAX_PAYLOAD_BYTES
 from fedfleet.link.sieve import Admits
 from fedfleet.protocol.errors import UsageError
 
@@ -18,16 +20,23 @@ __all__ = ["Backoff", "Options", "options_for"]
 class Backoff:
     """Waiting before attempt n: full jitter, uniform from 0 to ``min(cap_s, base_s · 2ⁿ)`` seconds.
 
-    n starts again at 0 after a connection that lasted ``stable_s`` seconds. There is no last attempt.
+    n starts again at 0 after a connection that lasted ``stable_s`` seconds. There is no last attempt. While another
+    client takes over our connections it is ``rival_base_s`` and ``rival_cap_s`` instead, and n is how often.
     """
 
     base_s: float = 0.25
     cap_s: float = 15.0
     stable_s: float = 2.0
+    rival_base_s: float = 1.0
+    rival_cap_s: float = 30.0
 
     def delay_s(self, attempt: int, rng: random.Random) -> float:
         """Return the seconds to wait before attempt ``attempt`` (0 is the first)."""
         return rng.uniform(0.0, min(self.cap_s, self.base_s * 2.0 ** min(attempt, 32)))
+
+    def rival_delay_s(self, times: int, rng: random.Random) -> float:
+        """Return the seconds to wait after the connection was taken over ``times`` times."""
+        return rng.uniform(0.0, min(self.rival_cap_s, self.rival_base_s * 2.0 ** min(times, 32)))
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Options:
     session at the broker: for tools that only look, never for a vehicle or a server. ``dial`` makes the connection
     instead of TCP: from host and port and a limit in seconds to a connected socket (OSError when there is none).
     ``admits`` turns messages away before anything is made of them (``Admits``); they are acknowledged.
+    ``mqtt`` auto asks in MQTT 5 and goes on in 3.1.1 where the broker does not know it. ``max_message_bytes`` bounds
+    the payload of a message; the link lowers it by itself to what the broker takes.
     """
 
     username: str | None = None
@@ -54,6 +65,8 @@ class Options:
     backoff: Backoff = Backoff()
     dial: Callable[[tuple[str, int], float], socket.socket] | None = None
     admits: Admits | None = None
+    mqtt: Literal["auto", "5", "3.1.1"] = "auto"
+    max_message_bytes: int = MAX_PAYLOAD_BYTES
 
     def __post_init__(self) -> None:
         for name in ("send_window", "receive_window", "max_pending", "max_pending_bytes", "keepalive_s"):
@@ -73,6 +86,8 @@ def options_for(config: BrokerConfig) -> Options:
         password=password,
         tls=_context(config),
         keepalive_s=config.keepalive_s,
+        mqtt=config.mqtt,
+        max_message_bytes=config.max_message_bytes or MAX_PAYLOAD_BYTES,
     )
 
 

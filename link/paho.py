@@ -1,4 +1,8 @@
-"""Links over real MQTT 3.1.1 brokers: the only file that imports paho.
+"""Links over real MQTT brokers: the only file that imports paho.
+
+MQTT 5 where the broker speaks it, for what it says there: how large a packet may be, and why it ends a connection;
+else MQTT 3.1.1. Nothing else differs.
+
 
 paho parses and builds packets and remembers QoS-1 messages in flight, nothing else: no thread, loop, queue or
 reconnect of its own, no callback that does more than append. Each of its clients is used by one thread at a time:
@@ -12,22 +16,30 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from paho.mqtt.client import Client, ConnectFlags, MQTTMessage, error_string
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, error_string
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fedfleet.link.live import LiveLink
 from fedfleet.link.options import Options
-from fedfleet.link.port import Sink, Will
+from fedfleet.link.port import MAX_PAYLOAD_BYTES, Sink, Will
+from fedfleet.link.probe import why_refused
 from fedfleet.link.reactor import Reactor
-from fedfleet.link.sieve import Sieve
+from fedfleet.link.sieve import Sieve, length_at
 from fedfleet.link.windows import Pending
-from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, Packet, Refused
+from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, End, Packet, Refused
 
 __all__ = ["Loop"]
 
+_V5, _V311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
+_FAILURE = 128  # and above
+_VERSION_UNKNOWN, _TAKEN_OVER, _TOO_LARGE = 132, 142, 149  # reason codes of MQTT 5
+_ENDINGS = {_TAKEN_OVER: End.TAKEN_OVER, _TOO_LARGE: End.TOO_LARGE}
+_FOR_EVER = 0xFFFFFFFF
+_AROUND_BYTES = 4096
 _READ_BYTES = 1 << 16
 _MID_BYTES = 2
 _PUBACK = 0x40
@@ -38,6 +50,7 @@ _NO_PROPERTIES = Properties(PacketTypes.PUBACK)  # type: ignore[no-untyped-call]
 class _Client(Client):
     """paho's client, reading ahead: by itself it asks the socket for a byte, a length and a body one by one."""
 
+    puback_code = 0  # of the PUBACK that is handled: MQTT 5's reason code
     _ahead = b""
     _at = 0
     dial: Callable[[tuple[str, int], float], sockets.socket] | None = None
@@ -77,15 +90,40 @@ class _Client(Client):
         due = sieve.acknowledgements()
         return self._packet_queue(_PUBACK, due, 0, 0) if due else MQTTErrorCode.MQTT_ERR_SUCCESS
 
-    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
-        packet = self._in_packet["packet"]
-        if len(packet) != _MID_BYTES:
-            return super()._handle_pubackcomp(cmd)
-        mid = int.from_bytes(packet, "big")
+    def speak(self, version: MQTTProtocolVersion, *, clean: bool) -> None:
+        """Use this version of MQTT from the next connection on; messages in flight stay."""
+        self._protocol, self._clean_session, self._clean_start = version, clean, clean
+
+    def drop(self, mid: int) -> None:
+        """Forget a message in flight."""
         with self._out_message_mutex:
-            if (
-                mid in self._out_messages
-            ):  # paho makes a code and properties anew for each, which MQTT 3.1.1 lacks
+            self._out_messages.pop(mid, None)
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        """Take a PUBLISH; one of MQTT 5 as one of 3.1.1, for what its sender put into the properties is not read."""
+        if self._protocol != _V5:
+            return super()._handle_publish()
+        packet, header = self._in_packet["packet"], self._in_packet["command"]
+        at = 2 + int.from_bytes(packet[:2], "big") + (2 if header & 6 else 0)
+        size, start = length_at(packet, at)
+        if not start or start + size > len(packet):
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        del packet[at : start + size]
+        self._protocol = _V311
+        try:
+            return super()._handle_publish()
+        finally:
+            self._protocol = _V5
+
+    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        """Take a PUBACK. paho makes a code and properties anew for each, and fails at codes that it does not expect."""
+        packet = self._in_packet["packet"]
+        if cmd != "PUBACK" or len(packet) < _MID_BYTES:
+            return super()._handle_pubackcomp(cmd)
+        mid = int.from_bytes(packet[:_MID_BYTES], "big")
+        self.puback_code = packet[_MID_BYTES] if len(packet) > _MID_BYTES else 0
+        with self._out_message_mutex:
+            if mid in self._out_messages:
                 return self._do_on_publish(mid, _SUCCESS, _NO_PROPERTIES)
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
@@ -102,6 +140,15 @@ class _Client(Client):
         self.forget()
         if self.sieve is not None:
             self.sieve.reset()
+
+
+def _properties(options: Options) -> Properties:
+    """Return what CONNECT says in MQTT 5: keep the session, as MQTT 3.1.1 does, and what we take at once."""
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.SessionExpiryInterval = 0 if options.clean else _FOR_EVER
+    properties.ReceiveMaximum = min(options.receive_window, 65_535)
+    properties.MaximumPacketSize = MAX_PAYLOAD_BYTES + _AROUND_BYTES
+    return properties
 
 
 class Loop:
@@ -158,13 +205,16 @@ class _Wire:
     ) -> None:
         self.name = f"broker {where[0]}:{where[1]}"
         self.trouble = ""
+        self.ending = End.BROKER
         self._packets: list[Packet] = []
         self._reading = False
+        self._options = options
+        self._version = _V311 if options.mqtt == "3.1.1" else _V5
+        self._was_answered = True
         client = self._client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
-            clean_session=options.clean,
-            protocol=MQTTProtocolVersion.MQTTv311,
+            protocol=_V5,
             reconnect_on_failure=False,
             manual_ack=True,
         )
@@ -182,16 +232,25 @@ class _Wire:
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
         client.on_unsubscribe = self._on_unsubscribe
-        client.connect_async(*where, keepalive=options.keepalive_s)
+        client.on_disconnect = self._on_disconnect
+        client.connect_async(
+            *where, keepalive=options.keepalive_s, clean_start=options.clean, properties=_properties(options)
+        )
+        client.speak(self._version, clean=options.clean)
 
     def open(self) -> None:
         """Connect and send CONNECT (see ``Wire.open``)."""
-        self.trouble = "ended the connection"
+        self.trouble, self.ending = "ended the connection", End.BROKER
         self._packets.clear()
         self._client.begin()
+        if not self._was_answered and self._options.mqtt == "auto":  # perhaps it does not know this version
+            self._version = _V311 if self._version == _V5 else _V5
+            self._client.speak(self._version, clean=self._options.clean)
+        self._was_answered = True
         code = self._client.reconnect()
         if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise ConnectionError(error_string(code))
+        self._was_answered = False
 
     def socket(self) -> sockets.socket | None:
         """Return the open socket."""
@@ -230,6 +289,7 @@ class _Wire:
             self._client.loop_misc()
             if self._client.socket() is None:
                 self.trouble = f"did not answer within {self._client.keepalive} s (keepalive)"
+                self.ending = End.SILENCE
 
     def publish(self, message: Pending) -> int:
         """Send a message. Whatever paho's return code says about the connection, paho has it from now on."""
@@ -239,13 +299,20 @@ class _Wire:
                 self._note(info.rc)
                 return info.mid
 
+    def drop(self, mid: int) -> None:
+        """Do not send a message again that was not acknowledged."""
+        self._client.drop(mid)
+
     def puback(self, mid: int) -> None:
         """Acknowledge a QoS-1 message of this connection."""
         self._note(self._client.release(mid))
 
     def subscribe(self, filters: list[tuple[str, int]]) -> int:
         """Send SUBSCRIBE; 0 when the connection has ended."""
-        code, mid = self._client.subscribe(filters)
+        if self._version == _V5:
+            code, mid = self._client.subscribe([(name, SubscribeOptions(qos=qos)) for name, qos in filters])
+        else:
+            code, mid = self._client.subscribe(filters)
         self._note(code)
         return mid or 0
 
@@ -266,14 +333,31 @@ class _Wire:
             self._client.loop_read()
 
     def _note(self, code: MQTTErrorCode) -> None:
-        if code not in {MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN}:
+        is_told = self.ending not in {End.BROKER, End.SILENCE}
+        if not is_told and code not in {MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_NO_CONN}:
             self.trouble = f"ended the connection: {error_string(code).rstrip('.').lower()}"
 
     # paho's callbacks only append.
 
-    def _on_connect(self, _c: Client, _u: object, flags: ConnectFlags, code: ReasonCode, _p: object) -> None:
-        accepted = Accepted(flags.session_present)
-        self._packets.append(Refused(str(code).lower()) if code.is_failure else accepted)
+    def _on_connect(
+        self, _c: Client, _u: object, flags: ConnectFlags, code: ReasonCode, properties: Properties | None
+    ) -> None:
+        is_unknown = code.value == _VERSION_UNKNOWN
+        self._was_answered = not is_unknown
+        if code.is_failure:
+            self._packets.append(
+                Refused(why_refused(code.value), again=is_unknown and self._options.mqtt == "auto")
+            )
+            return
+        size, window = (getattr(properties, name, None) for name in ("MaximumPacketSize", "ReceiveMaximum"))
+        self._packets.append(Accepted(flags.session_present, size, window))
+
+    def _on_disconnect(
+        self, _c: Client, _u: object, flags: DisconnectFlags, code: ReasonCode, _p: object
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self.ending = _ENDINGS.get(code.value, End.TOLD)
+            self.trouble = f"ended the connection: {str(code).lower()}"
 
     def _on_message(self, _c: Client, _u: object, message: MQTTMessage) -> None:
         try:
@@ -286,7 +370,9 @@ class _Wire:
 
     def _on_publish(self, _c: Client, _u: object, mid: int, _r: ReasonCode, _p: object) -> None:
         if self._reading:  # else QoS 0 was written: its packet id means nothing
-            self._packets.append(Acknowledged(mid))
+            code = self._client.puback_code
+            refusal = why_refused(code) if code >= _FAILURE else ""
+            self._packets.append(Acknowledged(mid, refusal, too_large=code == _TOO_LARGE))
 
     def _on_subscribe(self, _c: Client, _u: object, mid: int, codes: list[ReasonCode], _p: object) -> None:
         self._packets.append(Answered(mid, tuple(code.is_failure for code in codes)))

@@ -14,8 +14,10 @@ __all__ = [
     "Event",
     "Link",
     "LinkFull",
+    "Notice",
     "Published",
     "Sink",
+    "TooLarge",
     "Will",
     "check_filter",
     "check_payload",
@@ -30,6 +32,10 @@ _MAX_TOPIC_BYTES = 1024
 
 class LinkFull(Exception):  # noqa: N818 - it is a state to wait out, not an error
     """The window of pending messages or bytes is full; nothing was taken. Try again after some Published."""
+
+
+class TooLarge(LinkFull):
+    """The payload is larger than this broker takes (``Link.max_payload_bytes``); cut it smaller, nothing was taken."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,14 @@ class Published:
     ticket: int
 
 
-Event: TypeAlias = Connected | Disconnected | Delivery | Published
+@dataclass(frozen=True)
+class Notice:
+    """Something that a person should know about the link, in one line."""
+
+    text: str
+
+
+Event: TypeAlias = Connected | Disconnected | Delivery | Published | Notice
 Sink: TypeAlias = Callable[[Event], None]
 
 
@@ -84,12 +97,20 @@ class Link(Protocol):
 
     Events go to the ``sink`` given at construction. It must only enqueue. When it raises, the event was not
     taken: it is offered again, before any other, until it is taken or (a delivery) its connection ends.
+
+    A message that turns out to be too large for the broker is dropped, with a Notice, and ``max_payload_bytes`` falls.
     """
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest payload that the broker takes, as far as it is known now."""
+        ...
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
         """Take a message over and return its ticket; it is sent now or after the next connect, in order.
 
-        Raises LinkFull when too many messages or bytes are pending (nothing is taken), UsageError for a
+        Raises LinkFull when too many messages or bytes are pending, TooLarge for a payload above
+        ``max_payload_bytes`` (nothing is taken), UsageError for a
         topic with wildcards, a payload above MAX_PAYLOAD_BYTES, a QoS other than 0 and 1, or a closed link.
         """
         ...

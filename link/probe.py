@@ -6,7 +6,7 @@ import struct
 from fedfleet.link.options import Options
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["check", "why"]
+__all__ = ["check", "why", "why_refused"]
 
 _REFUSALS = {
     1: "it does not speak MQTT 3.1.1",
@@ -14,6 +14,16 @@ _REFUSALS = {
     3: "it is unavailable",
     4: "user name or password is wrong",
     5: "not authorized",
+    132: "it does not speak this version of MQTT",
+    133: "it rejects the client id",
+    134: "user name or password is wrong",
+    135: "not authorized",
+    136: "it is unavailable",
+    137: "it is busy",
+    138: "it has banned this client",
+    149: "it does not take packets of that size",
+    151: "its quota is used up",
+    159: "it takes no more connections for now",
 }
 
 
@@ -33,7 +43,12 @@ def check(host: str, port: int, *, timeout_s: float, options: Options | None = N
     except OSError as error:
         raise UsageError(f"broker {host}:{port} refuses: {why(error)}") from error
     if code:
-        raise UsageError(f"broker {host}:{port} refuses: {_REFUSALS.get(code, f'return code {code}')}")
+        raise UsageError(f"broker {host}:{port} refuses: {why_refused(code)}")
+
+
+def why_refused(code: int) -> str:
+    """Return the few words of a CONNACK's return code (MQTT 3.1.1) or reason code (MQTT 5)."""
+    return _REFUSALS.get(code, f"code {code}")
 
 
 def why(error: Exception) -> str:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
-__all__ = ["Admits", "Sieve"]
+__all__ = ["Admits", "Sieve", "length_at"]
 
 Admits: TypeAlias = Callable[[bytes, int, int], bool]
 """Whether a message may pass: its topic, its QoS, the bytes of its packet. Must be quick, and must not raise."""
@@ -81,7 +81,7 @@ class Sieve:
         while at + 1 < end:
             size, start = data[at + 1], at + 2
             if size >= _MORE:
-                size, start = _length(data, at + 1)
+                size, start = length_at(data, at + 1)
                 if not start:
                     break
             stop = start + size
@@ -128,8 +128,8 @@ class Sieve:
         return False
 
 
-def _length(data: bytes, at: int) -> tuple[int, int]:
-    """Return a remaining length and where it ends; (0, 0) while it is not here."""
+def length_at(data: bytes | bytearray, at: int) -> tuple[int, int]:
+    """Return the number in MQTT's variable length that begins here, and where it ends; (0, 0) when it is not whole."""
     size = 0
     for place in range(_MOST_LENGTH_BYTES):
         if at + place >= len(data):

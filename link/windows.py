@@ -26,7 +26,7 @@ class Outgoing:
     """
 
     def __init__(self, *, max_count: int, max_bytes: int, window: int) -> None:
-        self._max_count, self._max_bytes, self._window = max_count, max_bytes, window
+        self._max_count, self._max_bytes, self.window = max_count, max_bytes, window
         self._waiting: deque[Pending] = deque()
         self._flying: dict[int, Pending] = {}
         self._ticket = 0
@@ -45,7 +45,7 @@ class Outgoing:
 
     def take(self) -> Pending | None:
         """Return the next message to send, None when there is none or the window is full."""
-        if not self._waiting or len(self._flying) >= self._window:
+        if not self._waiting or len(self._flying) >= self.window:
             return None
         return self._waiting.popleft()
 
@@ -56,13 +56,26 @@ class Outgoing:
         else:
             self._bytes -= len(message.payload)
 
-    def acknowledged(self, mid: int) -> int | None:
-        """Forget the message of this packet id and return its ticket; None when there is none."""
+    def acknowledged(self, mid: int) -> Pending | None:
+        """Forget the message of this packet id and return it; None when there is none."""
         message = self._flying.pop(mid, None)
-        if message is None:
-            return None
-        self._bytes -= len(message.payload)
-        return message.ticket
+        if message is not None:
+            self._bytes -= len(message.payload)
+        return message
+
+    def sizes(self) -> list[int]:
+        """Return the lengths of the payloads in flight."""
+        return [len(message.payload) for message in self._flying.values()]
+
+    def drop_above(self, limit: int) -> tuple[int, list[int]]:
+        """Forget every message with a payload above ``limit``; how many, and the packet ids of those in flight."""
+        mids = [mid for mid, message in self._flying.items() if len(message.payload) > limit]
+        large = [message for message in self._waiting if len(message.payload) > limit]
+        self._waiting = deque(message for message in self._waiting if len(message.payload) <= limit)
+        self._bytes -= sum(len(message.payload) for message in (*large, *map(self._flying.__getitem__, mids)))
+        for mid in mids:
+            del self._flying[mid]
+        return len(large) + len(mids), mids
 
 
 class Incoming:

@@ -3,6 +3,8 @@
 A message that fits travels bare, without a frame, so a small update pays nothing. Every frame repeats the whole
 message's length and digest. Only the canonical split is read: all pieces but the last have one length, the last is
 not longer, and the count follows from both, so that two frames of one split cannot overlap or leave a gap.
+
+Who sends takes the largest of ``PIECES`` that its broker takes. Blobs are cut into the same sizes, without frames.
 """
 
 from collections.abc import Iterable
@@ -12,10 +14,26 @@ from struct import Struct
 
 from fedfleet.protocol.errors import PeerError
 
-__all__ = ["CHUNK_BYTES", "Chunk", "Split", "is_chunk", "join", "read_chunk", "split"]
+__all__ = [
+    "CHUNK_BYTES",
+    "MIN_MESSAGE_BYTES",
+    "PIECES",
+    "Chunk",
+    "Split",
+    "blob_piece",
+    "is_chunk",
+    "join",
+    "piece_for",
+    "read_chunk",
+    "split",
+]
 
 CHUNK_BYTES = 256_000
 """Largest piece of a message, in bytes: larger ones cost a slow link quadratic time."""
+PIECES = (CHUNK_BYTES, 128_000, 64_000, 32_000, 16_000, 8_000)
+"""The lengths in bytes that senders use, largest first: each is half of the one before."""
+MIN_MESSAGE_BYTES = 8_192
+"""A broker must take messages of this length: the smallest piece, and what is around it."""
 MAGIC = b"FFCH"
 VERSION = 1
 _FIXED = Struct(">4sBBHHI32s")
@@ -55,6 +73,22 @@ class Chunk:
         is_last = self.number == self.count - 1
         rest = self.total_bytes - len(self.data)
         return Split(self.digest, self.total_bytes, rest // (self.count - 1) if is_last else len(self.data))
+
+
+def piece_for(limit_bytes: int) -> int:
+    """Return the largest of ``PIECES`` whose frame fits into messages of this length; the smallest if none does."""
+    return next((size for size in PIECES if size + _FIXED.size <= limit_bytes), PIECES[-1])
+
+
+def blob_piece(total_bytes: int, count: int) -> int:
+    """Return the length of the pieces of a blob from its length and their number; PeerError if there is none.
+
+    Two of ``PIECES`` never give the same number above 1, so the length need not travel.
+    """
+    for size in PIECES:
+        if max(1, -(-total_bytes // size)) == count:
+            return size
+    raise PeerError("malformed-blob", f"{total_bytes} bytes in {count} chunks: of no length that is in use")
 
 
 def split(message: bytes, *, chunk_bytes: int = CHUNK_BYTES) -> tuple[bytes, ...]:

@@ -32,14 +32,15 @@ class Packet:
 
 
 class Conversation:
-    """One accepted connection, its CONNECT read and answered."""
+    """One accepted connection, its CONNECT read and answered (code None: not answered)."""
 
-    def __init__(self, connection: socket.socket, *, code: int, session_present: bool) -> None:
+    def __init__(self, connection: socket.socket, *, code: int | None, session_present: bool) -> None:
         self._connection = connection
         connection.settimeout(PATIENCE_S)
         self.connect = self.read()
         assert self.connect.kind == CONNECT
-        self.send(CONNACK, bytes([session_present, code]))
+        if code is not None:
+            self.send(CONNACK, bytes([session_present, code]))
 
     def send(self, kind: int, body: bytes, *, flags: int = 0) -> None:
         assert len(body) < 128
@@ -81,7 +82,7 @@ class ScriptedBroker:
         self.port = int(self._listener.getsockname()[1])
         self._open: list[Conversation] = []
 
-    def accept(self, *, code: int = 0, session_present: bool = False) -> Conversation:
+    def accept(self, *, code: int | None = 0, session_present: bool = False) -> Conversation:
         connection, _ = self._listener.accept()
         self._open.append(Conversation(connection, code=code, session_present=session_present))
         return self._open[-1]

@@ -75,6 +75,10 @@ class MortalLink:
         if self._words == self.kill_at:
             raise Killed("a word to the broker")
 
+    @property
+    def max_payload_bytes(self) -> int:
+        return self._link.max_payload_bytes
+
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
         self._count()
         return self._link.publish(topic, payload, qos=qos, retain=retain)

@@ -6,6 +6,7 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,9 @@ def mosquitto(mosquitto_binary: Path, tmp_path: Path) -> Iterator[embedded.Broke
 
 
 def join(loop: Loop, port: int, client_id: str = "bob", options: Options | None = None) -> Party:
+    """A client that speaks MQTT 3.1.1, as the scripted broker does; the contract suite speaks MQTT 5."""
     inbox: Inbox[Event] = Inbox(10_000)
-    options = options or Options(backoff=QUICK)
+    options = replace(options or Options(backoff=QUICK), mqtt="3.1.1")
     link = loop.connect("127.0.0.1", port, client_id=client_id, sink=inbox.put, options=options)
     return Party(link, inbox, pump=lambda: None, patience_s=PATIENCE_S)
 
@@ -301,7 +303,8 @@ def test_link_may_be_used_and_closed_inside_its_own_sink(loop: Loop, scripted: S
         if isinstance(event, Published):
             links[0].close()
 
-    links.append(loop.connect("127.0.0.1", scripted.port, client_id="bob", sink=sink))
+    options = Options(mqtt="3.1.1")
+    links.append(loop.connect("127.0.0.1", scripted.port, client_id="bob", sink=sink, options=options))
     broker = scripted.accept()
     # when
     broker.publish(1, b"ping")

@@ -10,15 +10,15 @@ from hashlib import sha256
 
 from fedfleet.link.port import Link
 from fedfleet.protocol import topics
-from fedfleet.protocol.chunks import CHUNK_BYTES
+from fedfleet.protocol.chunks import CHUNK_BYTES, blob_piece
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.messages import BlobRef
 from fedfleet.protocol.topics import Topic
 
 __all__ = ["PARALLEL", "Fetch"]
 
-PARALLEL = 4
-"""Chunks asked for at a time."""
+PARALLEL, MOST_PARALLEL = 4, 32
+"""Chunks asked for at a time: the largest, and smaller ones."""
 ATTEMPTS, HURRIED_ATTEMPTS = 6, 2
 MOST_TIMES = 8.0
 BLOB_ATTEMPTS = 3
@@ -28,6 +28,7 @@ BLOB_ATTEMPTS = 3
 class _Asked:
     due_s: float
     attempts: int = 1
+    came: int = 0  # bytes of a piece of another length
 
 
 @dataclass
@@ -58,10 +59,8 @@ class Fetch:
     ) -> None:
         self._link, self._fleet, self._timeout_s, self._jitter = link, fleet, timeout_s, jitter
         self._blobs = {ref.sha256: _Blob(ref) for ref in refs}
-        for ref in refs:
-            if ref.chunks != max(1, -(-ref.size_bytes // CHUNK_BYTES)):
-                told = f"{ref.size_bytes} bytes in {ref.chunks} chunks of {CHUNK_BYTES}"
-                raise PeerError("malformed-blob", f"blob {ref.sha256[:12]}…: {told}")
+        self._piece = {ref.sha256: blob_piece(ref.size_bytes, ref.chunks) for ref in refs}
+        self._parallel = min(MOST_PARALLEL, PARALLEL * CHUNK_BYTES // min(self._piece.values(), default=1))
         self._waiting = deque(
             (blob.ref.sha256, n) for blob in self._blobs.values() for n in range(blob.ref.chunks)
         )
@@ -71,16 +70,21 @@ class Fetch:
 
     def start(self, now_s: float) -> None:
         """Ask for the first chunks."""
-        while self._waiting and len(self._asked) < PARALLEL:
+        while self._waiting and len(self._asked) < self._parallel:
             key = self._waiting.popleft()
             if key not in self._asked:
                 self._asked[key] = _Asked(self._due(now_s, 0))
                 self._link.subscribe(topics.blob(self._fleet, *key))
 
     def deliver(self, topic: Topic, payload: bytes, now_s: float) -> None:
-        """Take a chunk; what was not asked for, and the clearing of a topic, is ignored."""
+        """Take a chunk; what was not asked for, has another length, or clears a topic is ignored."""
         key = (topic.digest, topic.number)
         if key not in self._asked or not payload or self._error is not None:
+            return
+        if len(payload) != self._size_of(key):
+            self._asked[key].came = len(
+                payload
+            )  # of another cut: the right one follows when the server changed it
             return
         del self._asked[key]
         self._link.unsubscribe(topics.blob(self._fleet, *key))
@@ -90,6 +94,17 @@ class Fetch:
             self._check(blob)
         if self._error is None:
             self.start(now_s)
+
+    def _size_of(self, key: tuple[str, int]) -> int:
+        blob, piece = self._blobs[key[0]].ref, self._piece[key[0]]
+        return min(piece, blob.size_bytes - key[1] * piece)
+
+    def _missing(self, key: tuple[str, int], asked: _Asked) -> PeerError:
+        name = f"chunk {key[1]} of blob {key[0][:12]}…"
+        if asked.came:
+            told = f"{name} has {asked.came} bytes, expected {self._size_of(key)}"
+            return PeerError("digest-mismatch", f"{told}, asked {asked.attempts} times")
+        return PeerError("blob-timeout", f"{name} did not come, asked {asked.attempts} times")
 
     def hurry(self) -> None:
         """Wait less long for what does not come."""
@@ -102,13 +117,13 @@ class Fetch:
             if waits or self._error is not None:
                 continue
             if asked.attempts >= self._most:
-                waited = f"chunk {key[1]} of blob {key[0][:12]}… did not come, asked {asked.attempts} times"
-                self._fail(PeerError("blob-timeout", waited))
+                self._fail(self._missing(key, asked))
                 continue
             topic = topics.blob(self._fleet, *key)
             self._link.unsubscribe(topic)
             self._link.subscribe(topic)
-            self._asked[key] = _Asked(self._due(now_s, asked.attempts), asked.attempts + 1)
+            due_s = self._due(now_s, asked.attempts)
+            self._asked[key] = _Asked(due_s, asked.attempts + 1, asked.came)
 
     def done(self) -> Mapping[str, bytes] | None:
         """Return the blobs by digest when all are here, None before; PeerError when they cannot be had."""

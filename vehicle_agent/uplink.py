@@ -54,7 +54,8 @@ class Uplink:
 
     def update(self, entry: OutboxEntry, task: str) -> bool:
         """Publish a sealed update, in chunks when it is large; False: some of it is missing, send it again later."""
-        for number, frame in enumerate(chunks.split(entry.sealed)):
+        piece = chunks.piece_for(self._link.max_payload_bytes)
+        for number, frame in enumerate(chunks.split(entry.sealed, chunk_bytes=piece)):
             topic = topics.update(self._fleet, self._vehicle, task, round_=entry.round, number=number)
             if not self._send(topic, frame, retain=False):
                 return False

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from fedfleet.link.port import Connected, Delivery, Disconnected, Event, Link, Will
+from fedfleet.link.port import Connected, Delivery, Disconnected, Event, Link, Notice, Will
 from fedfleet.protocol import messages as msg
 from fedfleet.protocol import topics
 from fedfleet.protocol.enrolment import vehicle_proof
@@ -147,6 +147,8 @@ class Vehicle:
                 self.bytes_down += len(event.payload)
                 self._deliver(event, now_s)
                 self._link.ack(event)
+            case Notice(text):
+                self._report(f"vehicle {self.name}: {text}")
             case _:
                 self._uplink.retry()
 
