@@ -60,7 +60,7 @@ def _check_rounds(settings: "ServerSettings") -> None:
 
 
 def _check_strategy(settings: "ServerSettings") -> None:
-    told, total = settings.strategy, settings.rounds.total
+    told = settings.strategy
     defaults = type(told)()
     if told.name not in ADAPTIVE:
         for key in ("beta2", "tau"):
@@ -68,11 +68,6 @@ def _check_strategy(settings: "ServerSettings") -> None:
                 raise ValueError(
                     f"strategy.{key}: strategy {told.name} has none; expected one of {', '.join(ADAPTIVE)}"
                 )
-    if told.cooldown and total and told.cooldown * total < 1:
-        raise ValueError(
-            f"strategy.cooldown: {told.cooldown:g} of {total} rounds is less than one round, expected "
-            f"at least {1 / total:.2g}"
-        )
 
 
 def check_regions(settings: "ServerSettings", regions: Collection[str]) -> None:

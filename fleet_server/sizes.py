@@ -12,8 +12,8 @@ __all__ = ["MOST_BYTES", "Need", "limit_of", "megabytes", "need"]
 MOST_BYTES = 2**31 - 1
 """Largest sealed update that the wire and the store take."""
 LEAST_LIMIT_BYTES = 1_000_000
-FRAME_BYTES = 2_048
-"""Envelope, manifest, heads and scales."""
+FRAMES_BYTES = (1_000, 2_000, 100)
+"""Envelope, manifest, heads and scales: with room to spare, at most, at least."""
 BITS = {"sign": 1, "int2": 2, "int3": 3, "int4": 4, "stochastic4": 4, "int8": 8, "float32": 32}
 SPARED = 0.5
 """Real updates name their coordinates in down to so much of what a uniform draw would take."""
@@ -48,7 +48,7 @@ def need(codec: CodecConfig, parts: Parts, *, control: bool = False) -> Need:
         coarsest += _bits(part.size, codec, "sign", 1 / part.size, spared=SPARED)
     times = 2 if control else 1
     sizes = (times * bits / 8 for bits in (ordinary, SLACK * most, coarsest))
-    return Need(*(ceil(each) + FRAME_BYTES for each in sizes))
+    return Need(*(ceil(each) + frame for each, frame in zip(sizes, FRAMES_BYTES, strict=True)))
 
 
 def limit_of(codec: CodecConfig, parts: Parts, *, given: int | None, control: bool = False) -> int:

@@ -156,9 +156,9 @@ def test_a_vehicle_sends_what_the_server_takes_and_no_more_than_it_may_itself() 
 
 def test_a_server_whose_limit_cannot_work_does_not_start(tmp_path: Path) -> None:
     codec = {"index": "dense", "value": "float32"}
-    told = "codec dense-float32 of 27 parameters needs 2.2 kB per update, update_limit_bytes is 1.5 kB"
+    told = "codec dense-float32 of 27 parameters needs 1.1 kB per update, update_limit_bytes is 1.0 kB"
     with pytest.raises(UsageError, match=told):
-        World(configuration(tmp_path, codec=codec, update_limit_bytes=1_500))
+        World(configuration(tmp_path, codec=codec, update_limit_bytes=1_030))
 
 
 def test_plans_tell_the_limit(tmp_path: Path) -> None:
