@@ -38,6 +38,7 @@ from fedfleet.fleet_server.admission import Limits
 from fedfleet.fleet_server.assembly import prepare
 from fedfleet.fleet_server.config import GroupCommitConfig
 from fedfleet.fleet_server.fold import fold_ordered
+from fedfleet.fleet_server.heartbeat import Heart
 from fedfleet.fleet_server.ingest import Ingest
 from fedfleet.fleet_server.intake import Intake
 from fedfleet.fleet_server.publisher import Publisher
@@ -104,7 +105,7 @@ def serve(folder: Path, port: int, load: Load) -> None:
         inbox,
         _Stop(),  # type: ignore[arg-type]
         commit=GroupCommitConfig(),
-        seen=server_main._Unseen(),  # noqa: SLF001
+        seen=(Heart(folder, time.time()), server_main._Unseen()),  # noqa: SLF001
     )
     used = time.process_time() - begun
     loop.stop()

@@ -79,7 +79,7 @@ def _open(sealed: bytes, *, parameters: int) -> Inspected:
         except ValueError as error:
             raise PeerError("malformed-message", f"{kind} message: {error}") from error
     manifest, payload = update.unpack(body, sender=header.sender)
-    return Inspected(len(sealed), kind, header.sender, manifest, describe(payload, largest=parameters))
+    return Inspected(len(sealed), kind, header.sender, manifest, describe(bytes(payload), largest=parameters))
 
 
 def _read(file: Path) -> bytes:

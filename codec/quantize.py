@@ -136,7 +136,7 @@ def _unpack_table(reader: Reader, *, mode: str, count: int, sparse: bool) -> npt
 
 
 def _unpack_float32(stream: memoryview) -> npt.NDArray[np.float32]:
-    values = np.frombuffer(stream, dtype="<f4").astype(np.float32)
+    values = np.frombuffer(stream, dtype="<f4").astype(np.float32, copy=False)
     finite = np.isfinite(values)
     if not finite.all():
         at = int(np.argmin(finite))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from math import inf
 
 import numpy as np
@@ -104,24 +105,22 @@ class Candidate:
     """An update whose sender is proven and that stands where it belongs; nothing in its payload is believed yet."""
 
     manifest: update.Manifest
-    payload: bytes
+    payload: memoryview
     digest: str
     sealed: bytes
 
 
-def open_update(sealed: bytes, topic: Topic, view: View) -> Candidate:
+def open_update(sealed: bytes, topic: Topic, view: View, *, digest: str = "") -> Candidate:
     """Check an update message in the order size, header, digest, key, signature, manifest, place.
 
-    Raises PeerError, besides the reasons of envelope and manifest: wrong-kind, wrong-sender, wrong-topic,
-    wrong-region.
+    ``digest`` is the SHA-256 (hex) of the whole, where that is known already. Raises PeerError, besides the reasons of
+    envelope and manifest: wrong-kind, wrong-sender, wrong-topic, wrong-region.
     """
-    opened = envelope.open_sealed(
-        sealed, view.keyring, fleet=view.fleet, limit_bytes=view.limits.update_bytes
-    )
-    expect(opened, Kind.UPDATE, topic)
-    manifest, body = update.unpack(opened.body, sender=opened.sender)
+    head = envelope.prove(sealed, view.keyring, fleet=view.fleet, limit_bytes=view.limits.update_bytes)
+    expect(head, Kind.UPDATE, topic)
+    manifest, body = update.unpack(memoryview(sealed)[head.body_start :], sender=head.sender)
     _check_place(manifest, topic, view)
-    return Candidate(manifest, body, opened.digest, sealed)
+    return Candidate(manifest, body, digest or sha256(sealed).hexdigest(), sealed)
 
 
 def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplicate:

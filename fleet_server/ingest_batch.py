@@ -16,6 +16,7 @@ from fedfleet.fleet_server.ingest_door import Received
 from fedfleet.fleet_server.ingest_pieces import collect, named_digest
 from fedfleet.fleet_server.pieces import Pieces
 from fedfleet.fleet_server.requests import Outgoing, Party
+from fedfleet.fleet_server.store_files import files_of
 from fedfleet.fleet_server.store_quarantine import Quarantined
 from fedfleet.fleet_server.store_updates import Known
 from fedfleet.link.port import Delivery
@@ -151,6 +152,7 @@ class Batch:
         return round_ | ({"region": region} if region else {}) | {"vehicle": topic.vehicle}
 
     def _update(self, delivery: Delivery, topic: Topic) -> None:
+        digest = ""
         if chunks.is_chunk(delivery.payload):
             found = collect(
                 delivery.payload, topic, self.view, self.pieces, joined=self.joined, now_s=self.now_s
@@ -163,9 +165,11 @@ class Batch:
                 if found != "kept":
                     self.counts[f"ignored:{found}"] += 1
                 return
-            delivery = replace(delivery, payload=found)
+            digest, whole = found
+            files_of(self.connection).offer(digest, self.pieces.path(topic.vehicle, digest))
+            delivery = replace(delivery, payload=whole)
         try:
-            one: Candidate | PeerError = open_update(delivery.payload, topic, self.view)
+            one: Candidate | PeerError = open_update(delivery.payload, topic, self.view, digest=digest)
         except PeerError as error:
             one = error
         self._run.append((delivery, topic, one))

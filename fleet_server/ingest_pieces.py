@@ -14,7 +14,7 @@ from fedfleet.protocol.topics import Topic
 
 __all__ = ["Left", "collect", "named_digest"]
 
-Left: TypeAlias = Literal["kept", "chunk-unannounced", "no-room"]
+Left: TypeAlias = Literal["kept", "chunk-unannounced", "no-room", "pieces-lost"]
 """What became of a piece that did not complete its update; all but ``kept`` must come again."""
 
 
@@ -26,8 +26,8 @@ def collect(
     *,
     joined: set[tuple[str, str]],
     now_s: float,
-) -> bytes | Known | Left:
-    """Keep a piece; return the whole sealed message, once, when none is missing, and note it among the ``joined``.
+) -> tuple[str, bytes] | Known | Left:
+    """Keep a piece; when none is missing, return SHA-256 (hex) and whole of the sealed message, once: it is ``joined``.
 
     The first piece announces the message: it must prove its sender, and the update must still be able to count. Of
     an update that is stored already, whose vehicle asks again, nothing is kept; what is recorded of it is returned.
@@ -52,8 +52,10 @@ def collect(
     if not is_complete or (vehicle, piece.digest) in joined:
         return "kept"
     whole = pieces.join(vehicle, piece.digest)
+    if whole is None:
+        return "pieces-lost"
     joined.add((vehicle, piece.digest))
-    return whole
+    return piece.digest, whole
 
 
 def named_digest(payload: bytes, topic: Topic, view: View) -> str:

@@ -9,12 +9,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 from fedfleet.fleet_server.store import StoreFailed
+from fedfleet.fleet_server.store_files import write_at
 from fedfleet.protocol.chunks import Chunk, Split
 from fedfleet.protocol.errors import PeerError
 
@@ -23,6 +24,7 @@ __all__ = ["Pieces", "Room"]
 BLOCK_BYTES = 4096
 """What the smallest file takes on a disk."""
 MOST_PIECES = 65_535
+_HERE = b"\1"
 _NAME = re.compile(r"([0-9a-f]{64})-(\d{1,10})-(\d{1,10})-(\d{1,6})")
 
 
@@ -37,12 +39,16 @@ class Room:
 
 @dataclass
 class _Incomplete:
-    """An announced message: the round in its topic, how it is cut, which pieces are here, when the last one came."""
+    """An announced message: the round in its topic, how it is cut, which pieces are here, when the last one came.
+
+    ``is_left``: an earlier process announced it.
+    """
 
     round: int
     split: Split
     last_s: float
     present: set[int] = field(default_factory=set)
+    is_left: bool = False
 
     @property
     def cost_bytes(self) -> int:
@@ -60,7 +66,9 @@ def _cost(split: Split) -> int:
 
 
 class Pieces:
-    """The pieces in ``folder``. What an earlier process left there counts; its time is that of the file system.
+    """The pieces in ``folder``: one file for each message, every piece at its place, and a byte for each behind them.
+
+     What an earlier process left there counts; its time is that of the file system.
 
     Methods that write raise StoreFailed when the disk is full or fails.
     """
@@ -113,35 +121,49 @@ class Pieces:
         message = self._messages[vehicle][piece.digest]
         message.last_s = now_s
         if piece.number not in message.present:
-            path = self._folder / vehicle / message.name
             with _disk():
-                for folder in (self._folder, path.parent, path):
-                    folder.mkdir(mode=0o700, exist_ok=True)  # `parents` would leave theirs to the umask
-                _write(path / str(piece.number), piece.data)
+                self._write(vehicle, message, piece)
             message.present.add(piece.number)
         return len(message.present) == message.split.count
 
-    def join(self, vehicle: str, digest: str) -> bytes:
-        """Return a complete message, hashed as it is read; it stays until it is dropped.
+    def path(self, vehicle: str, digest: str) -> Path:
+        """Return the file of an announced message; once all of it is here, it begins with the message."""
+        return self._folder / vehicle / self._messages[vehicle][digest].name
 
-        PeerError ``digest-mismatch`` when the pieces are not those of the announced message: they are dropped.
+    def join(self, vehicle: str, digest: str) -> bytes | None:
+        """Return a complete message; it stays until it is dropped. None when its file is gone, or lost a part.
+
+        PeerError ``digest-mismatch`` when the pieces are not those of the announced message. Either way it is dropped.
         """
         message = self._messages[vehicle][digest]
-        path, whole, found = self._folder / vehicle / message.name, bytearray(), sha256()
         try:
-            for number in range(message.split.count):
-                data = (path / str(number)).read_bytes()
-                found.update(data)
-                whole += data
+            with self.path(vehicle, digest).open("rb", buffering=0) as file:
+                whole = file.read(message.split.total_bytes)
         except FileNotFoundError:
-            self.drop(vehicle, digest)
-            raise PeerError("digest-mismatch", f"pieces of {digest[:12]}… of {vehicle} are gone") from None
+            whole = b""
         except OSError as error:
             raise _failed(error) from error
-        if found.hexdigest() != digest:
-            self.drop(vehicle, digest)
-            raise PeerError("digest-mismatch", f"joined chunks are not the message {digest[:12]}…")
-        return bytes(whole)
+        if sha256(whole).hexdigest() == digest:
+            return whole
+        self.drop(vehicle, digest)
+        if message.is_left or len(whole) < message.split.total_bytes:
+            return None  # nothing is synced, so this may be the disk's doing: it is sent again
+        raise PeerError("digest-mismatch", f"joined chunks are not the message {digest[:12]}…")
+
+    def _write(self, vehicle: str, message: _Incomplete, piece: Chunk) -> None:
+        path, cut = self._folder / vehicle / message.name, message.split
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        if not message.present:
+            for folder in (self._folder, path.parent):
+                folder.mkdir(mode=0o700, exist_ok=True)  # `parents` would leave theirs to the umask
+            path.unlink(missing_ok=True)  # never write into what an update may have got for its own
+            flags |= os.O_EXCL
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            write_at(descriptor, piece.data, piece.number * cut.chunk_bytes)
+            write_at(descriptor, _HERE, cut.total_bytes + piece.number)
+        finally:
+            os.close(descriptor)
 
     def drop(self, vehicle: str, digest: str) -> None:
         """Forget a message and its pieces, if there are any."""
@@ -150,7 +172,8 @@ class Pieces:
         if message is None:
             return
         self._bytes -= message.cost_bytes
-        shutil.rmtree(self._folder / vehicle / message.name, ignore_errors=True)
+        with suppress(OSError):
+            (self._folder / vehicle / message.name).unlink()
         if not mine:
             del self._messages[vehicle]
             shutil.rmtree(self._folder / vehicle, ignore_errors=True)
@@ -175,31 +198,35 @@ class Pieces:
 
 
 def _left(folder: Path) -> Iterator[tuple[str, _Incomplete]]:
-    """Yield what an earlier process left; remove what is none of it, and pieces that were not written to their end."""
+    """Yield what an earlier process left; remove what is none of it."""
     found = []
     for path in sorted(folder.glob("*/*")) if folder.is_dir() else ():
-        name = _NAME.fullmatch(path.name)
-        split = Split(name[1], int(name[3]), int(name[4])) if name and int(name[4]) else None
-        if name is None or split is None or split.count > MOST_PIECES:
-            shutil.rmtree(path, ignore_errors=True)
-            continue
-        message = _Incomplete(int(name[2]), split, path.stat().st_mtime)
-        sizes = {str(number): split.size_of(number) for number in range(split.count)}
-        for piece in path.iterdir():
-            if sizes.get(piece.name) == piece.stat().st_size:
-                message.present.add(int(piece.name))
-            else:
-                piece.unlink()
-        found.append((path.parent.name, message))
+        message = _read(path)
+        if message is not None:
+            found.append((path.parent.name, message))
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)  # as an earlier version kept them
+        else:
+            path.unlink()
     yield from sorted(found, key=lambda each: each[1].last_s)
 
 
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
+def _read(path: Path) -> _Incomplete | None:
+    """Return what a file says of the message that it holds; None for any other file."""
+    name = _NAME.fullmatch(path.name)
+    if name is None or not path.is_file() or not int(name[4]):
+        return None
+    split = Split(name[1], int(name[3]), int(name[4]))
+    told = path.stat()
+    if (
+        not 1 < split.count <= MOST_PIECES
+        or not split.total_bytes < told.st_size <= split.total_bytes + split.count
+    ):
+        return None
+    with path.open("rb") as file:
+        file.seek(split.total_bytes)
+        present = {number for number, here in enumerate(file.read(split.count)) if here == _HERE[0]}
+    return _Incomplete(int(name[2]), split, told.st_mtime, present, is_left=True)
 
 
 @contextmanager

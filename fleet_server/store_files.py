@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-__all__ = ["FILE_BYTES", "UPDATES", "Files", "FilesFailed", "files_of"]
+__all__ = ["FILE_BYTES", "UPDATES", "Files", "FilesFailed", "files_of", "write_at"]
 
 UPDATES = "updates"
 FILE_BYTES = 100_000
@@ -39,10 +39,15 @@ class Files:
         self._folders: set[Path] = set()
         self._made: list[Path] = []
         self._unwanted: list[Path] = []
+        self._offered: dict[str, Path] = {}
 
     def path(self, digest: str) -> Path:
         """Return where the update with this digest (SHA-256, hex) is, or would be."""
         return self.folder / digest
+
+    def offer(self, digest: str, path: Path) -> None:
+        """Name a file, to be removed soon, that begins with this update: `put` takes it instead of writing another."""
+        self._offered[digest] = path
 
     def put(self, digest: str, sealed: Data) -> None:
         """Write an update."""
@@ -56,11 +61,24 @@ class Files:
             path.unlink(missing_ok=True)  # of a transaction that was undone
             self._made.append(path)
             self._folders.add(self.folder)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            self._open.append(descriptor)
-            _write(descriptor, sealed)
+            offered = self._offered.pop(digest, None)
+            if offered is None or not self._take(offered, path, size_bytes=len(sealed)):
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                self._open.append(descriptor)
+                write_at(descriptor, sealed, 0)
         except OSError as error:
             raise _failed(path, error) from error
+
+    def _take(self, offered: Path, path: Path, *, size_bytes: int) -> bool:
+        """Cut a file to this length and give it a second name; False where the file system knows no such thing."""
+        descriptor = os.open(offered, os.O_WRONLY | os.O_CLOEXEC)
+        self._open.append(descriptor)
+        os.ftruncate(descriptor, size_bytes)
+        try:
+            path.hardlink_to(offered)
+        except OSError:
+            return False
+        return True
 
     def read(self, digest: str, *, size_bytes: int, start: int = 0) -> memoryview | None:
         """Return an update's bytes from ``start`` on; None unless its file is there, whole and unchanged."""
@@ -120,7 +138,7 @@ class Files:
 
     def _clear(self) -> None:
         self._close_all()
-        self._folders, self._made, self._unwanted = set(), [], []
+        self._folders, self._made, self._unwanted, self._offered = set(), [], [], {}
 
 
 def files_of(connection: Connection) -> Files:
@@ -130,10 +148,12 @@ def files_of(connection: Connection) -> Files:
     return found
 
 
-def _write(descriptor: int, data: Data) -> None:
+def write_at(descriptor: int, data: Data, at: int) -> None:
+    """Write all of it at this place."""
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        written = os.pwrite(descriptor, view, at)
+        view, at = view[written:], at + written
 
 
 def _sync_folder(path: Path) -> None:

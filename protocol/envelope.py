@@ -15,7 +15,18 @@ from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.ids import is_id
 from fedfleet.protocol.signing import SIGNATURE_BYTES, Keyring, SigningKey, is_valid
 
-__all__ = ["OVERHEAD_BYTES", "Cipher", "Header", "Kind", "Opened", "open_head", "open_sealed", "peek", "seal"]
+__all__ = [
+    "OVERHEAD_BYTES",
+    "Cipher",
+    "Header",
+    "Kind",
+    "Opened",
+    "open_head",
+    "open_sealed",
+    "peek",
+    "prove",
+    "seal",
+]
 
 MAGIC = b"FFEN"
 VERSION = 1
@@ -117,10 +128,16 @@ def open_sealed(sealed: bytes, keyring: Keyring, *, fleet: str, limit_bytes: int
     Raises PeerError with one of: too-large, truncated, not-an-envelope, unknown-version, unknown-kind,
     unknown-cipher, malformed-id, digest-mismatch, unknown-sender, denied-sender, bad-signature.
     """
+    header = prove(sealed, keyring, fleet=fleet, limit_bytes=limit_bytes)
+    return Opened(header.kind, header.sender, sealed[header.body_start :], sha256(sealed).hexdigest())
+
+
+def prove(sealed: bytes, keyring: Keyring, *, fleet: str, limit_bytes: int) -> Header:
+    """Check all that `open_sealed` does and raise as it does, without a copy of the body."""
     header = peek(sealed, limit_bytes=limit_bytes)
     check_digest(sealed, header)
     check_signature(sealed, header, _enrolled_key(header.sender, keyring, fleet), fleet=fleet)
-    return Opened(header.kind, header.sender, sealed[header.body_start :], sha256(sealed).hexdigest())
+    return header
 
 
 def open_head(beginning: bytes, keyring: Keyring, *, fleet: str, size_bytes: int, limit_bytes: int) -> Header:
@@ -150,7 +167,9 @@ def check_digest(sealed: bytes, header: Header) -> None:
     """Raise PeerError ``digest-mismatch`` unless the digest is that of header and body."""
     head_bytes = header.body_start - _DIGEST_BYTES - SIGNATURE_BYTES
     told = sealed[head_bytes : head_bytes + _DIGEST_BYTES]
-    found = sha256(sealed[:head_bytes] + sealed[header.body_start :]).digest()
+    hashed = sha256(sealed[:head_bytes])
+    hashed.update(memoryview(sealed)[header.body_start :])
+    found = hashed.digest()
     if not hmac.compare_digest(told, found):
         raise PeerError(
             "digest-mismatch",

@@ -47,8 +47,8 @@ def pack(manifest: Manifest, payload: bytes) -> bytes:
     return fixed + bytes([len(task)]) + task + bytes([len(region)]) + region + payload
 
 
-def unpack(body: bytes, *, sender: str) -> tuple[Manifest, bytes]:
-    """Return manifest and payload of a proven message from ``sender``; PeerError when malformed."""
+def unpack(body: bytes | memoryview, *, sender: str) -> tuple[Manifest, memoryview]:
+    """Return manifest and payload, uncopied, of a proven message from ``sender``; PeerError when malformed."""
     try:
         version, round_, base, epoch, sequence = _FIXED.unpack_from(body)
         if version != VERSION:
@@ -62,11 +62,11 @@ def unpack(body: bytes, *, sender: str) -> tuple[Manifest, bytes]:
             "malformed-manifest", f"update from {sender}: manifest is cut or not ASCII"
         ) from error
     manifest = Manifest(UpdateId(sender, epoch, sequence), task, region, round=round_, base_version=base)
-    return manifest, body[start:]
+    return manifest, memoryview(body)[start:]
 
 
-def _text(body: bytes, start: int) -> tuple[str, int]:
+def _text(body: bytes | memoryview, start: int) -> tuple[str, int]:
     end = start + 1 + body[start]
     if end > len(body):
         raise IndexError(end)
-    return body[start + 1 : end].decode("ascii"), end
+    return bytes(body[start + 1 : end]).decode("ascii"), end

@@ -148,6 +148,27 @@ def test_an_undone_transaction_leaves_no_file_and_may_be_done_again(store: Store
     assert store.files.path(digest).read_bytes() == sealed
 
 
+def test_a_file_that_is_offered_is_taken_as_it_is_and_only_once(store: Store) -> None:
+    # given a file that begins with an update, as the pieces of one are kept
+    sealed = large("v-1")
+    digest = sha256(sealed).hexdigest()
+    offered = store.folder / "pieces"
+    offered.write_bytes(sealed + b"more")
+    # when the update is stored, then the file has its name too, and nothing behind it
+    with store.write():
+        store.files.offer(digest, offered)
+        store.files.put(digest, sealed)
+    assert store.files.path(digest).read_bytes() == sealed
+    assert offered.stat().st_ino == store.files.path(digest).stat().st_ino
+    # and what is offered is forgotten with its transaction
+    offered.unlink()
+    with store.write():
+        store.files.offer(digest, offered)
+    with store.write():
+        store.files.put(digest, sealed)
+    assert store.files.path(digest).read_bytes() == sealed
+
+
 def test_a_folder_that_cannot_be_written_is_a_store_that_failed(store: Store) -> None:
     # given something in the way of the folder
     (store.folder / UPDATES).write_text("not a folder")
