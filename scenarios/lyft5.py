@@ -93,8 +93,8 @@ class Lyft5:
 def detect(where: Tree | Path) -> tuple[Path, ...]:
     """Folders with the arrays of this data set in them."""
     tree = tree_of(where)
-    arrays = [path.parent for path in tree.named(".zarray")]
-    return tuple(sorted({array.parent for array in arrays if array.name == "agents"} - {tree.folder}))
+    arrays = [path.parent for path in tree.named(".zarray") if path.parent.name == "agents"]
+    return tuple(sorted({array.parent for array in arrays if tree.folder in array.parent.parents}))
 
 
 def scan(folder: Path, sources: Sequence[Path], account: Account = STRICT) -> Lyft5:
