@@ -105,13 +105,15 @@ def live_blobs(connection: Connection) -> list[BlobRef]:
             live += _named(
                 _alone(pointer(connection, task="t", region=region or "r", version=release.version))
             )
-            live.append(_canary(connection, release, region))
+            live += filter(None, _canary(connection, release, region))
     return live if release is None else live + store_variants.blobs(connection, release.number)
 
 
-def _canary(connection: Connection, release: ReleaseRow, region: str) -> BlobRef:
+def _canary(connection: Connection, release: ReleaseRow, region: str) -> tuple[BlobRef, BlobRef | None]:
+    """Return a release's canary, and its inputs when they are a blob of their own."""
     own = store_heads.digests(connection, release.version).get(region)
-    return store_blobs.ref(connection, own[3] if own else release.canary_sha256)
+    digest = own[3] if own else release.canary_sha256
+    return store_blobs.ref(connection, digest), store_blobs.canary_inputs(connection, digest)
 
 
 def announce(connection: Connection, party: Party, regions: tuple[str, ...]) -> Announcement:
@@ -179,12 +181,14 @@ def _models(connection: Connection, party: Party, regions: tuple[str, ...]) -> d
         connection, task, regions, versions=(version, released.version), keep_step=keep_step
     ).items():
         found[topics.model(fleet, region, task)] = party.seal(model, Kind.MODEL)
+        canary, inputs = _canary(connection, released, region)
         release = Release(
             task=task,
             region=region,
             number=released.number,
             model=_alone(driving),
-            canary=_canary(connection, released, region),
+            canary=canary,
+            canary_inputs=inputs,
             policy=released.policy,
             released_at_s=released.released_at_s,
             variants=store_variants.published(connection, released.number, region),

@@ -54,7 +54,7 @@ def with_heads(
     if not missing:
         return model
     onnx = graph.file(model.vector)
-    canary = store_blobs.put(connection, "canary", validation.canary(onnx))
+    canary = store_blobs.put_canary(connection, **validation.canary(onnx)._asdict())
     full = store_blobs.put(connection, "full", bundle.pack_vector(model.vector))
     begun: dict[str, Regional] = {
         region: replace(one, onnx_sha256=model.onnx_sha256, full_sha256=full, canary_sha256=canary)

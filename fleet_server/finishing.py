@@ -27,6 +27,7 @@ from fedfleet.fleet_server.rounds import Event, advance
 from fedfleet.fleet_server.settlement import Outcome
 from fedfleet.fleet_server.store_models import Model, ReleaseRow
 from fedfleet.fleet_server.store_rounds import Round
+from fedfleet.fleet_server.validation import Canary
 from fedfleet.models import bundle
 from fedfleet.models.task import Metric
 
@@ -77,7 +78,7 @@ def refuse(connection: Connection, finish: Finish, proposal: Proposal) -> None:
 
 
 def publish(
-    connection: Connection, finish: Finish, candidate: Candidate, *, canaries: Mapping[str, bytes]
+    connection: Connection, finish: Finish, candidate: Candidate, *, canaries: Mapping[str, Canary]
 ) -> Model:
     """Record the next version with all that belongs to it, the settlements and the release; return it.
 
@@ -133,7 +134,7 @@ def _blobs(connection: Connection, made: Step) -> tuple[str, str]:
 
 
 def _regional(
-    connection: Connection, finish: Finish, candidate: Candidate, region: str, canary: bytes
+    connection: Connection, finish: Finish, candidate: Candidate, region: str, canary: Canary
 ) -> Regional:
     """Keep the blobs of a region's next model, and return it."""
     moved, version = candidate.heads[region], finish.model.version + 1
@@ -146,7 +147,7 @@ def _regional(
         onnx_sha256=sha256(candidate.files[region]).hexdigest(),
         full_sha256=full,
         delta_sha256=delta,
-        canary_sha256=store_blobs.put(connection, "canary", canary),
+        canary_sha256=store_blobs.put_canary(connection, **canary._asdict()),
     )
 
 
@@ -167,11 +168,11 @@ def _may_drive(connection: Connection, finish: Finish, candidate: Candidate) -> 
 
 
 def release(
-    connection: Connection, config: ServerConfig, *, version: int, round_: int, canary: bytes, now_s: float
+    connection: Connection, config: ServerConfig, *, version: int, round_: int, canary: Canary, now_s: float
 ) -> None:
     """Promote a published version to drive."""
     before = store_models.newest_release(connection)
-    digest = store_blobs.put(connection, "canary", canary)
+    digest = store_blobs.put_canary(connection, **canary._asdict())
     number = before.number + 1 if before else 1
     row = ReleaseRow(number, version, digest, config.release_policy, round_, now_s)
     store_models.add_release(connection, row)

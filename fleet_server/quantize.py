@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from fedfleet.fleet_server.files import write_file
-from fedfleet.fleet_server.validation import Validation, open_validation
+from fedfleet.fleet_server.validation import Canary, Validation, open_validation
 from fedfleet.models import bundle, onnx_runtime, prepared, scoring
 from fedfleet.models import task as tasks
 from fedfleet.models.task import Floats, Numbers, Task
@@ -86,13 +86,15 @@ def quantized(model: bytes, task: Task, inputs: Numbers) -> bytes:
 
 def told_of(
     before: bytes, after: bytes, validation: Validation, *, clock: Callable[[], float]
-) -> tuple[Mapping[str, Any], bytes]:
-    """Return what there is to say of the variant `after` of the model file `before`, and its canary blob.
+) -> tuple[Mapping[str, Any], Canary]:
+    """Return what there is to say of the variant `after` of the model file `before`, and its canary.
 
     `tolerance` of the canary is how far int8 itself is from float32 there: another processor may differ by less.
     """
     canary = validation.canary(after)
-    inputs, outputs = bundle.unpack_canary(canary, limit_bytes=len(canary) * 1000)
+    inputs, outputs = bundle.unpack_canary(
+        canary.answers, canary.inputs, limit_bytes=len(canary.inputs) * 1000
+    )
     inputs = inputs.reshape(-1, *validation.task.specification.input_shape)
     sessions = scoring.new_session(before), scoring.new_session(after)
     scoring.check(sessions[1], validation.task)
@@ -116,7 +118,7 @@ def told_of(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write `int8.onnx`, `canary.bin` and `told.json` to --out; 2 and one line on stderr when it fails."""
+    """Write model, canary and inputs, at last `told.json`, to --out; 2 and one line on stderr when it fails."""
     given = _parser().parse_args(arguments)
     if given.parent:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -132,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told, canary = told_of(model, made, validation, clock=time.perf_counter)
         given.out.mkdir(parents=True, exist_ok=True)
         write_file(given.out / "int8.onnx", made)
-        write_file(given.out / "canary.bin", canary)
+        write_file(given.out / "canary.bin", canary.answers)
+        write_file(given.out / "inputs.bin", canary.inputs)
         write_file(given.out / "told.json", json.dumps(told).encode())
     except (UsageError, PeerError, OSError, ValueError) as error:
         sys.stderr.write(f"int8: {printable(' '.join(str(error).split()))}\n")

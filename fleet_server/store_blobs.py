@@ -7,10 +7,12 @@ from sqlalchemy import Connection, select
 
 from fedfleet.fleet_server import schema
 from fedfleet.fleet_server.upsert import insert
+from fedfleet.models import bundle
 from fedfleet.protocol.chunks import CHUNK_BYTES
 from fedfleet.protocol.messages import BlobRef
 
 __all__ = [
+    "canary_inputs",
     "cleared",
     "content",
     "find",
@@ -18,6 +20,7 @@ __all__ = [
     "kept",
     "piece_bytes",
     "put",
+    "put_canary",
     "ref",
     "reference",
     "retire",
@@ -25,6 +28,7 @@ __all__ = [
     "to_clear",
 ]
 
+CANARY_BYTES = 64_000_000
 PIECE = "piece_bytes"
 """Property with the length of the pieces in which the broker takes blobs."""
 
@@ -52,6 +56,18 @@ def put(connection: Connection, kind: str, data: bytes) -> str:
         connection.execute(table.insert(), row)
     connection.execute(table.update().where(table.c.sha256 == digest).values(retired_round=None))
     return digest
+
+
+def put_canary(connection: Connection, *, inputs: bytes, answers: bytes) -> str:
+    """Keep a canary's two blobs; return the SHA-256 of the answers, which name the inputs."""
+    put(connection, "inputs", inputs)
+    return put(connection, "canary", answers)
+
+
+def canary_inputs(connection: Connection, digest: str) -> BlobRef | None:
+    """Return the reference to the inputs of a kept canary; None when they are in it, as an older server made it."""
+    found = bundle.canary_inputs(content(connection, digest), limit_bytes=CANARY_BYTES)
+    return None if found is None else ref(connection, found)
 
 
 def content(connection: Connection, digest: str) -> bytes:

@@ -63,6 +63,7 @@ def published(connection: Connection, release: int, region: str) -> tuple[Varian
             size_bytes=row.size_bytes,
             file=store_blobs.ref(connection, row.file_sha256),
             canary=store_blobs.ref(connection, row.canary_sha256),
+            canary_inputs=store_blobs.canary_inputs(connection, row.canary_sha256),
             tolerance=row.tolerance,
         )
         for row in of_release(connection, release)
@@ -72,13 +73,13 @@ def published(connection: Connection, release: int, region: str) -> tuple[Varian
 
 def blobs(connection: Connection, release: int) -> list[BlobRef]:
     """Return the blobs that a release's variants name."""
-    digests = [
-        digest
-        for row in of_release(connection, release)
-        for digest in (row.file_sha256, row.canary_sha256)
-        if digest is not None
-    ]
-    return [store_blobs.ref(connection, digest) for digest in digests]
+    found: list[BlobRef] = []
+    for row in of_release(connection, release):
+        digests = (row.file_sha256, row.canary_sha256)
+        found += [store_blobs.ref(connection, digest) for digest in digests if digest is not None]
+        if row.canary_sha256 and (inputs := store_blobs.canary_inputs(connection, row.canary_sha256)):
+            found.append(inputs)
+    return found
 
 
 def views(connection: Connection) -> dict[int, list[dict[str, Any]]]:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,18 @@ from fedfleet.models import bundle, prepared, scoring, slices
 from fedfleet.models.task import Samples, Sums, Task, added
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["Validation", "open_validation"]
+__all__ = ["Canary", "Validation", "open_validation"]
 
 CANARY_ROWS = 8
 FILES_KEPT = 4
 """Of so many files the scores are kept for each region: a round's candidate is what the next round is judged by."""
+
+
+class Canary(NamedTuple):
+    """Two blobs: what a model is asked before it drives, and what it must answer."""
+
+    inputs: bytes
+    answers: bytes
 
 
 @dataclass(frozen=True)
@@ -89,18 +97,19 @@ class Validation:
             for region, samples in self.samples.items()
         }
 
-    def canaries(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    def canaries(self, files: Mapping[str, bytes]) -> dict[str, Canary]:
         """Return the canary of each region's model file."""
         found = {onnx: self.canary(onnx) for onnx in set(files.values())}
         return {region: found[onnx] for region, onnx in files.items()}
 
-    def canary(self, onnx: bytes) -> bytes:
-        """Return the canary blob: a few inputs of the first region that has some, and the model's outputs."""
+    def canary(self, onnx: bytes) -> Canary:
+        """Return the canary's blobs: a few inputs of the first region that has some, and the model's outputs."""
         inputs = next((s.inputs[:CANARY_ROWS] for s in self.samples.values() if len(s)), None)
         if inputs is None:
             inputs = np.zeros((1, *self.task.specification.input_shape), np.float32)
         outputs = scoring.infer(scoring.new_session(onnx), self.task, inputs)
-        return bundle.pack_canary(np.ascontiguousarray(inputs), outputs)
+        packed = bundle.pack_inputs(np.ascontiguousarray(inputs))
+        return Canary(packed, bundle.pack_answers(outputs, inputs_sha256=sha256(packed).hexdigest()))
 
 
 def open_validation(

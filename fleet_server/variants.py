@@ -18,6 +18,7 @@ from fedfleet.fleet_server.gate import Scores
 from fedfleet.fleet_server.model_state import Graph
 from fedfleet.fleet_server.store import Store
 from fedfleet.fleet_server.store_variants import Row
+from fedfleet.fleet_server.validation import Canary
 from fedfleet.models import bundle
 from fedfleet.models import task as tasks
 from fedfleet.models.interpreter import module_command
@@ -151,27 +152,29 @@ class Maker:
             self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=self._words)
         except OSError as error:
             self._keep(
-                Row(wanted.release, wanted.region, KIND, reason=f"cannot start: {error}"[:300]), b"", b""
+                Row(wanted.release, wanted.region, KIND, reason=f"cannot start: {error}"[:300]),
+                b"",
+                Canary(b"", b""),
             )
 
     def _finish(self) -> bool:
         process, wanted = self._process, self._wanted
         if process is None or wanted is None:
             return False
-        row, made, canary = Row(wanted.release, wanted.region, KIND), b"", b""
+        row, made, canary = Row(wanted.release, wanted.region, KIND), b"", Canary(b"", b"")
         if process.returncode == 0:
             told = json.loads((self.folder / "told.json").read_bytes())
             most = self.config.int8.most_loss
             limit = tasks.int8_loss(self.task) if most is None else most
             row = judged(wanted, told, metrics=self.task.metrics, most_loss=limit)
             made = (self.folder / "int8.onnx").read_bytes()
-            canary = (self.folder / "canary.bin").read_bytes()
+            canary = Canary(*((self.folder / name).read_bytes() for name in ("inputs.bin", "canary.bin")))
         else:
             row = Row(wanted.release, wanted.region, KIND, reason=f"not made: {self._said()}"[:300])
         self.close()
         return self._keep(row, made, canary)
 
-    def _keep(self, row: Row, made: bytes, canary: bytes) -> bool:
+    def _keep(self, row: Row, made: bytes, canary: Canary) -> bool:
         """Store a variant with its blobs, when it is good enough and still wanted."""
         with self.store.write() as connection:
             newest = store_models.newest_release(connection)
@@ -179,7 +182,7 @@ class Maker:
                 return False
             if row.loss is not None:
                 file = store_blobs.put(connection, "variant", bundle.pack_file(made))
-                digest = store_blobs.put(connection, "canary", canary)
+                digest = store_blobs.put_canary(connection, **canary._asdict())
                 row = replace(row, file_sha256=file, canary_sha256=digest)
             store_variants.add(connection, row)
         told = log.info if row.accepted else log.warning

@@ -1,10 +1,11 @@
-"""What model blobs hold: graph with layout, full vector, packs of deltas, canary, whole file.
+"""What model blobs hold: graph with layout, full vector, packs of deltas, canary and its inputs, whole file.
 
 Formats in ``docs/protocol.md``. Each is one zstd frame whose content size is declared and checked before anything is
 unpacked.
 """
 
 from collections.abc import Sequence
+from hashlib import sha256
 from struct import Struct
 from typing import Literal
 
@@ -16,10 +17,13 @@ from fedfleet.protocol.errors import PeerError
 
 __all__ = [
     "DeltaKind",
+    "canary_inputs",
+    "pack_answers",
     "pack_canary",
     "pack_deltas",
     "pack_file",
     "pack_graph",
+    "pack_inputs",
     "pack_vector",
     "unpack_canary",
     "unpack_deltas",
@@ -36,6 +40,10 @@ _GRAPH = Struct(">4sI")
 _GRAPH_MAGIC = b"FFG1"
 _CANARY = Struct(">4sIII")
 _CANARY_MAGIC = b"FFK1"
+_CANARY_2 = Struct(">4s32sII")
+_CANARY_2_MAGIC = b"FFK2"
+_INPUTS = Struct(">4sII")
+_INPUTS_MAGIC = b"FFI1"
 _VECTOR_MAGIC = b"FFV2\n"  # five bytes: no number of floats is as long as one more with it
 _FILE_MAGIC = b"FFM1"
 _PACK = Struct(">4sIH")
@@ -144,15 +152,68 @@ def unpack_file(blob: bytes, *, size_bytes: int) -> bytes:
     return data[len(_FILE_MAGIC) :]
 
 
+def pack_inputs(inputs: Floats) -> bytes:
+    """Return the blob of a canary's inputs [N, *in]: the same for every release that is asked the same."""
+    return _compress(
+        _INPUTS.pack(_INPUTS_MAGIC, len(inputs), inputs[0].size) + inputs.astype("<f4").tobytes()
+    )
+
+
 def pack_canary(inputs: Floats, outputs: Floats) -> bytes:
-    """Return the canary blob: a few inputs [N, *in] and the outputs [N, *out] that the model must give for them."""
+    """Return a canary blob, version 1: a few inputs [N, *in] and the outputs [N, *out] that a model must give."""
     head = _CANARY.pack(_CANARY_MAGIC, len(inputs), inputs[0].size, outputs[0].size)
     return _compress(head + inputs.astype("<f4").tobytes() + outputs.astype("<f4").tobytes())
 
 
-def unpack_canary(blob: bytes, *, limit_bytes: int) -> tuple[Floats, Floats]:
-    """Return (inputs [N, in], outputs [N, out]), float32 and flat per row, of a canary blob."""
+def pack_answers(outputs: Floats, *, inputs_sha256: str) -> bytes:
+    """Return a canary blob, version 2: the outputs [N, *out] that a model must give for the inputs of that blob."""
+    head = _CANARY_2.pack(_CANARY_2_MAGIC, bytes.fromhex(inputs_sha256), len(outputs), outputs[0].size)
+    return _compress(head + outputs.astype("<f4").tobytes())
+
+
+def canary_inputs(blob: bytes, *, limit_bytes: int) -> str | None:
+    """Return the SHA-256 (hex) of the blob with a canary's inputs; None when they are in it (version 1)."""
     data = _decompress(blob, limit_bytes, "canary blob")
+    if data[:4] != _CANARY_2_MAGIC or len(data) < _CANARY_2.size:
+        return None
+    return str(_CANARY_2.unpack_from(data)[1].hex())
+
+
+def unpack_canary(blob: bytes, inputs: bytes | None = None, *, limit_bytes: int) -> tuple[Floats, Floats]:
+    """Return (inputs [N, in], outputs [N, out]), float32 and flat per row, of a canary blob and that of its inputs.
+
+    Version 1 has its inputs within. PeerError when malformed, or made for other inputs.
+    """
+    data = _decompress(blob, limit_bytes, "canary blob")
+    if data[:4] != _CANARY_2_MAGIC:
+        return _inline_canary(data)
+    if len(data) < _CANARY_2.size:
+        raise PeerError("malformed-blob", f"canary blob unpacks to {len(data)} bytes")
+    _, digest, rows, width = _CANARY_2.unpack_from(data)
+    if len(data) != _CANARY_2.size + 4 * rows * width:
+        raise PeerError("malformed-blob", f"canary blob of {rows} rows of {width} has {len(data)} bytes")
+    if inputs is None or sha256(inputs).digest() != digest:
+        raise PeerError(
+            "malformed-blob", f"canary blob is for the inputs {digest.hex()[:12]}…, which are not here"
+        )
+    found = _unpack_inputs(inputs, limit_bytes=limit_bytes)
+    if len(found) != rows:
+        raise PeerError("malformed-blob", f"canary blob has {rows} rows, its inputs {len(found)}")
+    outputs = np.frombuffer(data, dtype="<f4", offset=_CANARY_2.size).astype(np.float32)
+    return found, outputs.reshape(rows, width)
+
+
+def _unpack_inputs(blob: bytes, *, limit_bytes: int) -> Floats:
+    data = _decompress(blob, limit_bytes, "blob of canary inputs")
+    if len(data) < _INPUTS.size:
+        raise PeerError("malformed-blob", f"blob of canary inputs unpacks to {len(data)} bytes")
+    magic, rows, width = _INPUTS.unpack_from(data)
+    if magic != _INPUTS_MAGIC or len(data) != _INPUTS.size + 4 * rows * width:
+        raise PeerError("malformed-blob", f"blob of {rows} canary inputs of {width} has {len(data)} bytes")
+    return np.frombuffer(data, dtype="<f4", offset=_INPUTS.size).astype(np.float32).reshape(rows, width)
+
+
+def _inline_canary(data: bytes) -> tuple[Floats, Floats]:
     if len(data) < _CANARY.size:
         raise PeerError("malformed-blob", f"canary blob unpacks to {len(data)} bytes")
     magic, rows, width_in, width_out = _CANARY.unpack_from(data)
@@ -161,6 +222,5 @@ def unpack_canary(blob: bytes, *, limit_bytes: int) -> tuple[Floats, Floats]:
             "malformed-blob", f"canary blob of {rows} rows {width_in}+{width_out} has {len(data)} bytes"
         )
     values = np.frombuffer(data, dtype="<f4", offset=_CANARY.size).astype(np.float32)
-    return values[: rows * width_in].reshape(rows, width_in), values[rows * width_in :].reshape(
-        rows, width_out
-    )
+    split = rows * width_in
+    return values[:split].reshape(rows, width_in), values[split:].reshape(rows, width_out)

@@ -241,7 +241,7 @@ class Variant(Message):
     """Another form of a release's model file, such as ``int8``: a file of its own, which the weights do not make.
 
     ``file`` names a zstd frame of the whole ONNX file, ``size_bytes`` long, ``canary`` what that file answers; an
-    answer may be ``tolerance`` away (in the unit of the output).
+    answer may be ``tolerance`` away (in the unit of the output). ``canary_inputs`` as of a release.
     """
 
     kind: Annotated[str, Field(pattern=r"^[a-z0-9]{1,16}$")]
@@ -249,6 +249,7 @@ class Variant(Message):
     size_bytes: Annotated[int, Field(ge=1, le=2**31)]
     file: BlobRef
     canary: BlobRef
+    canary_inputs: BlobRef | None = None
     tolerance: Annotated[float, Field(gt=0, le=1e9)]
 
 
@@ -256,7 +257,8 @@ class Release(Message):
     """What may drive: a published version promoted by the release policy. ``number`` always rises.
 
     ``model`` is complete, so that a vehicle can fetch it even when the training base has moved on. ``canary`` names
-    a blob of the ``canary`` format of ``docs/protocol.md``. ``variants`` may be added to a release later.
+    a blob of the ``canary`` format of ``docs/protocol.md``, ``canary_inputs`` that of its inputs, which mostly stays
+    the same from release to release; None: they are in the canary. ``variants`` may be added to a release later.
     """
 
     task: Id
@@ -264,6 +266,7 @@ class Release(Message):
     number: Number
     model: ModelPointer
     canary: BlobRef
+    canary_inputs: BlobRef | None = None
     policy: Text
     released_at_s: Seconds
     variants: Annotated[tuple[Variant, ...], Field(max_length=8)] = ()

@@ -147,7 +147,9 @@ def test_what_is_published_is_what_a_vehicle_computes(tmp_path: Path) -> None:
     # and the release names it, with a canary
     release = world.region_message(topics.release(FLEET, "south", TASK_ID), Release)
     assert (release.number, release.model.version) == (4, 3)
-    inputs, outputs = bundle.unpack_canary(world.blob(release.canary), limit_bytes=10**6)
+    assert release.canary_inputs is not None
+    blobs = [world.blob(ref) for ref in (release.canary, release.canary_inputs)]
+    inputs, outputs = bundle.unpack_canary(*blobs, limit_bytes=10**6)
     assert (inputs.shape, outputs.shape) == ((8, 8), (8, 3))
 
 
@@ -267,13 +269,13 @@ def test_old_blobs_and_settlements_are_cleared_also_by_the_next_server(tmp_path:
     world = World(configuration(tmp_path, rounds=_contributors(8)))
     world.drive(*ALL)
     world.turn(60)
-    # then the broker retains: graph, canaries and vectors of the last versions within the grace, and the deltas, of
-    # which two are smaller than the full vector
+    # then the broker retains: graph, inputs of all canaries, canaries and vectors of the last versions within the
+    # grace, and the deltas, of which two are smaller than the full vector
     with world.parts.store.read() as connection:
         live = connection.exec_driver_sql("select kind, count(*) from blob group by kind").all()
         waiting = store_blobs.to_clear(connection)
     kinds = {row[0]: row[1] for row in live}
-    assert kinds == {"graph": 1, "full": 3, "canary": 3, "delta": 4}
+    assert kinds == {"graph": 1, "inputs": 1, "full": 3, "canary": 3, "delta": 4}
     assert waiting == []
     blobs = [topic for topic in world.broker.retained if "/blob/" in topic]
     assert len(blobs) == sum(kinds.values())

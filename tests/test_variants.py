@@ -84,7 +84,8 @@ def test_the_process_tells_size_times_scores_and_a_canary_that_holds(tmp_path: P
     assert told["before"]["north"]["distance"][0] == pytest.approx(0, abs=1e-4)
     assert 0 < told["after"]["north"]["distance"][0] / told["after"]["north"]["distance"][1] < 0.2
     canary = (tmp_path / "out" / "canary.bin").read_bytes()
-    inputs, outputs = bundle.unpack_canary(canary, limit_bytes=10**6)
+    asked = (tmp_path / "out" / "inputs.bin").read_bytes()
+    inputs, outputs = bundle.unpack_canary(canary, asked, limit_bytes=10**6)
     far = np.abs(scoring.infer(scoring.new_session(made), sw.TASK, inputs) - outputs).max()
     assert far <= 1e-6 < told["tolerance"]
     assert told["tolerance"] < 0.2
@@ -208,12 +209,14 @@ def lying(world: Both, folder: Path, change: str) -> None:
     assert maker is not None
     script = folder / "lies.py"
     script.write_text(LIES + change)
-    maker.command = (sys.executable, str(script), *maker.command[3:])
+    after = maker.command.index("fedfleet.fleet_server.quantize") + 1
+    maker.command = (sys.executable, str(script), *maker.command[after:])
 
 
 LIES = """
 import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 from fedfleet.fleet_server import quantize
 from fedfleet.models import bundle
@@ -227,8 +230,9 @@ told["after"]["north"]["distance"][0] = told["before"]["north"]["distance"][0] *
 (out / "told.json").write_text(json.dumps(told))
 """
 OTHER_ANSWERS = """
-inputs, outputs = bundle.unpack_canary((out / "canary.bin").read_bytes(), limit_bytes=10**6)
-(out / "canary.bin").write_bytes(bundle.pack_canary(inputs, outputs + 10))
+asked = (out / "inputs.bin").read_bytes()
+inputs, outputs = bundle.unpack_canary((out / "canary.bin").read_bytes(), asked, limit_bytes=10**6)
+(out / "canary.bin").write_bytes(bundle.pack_answers(outputs + 10, inputs_sha256=sha256(asked).hexdigest()))
 """
 
 

@@ -1,6 +1,7 @@
 """How models come to a vehicle: fetched, verified, journaled as training base, or tried and activated to drive."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -8,7 +9,7 @@ from fedfleet.link.port import Link
 from fedfleet.models import bundle
 from fedfleet.models.task import Floats, Task
 from fedfleet.protocol.errors import PeerError
-from fedfleet.protocol.messages import ModelPointer, Release, Variant
+from fedfleet.protocol.messages import BlobRef, ModelPointer, Release, Variant
 from fedfleet.protocol.topics import Topic
 from fedfleet.vehicle_agent import events as ev
 from fedfleet.vehicle_agent.assemble import Held, Model, Route, build, route
@@ -22,7 +23,7 @@ from fedfleet.vehicle_agent.swap import Candidate, Sessions, Swapper, Tried
 
 __all__ = ["Downlink", "Limits"]
 
-PASSING = frozenset({"base-lost", "blob-timeout"})
+PASSING = frozenset({"base-lost", "blob-timeout", "canary-lost"})
 """Reasons that may be gone the next time."""
 CHAIN_FAILED = frozenset({"vector-mismatch", "model-mismatch"})
 """Reasons to leave the deltas and take the full vector."""
@@ -200,10 +201,11 @@ class Downlink:
             self._under = None
         held = self._held(pointer)
         way = route(pointer, held, full=full)
-        besides = pointer.control if release is None else release.canary
-        refs = way.refs if besides is None else (*way.refs, besides)
+        refs = way.refs if release is None else (*way.refs, *self._asked(release))
+        if release is None and pointer.control is not None:
+            refs = (*refs, pointer.control)
         if variant is not None:
-            refs = (variant.file, variant.canary)
+            refs = (variant.file, *self._asked(variant))
         number = pointer.version if release is None else release.number
         try:
             timeout_s = self._limits.timeout_s
@@ -215,6 +217,28 @@ class Downlink:
         self._under = _Under(pointer, release, _version(held), way, fetch, variant)
         fetch.start(now_s)
         return self._advance(self._under, now_s)
+
+    def _asked(self, named: Release | Variant) -> tuple[BlobRef, ...]:
+        """Return the blobs of a canary that are not held: its inputs mostly are, from the release before."""
+        inputs = named.canary_inputs
+        is_held = inputs is None or self._journal.canary_inputs(inputs.sha256) is not None
+        return (named.canary,) if inputs is None or is_held else (named.canary, inputs)
+
+    def _canary(self, named: Release | Variant, blobs: Mapping[str, bytes]) -> tuple[Floats, Floats]:
+        """Return a canary, and hold its inputs for the next one."""
+        ref, inputs = named.canary_inputs, None
+        if ref is not None:
+            inputs = blobs.get(ref.sha256)
+            if inputs is None and (inputs := self._journal.canary_inputs(ref.sha256)) is None:
+                raise PeerError(
+                    "canary-lost", f"inputs {ref.sha256[:12]}… of the canary are not held any more"
+                )
+        limit_bytes = self._limits.max_model_bytes
+        found = bundle.unpack_canary(blobs[named.canary.sha256], inputs, limit_bytes=limit_bytes)
+        if ref is not None and inputs is not None and ref.sha256 in blobs:
+            with suppress(JournalError):  # then they come again with the next release
+                self._journal.keep_canary_inputs(ref.sha256, inputs)
+        return found
 
     def _held(self, pointer: ModelPointer) -> Held | None:
         base, vector, graph = self._journal.base, self._journal.base_vector, self._journal.graph
@@ -239,7 +263,8 @@ class Downlink:
             limit = self._limits.max_model_bytes
             if under.release is not None and under.variant is not None:
                 self._under = None
-                self._fetched = _unpacked(under.release, under.variant, blobs, limit_bytes=limit)
+                canary = self._canary(under.variant, blobs)
+                self._fetched = _unpacked(under.release, under.variant, blobs, canary)
                 return [ev.ReleaseFetched(under.release.number)]
             model = build(under.way, blobs, self._held_still(under), task=self._task, limit_bytes=limit)
             self._under = None
@@ -248,7 +273,7 @@ class Downlink:
                 blob = None if named is None else blobs[named.sha256]
                 control = None if blob is None else bundle.unpack_vector(blob, size=model.vector.size)
                 return self._keep_base(model, under.pointer.region, control)
-            canary = bundle.unpack_canary(blobs[under.release.canary.sha256], limit_bytes=limit)
+            canary = self._canary(under.release, blobs)
         except PeerError as error:
             self._under = None
             if error.reason in CHAIN_FAILED and under.way.chain is not None and under.variant is None:
@@ -282,14 +307,13 @@ def _activated(released: Released) -> ev.Activated:
 
 
 def _unpacked(
-    release: Release, variant: Variant, blobs: Mapping[str, bytes], *, limit_bytes: int
+    release: Release, variant: Variant, blobs: Mapping[str, bytes], canary: tuple[Floats, Floats]
 ) -> _Fetched:
     """Return a release in the form of a variant; PeerError when its file is not what was signed."""
     file = bundle.unpack_file(blobs[variant.file.sha256], size_bytes=variant.size_bytes)
     if (found := sha256(file).hexdigest()) != variant.onnx_sha256:
         told = f"SHA-256 {found[:12]}…, expected {variant.onnx_sha256[:12]}…"
         raise PeerError("model-mismatch", f"{variant.kind} of release {release.number} has {told}")
-    canary = bundle.unpack_canary(blobs[variant.canary.sha256], limit_bytes=limit_bytes)
     version = release.model.version
     released = Released(release.number, version, variant.onnx_sha256, file, variant.kind)
     return _Fetched(released, canary, variant.tolerance)

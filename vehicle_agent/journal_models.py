@@ -106,6 +106,18 @@ class ModelJournal(JournalFile):
         found = self.released("active") or self.released("previous")
         return Active(found.number, found.version, found.onnx_sha256, found.variant) if found else None
 
+    def canary_inputs(self, digest: str) -> bytes | None:
+        """Return the blob of canary inputs with this SHA-256 (hex); None when it is not held, or damaged."""
+        row = self._row("SELECT blob FROM canary_inputs WHERE task = ? AND sha256 = ?", self._task, digest)
+        return bytes(row[0]) if row and sha256(row[0]).hexdigest() == digest else None
+
+    def keep_canary_inputs(self, digest: str, blob: bytes) -> None:
+        """Hold this blob of canary inputs, in the place of the one before."""
+        with self._change():
+            self._db.execute(
+                "INSERT OR REPLACE INTO canary_inputs VALUES (?, ?, ?)", (self._task, digest, blob)
+            )
+
     def keep_personal(self, record: Record) -> None:
         """Record a head of the vehicle's own that passed its checks, in the place of the one before."""
         packed = BytesIO()

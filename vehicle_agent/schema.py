@@ -18,6 +18,9 @@ CREATE TABLE personal (
   task TEXT PRIMARY KEY, release_sha256 TEXT NOT NULL, onnx_sha256 TEXT NOT NULL, head BLOB NOT NULL,
   canary BLOB NOT NULL, data TEXT NOT NULL, scores TEXT NOT NULL) WITHOUT ROWID;
 """,
+    """
+CREATE TABLE canary_inputs (task TEXT PRIMARY KEY, sha256 TEXT NOT NULL, blob BLOB NOT NULL);
+""",
 )
 """Step i brings the tables of version i + 1, as an older program made them, to i + 2."""
 
@@ -40,6 +43,7 @@ CREATE TABLE base (
   task TEXT PRIMARY KEY, version INTEGER NOT NULL, onnx_sha256 TEXT NOT NULL, vector BLOB NOT NULL,
   graph_sha256 TEXT NOT NULL, region TEXT NOT NULL DEFAULT '', step BLOB, control BLOB);
 CREATE TABLE control (task TEXT PRIMARY KEY, vector BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE canary_inputs (task TEXT PRIMARY KEY, sha256 TEXT NOT NULL, blob BLOB NOT NULL);
 CREATE TABLE graph (task TEXT PRIMARY KEY, sha256 TEXT NOT NULL, layout BLOB NOT NULL, onnx BLOB NOT NULL);
 CREATE TABLE release (
   task TEXT NOT NULL, slot TEXT NOT NULL CHECK (slot IN ('active', 'previous')), number INTEGER NOT NULL,

@@ -229,9 +229,11 @@ def _release(
         )
     _not_from_the_future(f"release {release.number}", release.released_at_s, now_s)
     _check_model(trusted, release.model)
-    _check_size(trusted, "canary", release.canary.size_bytes)
+    for ref in filter(None, (release.canary, release.canary_inputs)):
+        _check_size(trusted, "canary", ref.size_bytes)
     for each in release.variants:
-        for size_bytes in (each.size_bytes, each.file.size_bytes, each.canary.size_bytes):
+        sizes = [ref.size_bytes for ref in (each.file, each.canary, each.canary_inputs) if ref is not None]
+        for size_bytes in (each.size_bytes, *sizes):
             _check_size(trusted, f"variant {each.kind} of release {release.number}", size_bytes)
     seen = trusted.newest
     if release.number < trusted.release_floor:
