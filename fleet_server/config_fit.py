@@ -55,8 +55,6 @@ def _check_rounds(settings: "ServerSettings") -> None:
                 f"rounds.contributors: {region} has {len(vehicles)} vehicles, quorum is {rounds.quorum}: "
                 "no round would ever open"
             )
-    if rounds.share_wanted is not None and rounds.contributors is not None:
-        raise ValueError("rounds.share_wanted: expected none with contributors, which name every vehicle")
 
 
 def _check_strategy(settings: "ServerSettings") -> None:

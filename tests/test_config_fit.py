@@ -17,10 +17,6 @@ SERVER: list[tuple[dict[str, Any], str]] = [
         {"rounds": {"quorum": 2, "contributors": {"north": ["v1"]}}},
         "rounds.contributors: north has 1 vehicles, quorum is 2: no round would ever open",
     ),
-    (
-        {"rounds": {"quorum": 1, "share_wanted": 1, "contributors": {"north": ["v1"]}}},
-        "rounds.share_wanted: expected none with contributors, which name every vehicle",
-    ),
     ({"rounds": {"deadline_s": 10, "lease_s": 60}}, "lease_s: expected at most deadline_s = 10, got 60"),
     (
         {"rounds": {"mode": "buffered", "buffer": 2, "quorum": 3}},
