@@ -74,6 +74,7 @@ class Both:
         self.broker = MemoryBroker(3)
         self.config = sw.configuration(folder, regions=regions, **(server or {}))
         self.agent = dict(agent or {})
+        self.codes: dict[str, str] = {}
         self.start_server()
         self.trainer = Pull(target)
         self.fleet = self.start_fleet()
@@ -87,7 +88,11 @@ class Both:
         vehicles = []
         for region, names in self.regions.items():
             vehicles += [
-                {"vehicle": name, "data_dir": str(self._data(name, region)), "enrolment_code": sw.code(name)}
+                {
+                    "vehicle": name,
+                    "data_dir": str(self._data(name, region)),
+                    "enrolment_code": self.codes.get(name, sw.code(name)),
+                }
                 for name in names
             ]
         told = {

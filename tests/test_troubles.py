@@ -11,6 +11,7 @@ from both_sides import Both
 from test_agent import BASE, MOVING, STANDING, fresh, of, plan, ready, receipt, run, sent
 
 from fedfleet.fleet_server import views
+from fedfleet.fleet_server.requests import Code
 from fedfleet.protocol.errors import UsageError
 from fedfleet.vehicle_agent import actions as act
 from fedfleet.vehicle_agent import events as ev
@@ -183,7 +184,8 @@ def test_who_shares_its_identity_says_so_instead_of_each_lost_connection() -> No
     state, lines = wait(state, now_s, now_s + 130)
     assert lines[-1] == "vehicle v01: that is over" or "identity-shared" not in told(state)[0]
     # and a broker that names it is believed at once
-    state, actions = run(ready(), ev.LinkDown("session taken over"), now_s=5000.0)
+    reason = "ended the connection: " + "another client came with the id v01; waiting longer each time"
+    state, actions = run(ready(), ev.LinkDown(reason), now_s=5000.0)
     assert "another client uses the id v01" in of(actions, act.Report)[0].text
 
 
@@ -316,6 +318,33 @@ def test_a_clock_an_hour_behind_is_told_on_both_sides(both: Behind) -> None:
     both.run_until(lambda: both.version == 3, turns=2000)
     both.run_until(lambda: shown(both)["metrics"]["trouble"] == "")
     assert "vehicle v01: that is over" in both.said
+
+
+def test_a_vehicle_that_lost_its_key_enrols_anew_with_a_fresh_code_only(tmp_path: Path) -> None:
+    # given a vehicle that learns, whose key is lost
+    made = Both(tmp_path, regions={"north": ("v01",)}, server={"rounds": {"total": 0, "quorum": 1}})
+    made.run_until(lambda: made.version == 1)
+    made.fleet.stop()
+    made.broker.kill("v01")
+    (tmp_path / "vehicles" / "v01" / "vehicle.key").unlink()
+    # when it starts with the code that it has used already
+    made.fleet = made.start_fleet()
+    made.run_until(lambda: "enrolment" in told(made.vehicles["v01"].state)[0])
+    # then it says that the server knows another key
+    words = told(made.vehicles["v01"].state)[1]
+    assert "the server knows another key for v01" in words
+    assert "ask the operator for a fresh code (fedfleet server code v01)" in words
+    made.fleet.stop()
+    made.broker.kill("v01")
+    # when it has a fresh code
+    made.codes["v01"] = "a fresh code of many characters"
+    codes = {"v01": Code(made.codes["v01"], "north")}
+    made.parts.ingest.party = replace(made.parts.ingest.party, codes=codes)
+    made.fleet, version = made.start_fleet(), made.version
+    # then it is enrolled by its new key, and goes on
+    made.run_until(lambda: made.version > version)
+    assert not made.vehicles["v01"].parts.journal.rekeyed
+    made.close()
 
 
 def test_many_vehicles_of_one_process_do_not_all_say_the_same() -> None:

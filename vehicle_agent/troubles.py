@@ -35,8 +35,8 @@ NO_SAMPLES = "no-samples"
 """Why a vehicle without a scenario that could teach does not train."""
 CLOCK: Final = "clock-behind"
 SHARED: Final = "identity-shared"
-TAKEN_OVER: Final = "taken over"
-"""What an MQTT 5 broker says to who had the id before."""
+RIVALS: Final = ("another client", "taken over")
+"""Words of the link, when a broker says or shows that someone else has come with the same id."""
 LASTS_S: Final = 20.0
 """So long a reason must have lasted before it is told: most pass by themselves."""
 LASTING: Final = {CLOCK: 0.0, "enrolment": 0.0, SHARED: 0.0, "no-plan": 120.0, "no-base": 120.0}
@@ -128,7 +128,7 @@ def dropped(state: State, reason: str, now_s: float) -> State:
     """Count connections that end soon after they were made: a broker ends one when another has the same id."""
     is_short = 0 <= now_s - state.up_at_s < SHORT_S
     state = replace(state, drops=state.drops + 1 if is_short else 0)
-    if state.drops < DROPS and TAKEN_OVER not in reason:
+    if state.drops < DROPS and not any(words in reason for words in RIVALS):
         return state
     name = state.settings.vehicle
     what = f"another client uses the id {name} and ends this connection, again and again"

@@ -245,10 +245,11 @@ class Vehicle:
     def _remember(self, trusted: Trusted, came: ev.Event) -> None:
         """Journal what must outlive this process before anything is done about it."""
         if isinstance(came, ev.Assigned):
-            known = (self.parts.journal.region, self.parts.journal.server_key)
-            if known != (trusted.region, trusted.server_key) or not self.parts.journal.enrolled:
+            journal = self.parts.journal
+            is_known = (journal.region, journal.server_key) == (trusted.region, trusted.server_key)
+            if not is_known or not journal.enrolled or journal.rekeyed:
                 head = self.parts.tuning.head()
-                self.parts.journal.assign(trusted.region, trusted.server_key, forget=head)
+                journal.assign(trusted.region, trusted.server_key, forget=head)
         newest = trusted.seen.get(trusted.region)
         if newest is not None and newest != self.trusted.seen.get(trusted.region):
             self.parts.journal.note_seen(trusted.region, newest)
