@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 import typer
 from pydantic import SecretStr
 
-from fedfleet.cli import load_run
+from fedfleet.cli import load_run, preflight
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.data import jobs_of, prepare, scenarios_dir, split
 from fedfleet.cli.launch import (
@@ -49,8 +49,7 @@ def agent(
     if show_key:
         typer.echo(keys.load_or_create(settings.work_dir / "vehicles" / vehicle).public.hex())
         return
-    if not wait:
-        must_answer(settings)
+    _check(settings, wait=wait)
     folder = scenarios_dir(settings, scenarios)
     prepare(settings, folder, jobs_of(settings, split(settings, folder), [vehicle]))
     secret = SecretStr(code) if code else _codes(settings).get(vehicle)
@@ -80,8 +79,7 @@ def fleet(
     """
     settings = load(config)
     number = load_run.wanted(vehicles)
-    if not wait:
-        must_answer(settings)
+    _check(settings, wait=wait)
     folder = scenarios_dir(settings, scenarios)
     if number is not None:
         _run(settings, _load(settings, folder, number))
@@ -93,6 +91,15 @@ def fleet(
     )
     prepare(settings, folder, jobs_of(settings, parts, chosen))
     _run(settings, fleet_config(settings, chosen, codes=_codes(settings)))
+
+
+def _check(settings: Settings, *, wait: bool) -> None:
+    """Raise UsageError for what would end, or idle, a vehicle only later."""
+    preflight.task_is_usable(settings)
+    preflight.can_train()
+    preflight.has_space(settings.work_dir)
+    if not wait:
+        must_answer(settings)
 
 
 def _load(settings: Settings, folder: Path, number: int) -> FleetConfig:

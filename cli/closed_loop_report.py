@@ -1,7 +1,6 @@
 """The result of closed-loop episodes: figures with intervals as JSON, tables, pictures."""
 
 import importlib.metadata
-import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from fedfleet.cli.tables import Column
 from fedfleet.cli.tables import show as show_table
 from fedfleet.cli.terminal import Terminal
 from fedfleet.cli.versions import versions
+from fedfleet.models import extras
 from fedfleet.scenarios.closed_loop_figures import MEASURES, difference, percentiles
 from fedfleet.scenarios.closed_loop_measure import TTC_CAP_S
 from fedfleet.scenarios.closed_loop_plan import NET
@@ -63,7 +63,7 @@ def show(console: Terminal, found: Mapping[str, Any]) -> None:
 
 def draw(folder: Path, runs: "Sequence[Run]", arms: Sequence[str]) -> list[Path]:
     """Write a picture of the times to collision of each situation; none without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not extras.is_installed("matplotlib"):
         return []
     files = []
     for name in dict.fromkeys(run.plan.situation for run in runs):

@@ -21,6 +21,7 @@ from fedfleet.cli import (
     compare_processes,
     compare_report,
     compare_result,
+    preflight,
     suits,
 )
 from fedfleet.cli.compare_arms import Point, baseline, centralised, check_training, judge, on_site
@@ -121,6 +122,7 @@ def compare(  # noqa: PLR0913 - the options of the command
     target.unlink(missing_ok=True)  # an old result must not pass for the one of a run that fails
     compare_models.remove(out)
     arms = chosen(settings, rounds=rounds, epochs=epochs, participation=participation)
+    _preflight(settings, broker=broker)
     _clean(settings.work_dir)
     for note in notes:
         Terminal(stderr=True).say(f"note: {note}")
@@ -148,6 +150,16 @@ def _show(
     console.say(f"{result.rounds} rounds, {sent}, {result.seconds:.0f} s")
     models = f"{out / 'federated.onnx'}, centralised.onnx, {ON_SITE}/"
     console.say(f"results: {', '.join(map(str, (*files, target)))}; models: {models}")
+
+
+def _preflight(settings: Settings, *, broker: bool) -> None:
+    """Raise UsageError for what would end the comparison only after minutes."""
+    preflight.task_is_usable(settings)
+    preflight.can_export(settings)
+    preflight.can_draw("the comparison's report")
+    preflight.has_space(settings.work_dir)
+    if broker:
+        preflight.has_broker(settings, "compare --broker")
 
 
 def chosen(

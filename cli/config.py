@@ -4,7 +4,6 @@ Precedence: environment (``FEDFLEET__SECTION__KEY``), then the file, then the de
 """
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,14 +11,14 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
+from fedfleet.cli.mistakes import Mistakes, meant, of_validation, read_toml
 from fedfleet.fleet_server.config import ServerSettings
 from fedfleet.link.config import BrokerConfig
-from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import Id
 from fedfleet.vehicle_agent.config import AgentSettings
 
@@ -27,7 +26,6 @@ __all__ = ["ENV_PREFIX", "DataConfig", "Settings", "load"]
 
 ENV_PREFIX = "FEDFLEET__"
 DEFAULT_FILE = Path("fedfleet.toml")
-_SECRET = ("enrolment", "code", "password")
 
 
 class DataConfig(BaseModel):
@@ -106,63 +104,46 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment before file; ``.env`` and secret files are not read."""
         del dotenv_settings, file_secret_settings
-        file = settings_cls.model_config.get("toml_file")
-        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
-        return (*sources, TomlConfigSettingsSource(settings_cls)) if file else sources
+        assert issubclass(settings_cls, Settings)  # noqa: S101 - pydantic calls it on the class itself
+        return init_settings, env_settings, InitSettingsSource(settings_cls, settings_cls.file_content())
+
+    @classmethod
+    def file_content(cls) -> dict[str, Any]:
+        """Return what the file says; nothing where there is none."""
+        return {}
 
 
 def load(file: Path | None, *, task: str | None = None) -> Settings:
     """Return the configuration of ``file`` (``fedfleet.toml`` when it exists and none is named), of ``task`` if given.
 
-    Raises UsageError, one line: file, key, what was expected, what was found.
+    Raises UsageError: file, key, what was expected, what was found; of all mistakes at once (`mistakes.Mistakes`).
     """
     chosen = file or (DEFAULT_FILE if DEFAULT_FILE.is_file() else None)
-    if chosen is not None:
-        _check_readable(chosen)
+    told = {} if chosen is None else read_toml(chosen)
     _check_environment(os.environ)
 
     class _FromFile(Settings):
-        model_config = SettingsConfigDict(toml_file=chosen)
+        @classmethod
+        def file_content(cls) -> dict[str, Any]:
+            return told
 
     try:
         settings = _FromFile()
-        return settings.model_copy(update={"task": task}) if task else settings
     except ValidationError as error:
-        raise UsageError(_line(error, chosen)) from error
-
-
-def _check_readable(file: Path) -> None:
-    try:
-        tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"{file}: no such configuration file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{file}: not TOML: {error}") from error
+        raise of_validation(error, Settings, file=chosen, env=ENV_PREFIX) from error
+    return settings.model_copy(update={"task": task}) if task else settings
 
 
 def _check_environment(environment: Mapping[str, str]) -> None:
-    for name in environment:
-        if name.startswith(ENV_PREFIX):
-            first = name.removeprefix(ENV_PREFIX).split("__")[0].lower()
-            if first not in Settings.model_fields:
-                known = ", ".join(sorted(field.upper() for field in Settings.model_fields))
-                raise UsageError(
-                    f"environment {name}: unknown section {first.upper()!r}, expected one of {known}"
-                )
-
-
-def _line(error: ValidationError, file: Path | None) -> str:
-    first: Mapping[str, Any] = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    where = file or "configuration"
-    variable = ENV_PREFIX + "__".join(str(part) for part in first["loc"]).upper()
-    if variable in os.environ:
-        where = f"environment {variable}"
-    if first["type"] == "extra_forbidden":
-        return f"{where}: {key}: unknown key"
-    got = "nothing" if first["type"] == "missing" else repr(first["input"])[:80]
-    if any(word in key for word in _SECRET):
-        got = "a value that is not shown"
-    return f"{where}: {key}: expected: {first['msg']}; got {got}"
+    known = sorted(Settings.model_fields)
+    lines = []
+    for name in sorted(environment):
+        first = name.removeprefix(ENV_PREFIX).split("__")[0].lower()
+        if name.startswith(ENV_PREFIX) and first not in known:
+            hint = meant(first, known).upper().replace(", DID YOU MEAN", ", did you mean")
+            expected = ", ".join(each.upper() for each in known)
+            lines.append(
+                f"environment {name}: unknown section {first.upper()!r}, expected one of {expected}{hint}"
+            )
+    if lines:
+        raise Mistakes(lines)

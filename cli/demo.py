@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
-from fedfleet.cli import demo_result, live, suits
+from fedfleet.cli import demo_result, live, preflight, suits
 from fedfleet.cli.claims import Claim, Outcome, judge
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.demo_fleet import DemoFleet, clean
@@ -27,6 +27,7 @@ from fedfleet.protocol.signing import SigningKey
 __all__ = ["demo"]
 
 _POLL_S = 0.1
+FAULT_ROUNDS = 3  # one to be killed in, one to come back in, one for the server
 _ROUND_LIMIT_S = 120.0
 _DEADLINE_S = 25.0
 # A dozen vehicles share these cores, so frames wait for each other; a trainer that is stopped for it holds a round up.
@@ -54,8 +55,12 @@ def demo(
     rounds = suits.demo_rounds(tasks.load(told.task)) if rounds is None else rounds
     settings = _settings(told, out, rounds=rounds)
     folder = scenarios or settings.data.scenarios or pack_dir()
+    _preflight(settings, rounds=rounds, faults=faults)
+    fleet = DemoFleet(settings, folder)
+    if faults:
+        fleet.must_bear_faults()
     clean(settings.work_dir)
-    with DemoFleet(settings, folder) as fleet:
+    with fleet:
         show = Show(console, fleet)
         show.tell(
             f"{len(fleet.parts.vehicles)} vehicles in {len(fleet.regions)} regions, scenarios from {folder}"
@@ -79,6 +84,21 @@ def demo(
     _print_claims(console, outcome, claims, out)
     if not all(claim.is_true for claim in claims):
         raise typer.Exit(1)
+
+
+def _preflight(settings: Settings, *, rounds: int, faults: bool) -> None:
+    """Raise UsageError for what would end the demo only after minutes."""
+    preflight.task_is_usable(settings)
+    preflight.can_export(settings)
+    preflight.can_store(settings)
+    preflight.can_draw("the demo's report")
+    preflight.has_broker(settings, "the demo")
+    preflight.ports_are_free(settings.server)
+    preflight.has_space(settings.work_dir)
+    if faults and rounds < FAULT_ROUNDS:
+        raise UsageError(
+            f"--rounds {rounds}: the faults take {FAULT_ROUNDS} rounds or more; fewer go with --no-faults"
+        )
 
 
 class Show:
@@ -157,6 +177,7 @@ def _start(fleet: DemoFleet, show: Show) -> None:
         f"{fleet.broker.kind} listens on {fleet.broker.host}:{fleet.broker.port}; preparing the recordings"
     )
     fleet.prepare()
+    fleet.must_be_judged()
     fleet.enrol_saboteur()
     fleet.start_server()
     fleet.start_vehicles()

@@ -11,10 +11,11 @@ from pydantic import SecretStr
 
 from fedfleet.cli import launch, suits
 from fedfleet.cli.config import Settings
-from fedfleet.cli.data import held_out_jobs, jobs_of, prepare, split
+from fedfleet.cli.data import held_out_jobs, jobs_of, prepare, split, test_dir, validation_dir
 from fedfleet.cli.processes import Child, start
 from fedfleet.fleet_server import registry
 from fedfleet.link import embedded
+from fedfleet.models import prepared
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.signing import SigningKey
 from fedfleet.scenarios.partition import Partition
@@ -87,6 +88,30 @@ class DemoFleet:
             self.scenarios,
             [*jobs, *jobs_of(self.settings, self.parts, sorted(self.parts.vehicles))],
         )
+
+    def must_be_judged(self) -> None:
+        """Raise UsageError when a region has nothing to judge a model on: no claim could be made of it."""
+        for region in self.regions:
+            for folder, part in (
+                (validation_dir(self.settings), "validation"),
+                (test_dir(self.settings), "test"),
+            ):
+                place = folder / region
+                counts = prepared.open_meta(place).counts if (place / "meta.json").is_file() else {}
+                if not counts.get(f"{part}_judged", 0):
+                    raise UsageError(
+                        f"region {region}: no sample of its {part} drives can be judged: more drives are needed, "
+                        f"or another share of them (data.{part})"
+                    )
+
+    def must_bear_faults(self) -> None:
+        """Raise UsageError when no region makes a quorum without the vehicle that is killed."""
+        quorum = self.settings.server.rounds.quorum
+        if self._sizes()[self.region_of(self.victim())] <= quorum:
+            raise UsageError(
+                f"no region has more than {quorum} vehicles, so its round cannot close without the one that is "
+                "killed: more vehicles_per_region, a smaller quorum, or --no-faults"
+            )
 
     def enrol_saboteur(self) -> None:
         """Register the key of the vehicle that the demo plays, by hand as an operator would."""

@@ -12,6 +12,7 @@ from fedfleet.cli.claims import Killed, Refused, Resumed
 from fedfleet.cli.demo_fleet import SABOTEUR, DemoFleet
 from fedfleet.fleet_server import store_updates
 from fedfleet.fleet_server.store import open_reader
+from fedfleet.models import task as tasks
 from fedfleet.protocol.ids import UpdateId, task_id
 from fedfleet.protocol.signing import SigningKey
 
@@ -144,7 +145,7 @@ class Intrusion:
         settings = self._fleet.settings
         target = demo_intruder.Target(
             settings.fleet,
-            task_id(snapshot["task"]),
+            task_id(tasks.load(snapshot["task"]).name),
             row["region"],
             round=row["round"],
             base_version=snapshot["version"],

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedfleet.cli.options import Json
+from fedfleet.cli.options import ConfigFile, Json, unused
 from fedfleet.cli.terminal import Terminal
 from fedfleet.codec.container import MAGIC
 from fedfleet.codec.describe import BlockView, PayloadView, describe
@@ -43,11 +43,13 @@ def inspect(
         int,
         typer.Option(min=1, help="The most parameters that the payload may claim, against hostile files."),
     ] = MAX_PARAMETERS,
+    config: ConfigFile = None,
 ) -> None:
     """Show what an update holds: modes, parts, stream sizes, bits per value against the bound, ratio to float32.
 
     Of a sealed message the digest is checked, the signature is not: that needs the sender's key.
     """
+    unused(config, "inspect")
     found = look(_read(file), name=str(file), parameters=parameters)
     if as_json:
         typer.echo(json.dumps(_as_json(found)))

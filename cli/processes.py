@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from fedfleet.models import extras
 from fedfleet.models.interpreter import module_command
 from fedfleet.protocol.errors import UsageError
 
@@ -123,6 +124,6 @@ def run(
         if is_late.is_set():
             raise UsageError(f"{module}: not done after {timeout_s:.0f} s")
         if code != 0:
-            raise UsageError(last)
+            raise UsageError(extras.explained(last) or last)
         output.seek(0)
         return output.read()

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fedfleet.cli.config import ENV_PREFIX, Settings
 
-__all__ = ["reference"]
+__all__ = ["paths", "reference"]
 
 _WIDTH = {"COLUMNS": "100", "TERMINAL_WIDTH": "100", "TERM": "dumb", "NO_COLOR": "1"}
 _SHOWN_CHARACTERS = 60
@@ -23,7 +23,7 @@ def reference() -> str:
         "# Command reference\n",
         "Written by `make docs` from `--help`; a test fails when it is stale.\n",
     ]
-    for path in _paths(typer.main.get_command(app), ()):
+    for path in paths(typer.main.get_command(app), ()):
         shown = CliRunner().invoke(app, [*path, "--help"], env=_WIDTH, prog_name="fedfleet").output
         text = "\n".join(line.rstrip() for line in shown.strip().splitlines())
         parts.append(f"## `{' '.join(('fedfleet', *path))}`\n\n```text\n{text}\n```\n")
@@ -31,10 +31,11 @@ def reference() -> str:
     return "\n".join(parts) + "\n"
 
 
-def _paths(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:  # noqa: ANN401 - Typer vendors click
+def paths(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:  # noqa: ANN401 - Typer vendors click
+    """Yield the words of every command, groups too, in the order of the page."""
     yield path
     for name, child in sorted(getattr(command, "commands", {}).items()):
-        yield from _paths(child, (*path, name))
+        yield from paths(child, (*path, name))
 
 
 def _configuration() -> str:

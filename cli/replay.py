@@ -8,7 +8,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +26,7 @@ from fedfleet.cli.replay_slices import Gathered
 from fedfleet.cli.terminal import Terminal
 from fedfleet.cli.versions import versions
 from fedfleet.fleet_server.files import write_file
+from fedfleet.models import extras
 from fedfleet.models import task as tasks
 from fedfleet.models.task import Case, Drive, Index, Task
 from fedfleet.protocol.errors import UsageError
@@ -102,7 +102,7 @@ def replay(  # noqa: PLR0913 - the options of the command
     console = Terminal()
     announce(console, wanted, way)
     with ExitStack() as stack:
-        has_parquet = find_spec("pyarrow") is not None
+        has_parquet = extras.is_installed("pyarrow")
         kept = FramesFile(out / report.FRAMES, chosen) if evidence and has_parquet else None
         frames = stack.enter_context(kept) if kept else None
         done = replay_all(chosen, folder, wanted, models=models, way=way, worst=worst, frames=frames)
@@ -267,9 +267,9 @@ def _write_evidence(
     files = [name for name in (report.FRAMES, report.SUMMARY, report.PAGE) if (out / name).exists()]
     text = f"results: {', '.join(str(out / name) for name in files)}"
     if report.FRAMES not in files:
-        text += f"; no {report.FRAMES}: it needs `pip install fedfleet[scenarios]`"
+        text += f"; no {report.FRAMES}: it needs `pip install 'fedfleet[scenarios]'`"
     if not is_written:
-        text += f"; no {report.PAGE}: it needs `pip install fedfleet[viz]`"
+        text += f"; no {report.PAGE}: it needs `pip install 'fedfleet[viz]'`"
     console.say(text)
 
 

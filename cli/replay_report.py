@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ from fedfleet.cli.evidence import Series
 from fedfleet.cli.page import COLOURS, GREY, Draw, document, escape, svg, tiles
 from fedfleet.cli.replay_slices import Gathered
 from fedfleet.fleet_server.files import write_file
-from fedfleet.models import bootstrap
+from fedfleet.models import bootstrap, extras
 from fedfleet.models import task as tasks
 from fedfleet.models.bootstrap import Difference, Estimate
 from fedfleet.models.task import Case, Task
@@ -168,7 +167,7 @@ def write_page(
 ) -> bool:
     """Write the evidence report; False, and nothing is written, where matplotlib is not installed."""
     path.unlink(missing_ok=True)
-    if find_spec("matplotlib") is None:
+    if not extras.is_installed("matplotlib"):
         return False
     metric, series = task.metrics[0], _series(task, found)
     charts = "".join(svg(draw) for draw in evidence.slice_charts(series, metric))

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedfleet.cli import scenarios_partition, scenarios_plot, scenarios_stats
 from fedfleet.cli.config import load
-from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, TaskName, pack_dir
+from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, TaskName, pack_dir, unused
 from fedfleet.cli.progress import steps
 from fedfleet.cli.terminal import Terminal
 from fedfleet.models import task as tasks
@@ -29,6 +29,12 @@ app = typer.Typer(
     help="Look into folders of driving scenarios, check, split and draw them, generate the shipped pack.",
     no_args_is_help=True,
 )
+
+
+@app.callback()
+def scenarios_group(config: ConfigFile = None) -> None:
+    """Look into folders of driving scenarios, check, split and draw them, generate the shipped pack."""
+    del config  # the commands find it in their context
 
 
 app.command("partition")(scenarios_partition.partition)
@@ -146,9 +152,12 @@ def convert(
     folder: Annotated[Path, typer.Argument(help="Folder of recordings of any format.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="Folder to write tables into.", show_default=False)],
     as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """Write recordings as fedfleet's own Parquet tables, one per region; whatever their format."""
     from fedfleet.scenarios import convert as converter
+
+    unused(config, "convert")
 
     with steps("converting recordings") as progress:
         made = converter.convert(folder, out, report=progress)
@@ -166,9 +175,12 @@ def convert(
 def generate(
     out: Annotated[Path, typer.Argument(help="Folder to write the pack into.", show_default=False)],
     seed: Annotated[int, typer.Option(min=0, help="Seed of the traffic; the shipped pack has seed 1.")] = 1,
+    config: ConfigFile = None,
 ) -> None:
     """Generate the pack of four regions with Eclipse SUMO (needs the [sumo] extra; takes minutes)."""
     from fedfleet.scenarios import generate as generator
+
+    unused(config, "generate")
 
     with steps("generating scenarios") as progress:
         record = generator.generate(out, seed=seed, progress=progress)

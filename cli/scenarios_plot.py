@@ -17,6 +17,7 @@ from fedfleet.cli.config import load
 from fedfleet.cli.options import ConfigFile, ScenariosDir, pack_dir
 from fedfleet.cli.page import COLOURS, GREY
 from fedfleet.cli.terminal import Terminal
+from fedfleet.models import extras
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.printable import printable
 from fedfleet.scenarios.reading import stream
@@ -68,6 +69,7 @@ def plot(  # noqa: PLR0913 - the options of the command
     """Draw scenarios from above: every track, judged ones in green, the recording car in orange."""
     settings = load(config)
     folder = scenarios or settings.data.scenarios or pack_dir()
+    extras.need("matplotlib", "PIL", what="`fedfleet scenarios plot`")
     ffmpeg = shutil.which("ffmpeg")
     if mp4 and ffmpeg is None:
         raise UsageError("--mp4: ffmpeg is not installed; --gif needs nothing more")

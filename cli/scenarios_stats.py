@@ -18,6 +18,7 @@ from fedfleet.cli.page import COLOURS, Draw, document, escape, grid, png, svg
 from fedfleet.cli.progress import steps
 from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server.files import write_file
+from fedfleet.models import extras
 from fedfleet.models import task as tasks
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.reading import stream
@@ -60,8 +61,10 @@ def stats(
     """
     settings = load(config, task=task)
     folder = scenarios or settings.data.scenarios or pack_dir()
-    if out is not None and out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: expected a folder, got a file")
+    if out is not None:
+        extras.need("matplotlib", what="--out")
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"--out {out}: expected a folder, got a file")
     learned = tasks.load(settings.task)
     if not getattr(learned, "reads_tracks", False):
         _of_samples(learned, folder, out, as_json=as_json)

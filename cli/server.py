@@ -6,12 +6,21 @@ from typing import Annotated
 
 import typer
 
-from fedfleet.cli import server_store, server_views
-from fedfleet.cli.config import load
+from fedfleet.cli import preflight, server_store, server_views
+from fedfleet.cli.config import Settings, load
 from fedfleet.cli.data import held_out_jobs, prepare, scenarios_dir, split
-from fedfleet.cli.launch import SERVER, become, must_answer, server_config, server_place, write_config
+from fedfleet.cli.launch import (
+    SERVER,
+    become,
+    must_answer,
+    server_config,
+    server_dir,
+    server_place,
+    write_config,
+)
 from fedfleet.cli.options import ConfigFile, ScenariosDir, Wait
 from fedfleet.cli.terminal import Terminal
+from fedfleet.fleet_server.store import open_reader
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.signing import KEY_BYTES
 
@@ -38,10 +47,18 @@ def server(
     context: typer.Context, config: ConfigFile = None, scenarios: ScenariosDir = None, wait: Wait = False
 ) -> None:
     """Run the fleet server until Ctrl-C: rounds, aggregation, gate, releases. A restart resumes where it was."""
-    context.obj = config
     if context.invoked_subcommand is not None:
+        for name, is_given in (("--scenarios", scenarios is not None), ("--wait", wait)):
+            if is_given:
+                raise UsageError(
+                    f"{name}: goes with `fedfleet server` alone, not with `{context.invoked_subcommand}`"
+                )
         return
     settings = load(config)
+    preflight.task_is_usable(settings)
+    preflight.can_export(settings)
+    preflight.can_store(settings)
+    preflight.has_space(settings.work_dir)
     if not wait:
         must_answer(settings)
     folder = scenarios_dir(settings, scenarios)
@@ -55,7 +72,6 @@ def server(
 
 @app.command("enrol")
 def enrol(
-    context: typer.Context,
     vehicle: Vehicle,
     region: Annotated[str, typer.Option(help="Region to put the vehicle in.", show_default=False)],
     key: Annotated[
@@ -65,16 +81,18 @@ def enrol(
     replace: Annotated[
         bool, typer.Option("--replace", help="Take this key in place of the one that is enrolled.")
     ] = False,
+    config: ConfigFile = None,
 ) -> None:
     """Register a vehicle's public key (shown by `fedfleet agent VEHICLE --show-key`), also while the server runs."""
     from fedfleet.fleet_server import registry
 
-    settings = load(context.obj)
+    public_key = _key(key)
+    settings = _settings_of_a_fleet(config)
     registry.enrol(
         server_place(settings),
         vehicle,
         region=region,
-        public_key=_key(key),
+        public_key=public_key,
         now_s=time.time(),
         replace=replace,
     )
@@ -83,16 +101,23 @@ def enrol(
 
 @app.command("deny")
 def deny(
-    context: typer.Context,
     vehicle: Vehicle,
     undo: Annotated[bool, typer.Option("--undo", help="Take the vehicle off the deny-list again.")] = False,
+    config: ConfigFile = None,
 ) -> None:
     """Put a vehicle on the deny-list: from now on everything it sends is refused."""
     from fedfleet.fleet_server import registry
 
-    settings = load(context.obj)
+    settings = _settings_of_a_fleet(config)
     registry.deny(server_place(settings), vehicle, denied=not undo)
     Terminal().say(f"{vehicle} is {'no longer ' if undo else ''}denied")
+
+
+def _settings_of_a_fleet(config: Path | None) -> Settings:
+    """Return the configuration; UsageError where no server has kept a store: a new one would be nobody's."""
+    settings = load(config)
+    open_reader(server_dir(settings)).close()
+    return settings
 
 
 def _key(text: str) -> bytes:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from fedfleet.cli.config import load
 from fedfleet.cli.launch import server_dir, server_place
-from fedfleet.cli.options import Json
+from fedfleet.cli.options import ConfigFile, Json
 from fedfleet.cli.tables import Column, moment, show
 from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server import store_quarantine
@@ -29,14 +29,14 @@ __all__ = ["ahead", "backup", "check", "quarantine", "rekey", "restore"]
 
 FIRST_BYTES = 64
 NAMES_SHOWN = 20
-quarantine = typer.Typer(help="Look at the messages that were refused.", no_args_is_help=True)
+quarantine = typer.Typer(help="Look at the messages that were refused.", invoke_without_command=True)
 
 Reason = Annotated[str, typer.Option(help="Only those refused for this reason.", show_default=False)]
 
 
 @contextmanager
-def _store(context: typer.Context) -> Iterator[Connection]:
-    store = open_reader(server_dir(load(context.obj)))
+def _store(config: Path | None) -> Iterator[Connection]:
+    store = open_reader(server_dir(load(config)))
     try:
         with store.read() as connection:
             yield connection
@@ -44,15 +44,22 @@ def _store(context: typer.Context) -> Iterator[Connection]:
         store.close()
 
 
+@quarantine.callback()
+def look(context: typer.Context, config: ConfigFile = None) -> None:
+    """Look at the messages that were refused; alone it is `list`."""
+    if context.invoked_subcommand is None:
+        list_(config=config)
+
+
 @quarantine.command("list")
 def list_(
-    context: typer.Context,
     reason: Reason = "",
     last: Annotated[int, typer.Option("--last", "-n", min=1, help="How many, the newest.")] = 20,
     as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """Show the newest refused messages and how many were refused for which reason since the store began."""
-    with _store(context) as connection:
+    with _store(config) as connection:
         found = store_quarantine.quarantined(connection, limit=last, reason=reason)
         kept, kept_bytes = store_quarantine.totals(connection)
         reasons = {
@@ -85,12 +92,12 @@ def list_(
 
 @quarantine.command("show")
 def show_(
-    context: typer.Context,
     number: Annotated[int, typer.Argument(help="Its number in the list.", show_default=False)],
     as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """Show one refused message: why, from where, its digest and how it begins."""
-    with _store(context) as connection:
+    with _store(config) as connection:
         one = store_quarantine.find(connection, number)
     if one is None:
         raise UsageError(f"quarantine: no message {number}")
@@ -105,14 +112,14 @@ def show_(
 
 @quarantine.command("export")
 def export(
-    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
     reason: Reason = "",
+    config: ConfigFile = None,
 ) -> None:
     """Write all kept messages to a folder: N.bin with the bytes that were kept, and index.json."""
     if folder.exists():
         raise UsageError(f"{folder}: is there already; the messages are written to a new folder")
-    with _store(context) as connection:
+    with _store(config) as connection:
         kept, _ = store_quarantine.totals(connection)
         found = store_quarantine.quarantined(connection, limit=kept + 1, reason=reason)
     folder.mkdir(parents=True, mode=0o700)
@@ -136,17 +143,17 @@ def _plain(one: Quarantined) -> dict[str, Any]:
     }
 
 
-def check(context: typer.Context, as_json: Json = False) -> None:
+def check(as_json: Json = False, config: ConfigFile = None) -> None:
     """Check the store: the file, the audit chain, every update's one fate, updates' files, blobs, models by digest.
 
     The exit code is 1 when something is wrong. The server may go on running.
     """
     from fedfleet.fleet_server import store_check
 
-    with _store(context) as connection:
+    with _store(config) as connection:
         found, unnamed = store_check.problems(connection), store_check.orphans(connection)
     if found or unnamed:  # a running server may have forgotten, or named, a file in between
-        with _store(context) as connection:
+        with _store(config) as connection:
             again, unnamed_now = store_check.problems(connection), store_check.orphans(connection)
         found = [line for line in found if line in again]
         unnamed = [name for name in unnamed if name in unnamed_now]
@@ -164,9 +171,9 @@ def check(context: typer.Context, as_json: Json = False) -> None:
 
 
 def backup(
-    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="New folder for the backup.", show_default=False)],
     as_json: Json = False,
+    config: ConfigFile = None,
 ) -> None:
     """Back the server up, also while it runs: store and signing key, checked, with a digest of every file.
 
@@ -174,7 +181,7 @@ def backup(
     """
     from fedfleet.fleet_server import store_backup
 
-    manifest = store_backup.backup(server_dir(load(context.obj)), folder, now_s=time.time())
+    manifest = store_backup.backup(server_dir(load(config)), folder, now_s=time.time())
     told = f"round {manifest.newest_round}, version {manifest.newest_version}, {manifest.updates} updates"
     if as_json:
         typer.echo(json.dumps(asdict(manifest)))
@@ -183,11 +190,11 @@ def backup(
 
 
 def ahead(
-    context: typer.Context,
     by: Annotated[
         int,
         typer.Option(min=1, max=1_000_000, help="Numbers to leave out beyond the newest that was published."),
     ] = 1000,
+    config: ConfigFile = None,
 ) -> None:
     """Go on from a store that went back in time, at numbers that no vehicle has seen. The server must not run.
 
@@ -196,7 +203,7 @@ def ahead(
     """
     from fedfleet.fleet_server import store_ahead, store_published
 
-    place = server_place(load(context.obj))
+    place = server_place(load(config))
     open_reader(place.data_dir).close()  # where there is none, none is made
     store = open_older(place.data_dir, fleet=place.fleet, task=place.task, address=place.address)
     try:
@@ -243,7 +250,6 @@ def rekey(
 
 
 def restore(
-    context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder of the backup.", show_default=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Only compare every byte of the backup.")] = False,
     ahead: Annotated[
@@ -255,11 +261,12 @@ def restore(
             "0: nothing happened since.",
         ),
     ] = 1000,
+    config: ConfigFile = None,
 ) -> None:
     """Bring a backup back as the server's store; the server's folder, or its database, must hold none yet."""
     from fedfleet.fleet_server import store_backup
 
-    settings = load(context.obj)
+    settings = load(config)
     if verify:
         manifest = store_backup.verify(folder)
     else:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.launch import server_dir
-from fedfleet.cli.options import Json
+from fedfleet.cli.options import ConfigFile, Json
 from fedfleet.cli.tables import Column, ago, figure, kilobytes, moment, show
 from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server import views
@@ -32,10 +32,10 @@ LastHeard = Annotated[
 ]
 
 
-def rounds(context: typer.Context, region: Regions = None, last: Last = 20, as_json: Json = False) -> None:
+def rounds(region: Regions = None, last: Last = 20, as_json: Json = False, config: ConfigFile = None) -> None:
     """Show the last rounds of every region: state, updates and their fates, why and when they closed."""
     now_s = time.time()
-    with _store(load(context.obj), region) as (connection, _):
+    with _store(load(config), region) as (connection, _):
         found = views.rounds(connection, now_s, regions=region or (), last=last)
     if as_json:
         typer.echo(json.dumps(found))
@@ -77,11 +77,11 @@ def _round(one: Mapping[str, Any]) -> list[str]:
 
 
 def vehicles(
-    context: typer.Context, region: Regions = None, last: LastHeard = None, as_json: Json = False
+    region: Regions = None, last: LastHeard = None, as_json: Json = False, config: ConfigFile = None
 ) -> None:
     """Show the enrolled vehicles: state, version that drives, updates sent, frames and latency as they tell."""
     now_s = time.time()
-    with _store(load(context.obj), region) as (connection, _):
+    with _store(load(config), region) as (connection, _):
         found = views.vehicles(connection, regions=region or (), last=last)
     if as_json:
         typer.echo(json.dumps(found))
@@ -129,9 +129,9 @@ def _form(metrics: Mapping[str, Any]) -> list[str]:
     return [*filter(None, [metrics.get("variant", "")]), *(["own head"] if metrics.get("personal") else [])]
 
 
-def models(context: typer.Context, region: Regions = None, last: Last = 20, as_json: Json = False) -> None:
+def models(region: Regions = None, last: Last = 20, as_json: Json = False, config: ConfigFile = None) -> None:
     """Show the last versions: the round that made each, its bytes, its validation score in every region."""
-    with _store(load(context.obj), region) as (connection, told):
+    with _store(load(config), region) as (connection, told):
         found = views.models(connection, regions=region or (), last=last)
         names = region or json.loads(told[START])["regions"]
         metric = tasks.load(told["task"]).metrics[0]

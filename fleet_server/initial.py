@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fedfleet.models import extras
 from fedfleet.models.interpreter import module_command
 from fedfleet.models.task import Floats
 from fedfleet.protocol.errors import UsageError
@@ -59,6 +60,8 @@ def prepare_export(folder: Path, command: Sequence[str], *, out: Path) -> Export
 
 def _words(done: "subprocess.CompletedProcess[str]") -> str:
     """Its own line of error; of a process that had none, its code and last lines."""
+    if told := extras.explained(done.stderr):
+        return f": {told}"
     lines = (done.stderr or done.stdout).strip().splitlines()
     own = [line.removeprefix(OWN) for line in lines if line.startswith(OWN)]
     return f": {own[-1]}" if own else f" (exit code {done.returncode}): {' | '.join(lines[-3:])}"

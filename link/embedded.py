@@ -20,7 +20,7 @@ from typing import Literal, Self
 from fedfleet.link.probe import check
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["HOST", "SERVER_USER", "Broker", "find", "start"]
+__all__ = ["HOST", "SERVER_USER", "Broker", "find", "must_be_installed", "start"]
 
 HOST = "127.0.0.1"
 #: The user name that may do everything at the embedded broker; a link says its client id as user name.
@@ -41,6 +41,11 @@ def find(kind: Kind) -> Path | None:
         places = f"{Path(sys.executable).parent}:{sysconfig.get_path('scripts')}"
         found = shutil.which("nats-server", path=places) or shutil.which("nats-server")
     return Path(found) if found else None
+
+
+def must_be_installed(kind: Literal["auto", "mosquitto", "nats"]) -> None:
+    """Raise UsageError, with the way to get it, unless a broker of this kind is installed."""
+    _choose(kind, find)
 
 
 def start(

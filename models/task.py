@@ -10,12 +10,14 @@ import importlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedfleet.models import extras
 from fedfleet.protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -313,10 +315,15 @@ def load(name: str) -> Task:
         entry = next(iter(entry_points(group=GROUP, name=name)), None)
         if entry is None:
             known = ", ".join(names()) or "none"
+            near = get_close_matches(name.replace("-", "_"), names(), n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
             raise UsageError(
-                f"unknown task {name!r}: expected an installed task ({known}) or module:ATTRIBUTE"
+                f"unknown task {name!r}: expected an installed task ({known}) or module:ATTRIBUTE{hint}"
             )
-        found = entry.load()
+        try:
+            found = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise UsageError(_unloaded(f"task {name}", error)) from error
     if not isinstance(found, Task):
         missing = [each for each in vars(Task) if not each.startswith("_") and not hasattr(found, each)]
         raise UsageError(f"{name} is not a task: it has no {', '.join(missing)}")
@@ -333,11 +340,18 @@ def _attribute(name: str) -> object:
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        text = f"cannot load {name!r}, expected module:ATTRIBUTE: {error}"
+        text = _unloaded(repr(name), error)
         if error.name == module.partition(".")[0]:
             text += (
                 ": install its package, or put its folder on PYTHONPATH (the current folder is not searched)"
             )
         raise UsageError(text) from error
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"cannot load {name!r}, expected module:ATTRIBUTE: {error}") from error
+        raise UsageError(_unloaded(repr(name), error)) from error
+
+
+def _unloaded(what: str, error: Exception) -> str:
+    if isinstance(error, ImportError) and (told := extras.lacking(error)):
+        return f"{what}: {told}"
+    expected = ", expected module:ATTRIBUTE" if what.startswith("'") else ""
+    return f"cannot load {what}{expected}: {error}"

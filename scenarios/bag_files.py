@@ -122,7 +122,7 @@ def _package() -> tuple[Any, Any]:
     try:
         from mcap import records, stream_reader
     except ImportError as error:
-        raise UsageError("MCAP files need mcap: install fedfleet[formats]") from error
+        raise UsageError("MCAP files need mcap: pip install 'fedfleet[formats]'") from error
     return records, stream_reader
 
 

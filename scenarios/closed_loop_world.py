@@ -5,7 +5,6 @@ May live here: the port `World`, its values, and the pipe to `closed_loop_sumo`.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import tempfile
@@ -17,8 +16,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from fedfleet.models import extras
 from fedfleet.models.interpreter import module_command
-from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.closed_loop_plan import Plan, order
 from fedfleet.scenarios.closed_loop_road import Road
 from fedfleet.scenarios.closed_loop_sumo import EGO
@@ -161,5 +160,4 @@ def _seen(heard: Mapping[str, Any]) -> Seen:
 
 def require_sumo() -> None:
     """Raise UsageError unless libsumo is installed."""
-    if importlib.util.find_spec("libsumo") is None:
-        raise UsageError("the closed loop needs the [sumo] extra: pip install 'fedfleet[sumo]'")
+    extras.need("libsumo", what="the closed loop")

@@ -198,7 +198,7 @@ def _decoder() -> Callable[..., NDArray[np.uint8]]:
     try:
         from fedfleet.scenarios.donkey_image import decode
     except ImportError as error:
-        raise UsageError("camera images need Pillow: install fedfleet[scenarios]") from error
+        raise UsageError("camera images need Pillow: pip install 'fedfleet[scenarios]'") from error
     return decode
 
 

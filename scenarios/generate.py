@@ -18,8 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from fedfleet.models import extras
 from fedfleet.models.interpreter import module_command
-from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.pack import PACK_FILE, TABLE_VERSION, sumo_pack
 from fedfleet.scenarios.records import Scenario, ScenarioError
 from fedfleet.scenarios.sumo_cut import FRAMES, RATE_HZ, SCENARIOS, Drive, Window, cut
@@ -94,8 +94,7 @@ def drives(region: Region, run: int, *, seed: int = SEED, count: int = DRIVES_PE
 
 
 def _require_libsumo() -> None:
-    if importlib.util.find_spec("libsumo") is None:
-        raise UsageError("scenario generation needs the [sumo] extra: pip install 'fedfleet[sumo]'")
+    extras.need("libsumo", what="scenario generation")
 
 
 def _simulate(order: dict[str, Any]) -> Iterator[int]:

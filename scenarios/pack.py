@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedfleet.scenarios.records import Scenario, ScenarioError
-from fedfleet.scenarios.table import read_table, table_sha256
 
 __all__ = ["PACK_FILE", "check_pack", "read_manifest", "read_pack", "sumo_pack", "tables"]
 
@@ -41,6 +40,8 @@ def tables(folder: Path) -> list[Path]:
 
 def read_pack(folder: Path) -> list[Scenario]:
     """All scenarios of all tables of a folder; raises ScenarioError as `read_table`, and for a drive in two files."""
+    from fedfleet.scenarios.table import read_table  # pyarrow: who only asks for the folder does without
+
     scenarios: list[Scenario] = []
     home: dict[tuple[str, str], Path] = {}
     for path in tables(folder):
@@ -74,6 +75,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def check_pack(folder: Path) -> str:
     """Read every table, compare with `pack.json`, return the table hash; raises ScenarioError for a difference."""
+    from fedfleet.scenarios.table import table_sha256
+
     manifest = read_manifest(folder)
     got = table_sha256(read_pack(folder), version=TABLE_VERSION)
     if got != manifest["table_sha256"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedfleet.fleet_server.store import open_store
 from fedfleet.protocol.signing import SigningKey
 from fedfleet.scenarios.records import Scenario
 from fedfleet.scenarios.table import write_table
@@ -117,6 +118,12 @@ def test_enrolment_by_hand(tmp_path: Path) -> None:
     shown = fedfleet("agent", "v01", "--show-key", cwd=tmp_path).stdout.strip()
     assert len(shown) == 64
     assert fedfleet("agent", "v01", "--show-key", cwd=tmp_path).stdout.strip() == shown
+    # without a fleet there is nothing to enrol at, and nothing is made
+    none = fedfleet("server", "enrol", "v01", "--region", "north", "--key", shown, cwd=tmp_path)
+    is_one_line(none, "no fleet server has kept its store here")
+    is_one_line(fedfleet("server", "deny", "v01", cwd=tmp_path), "no fleet server has kept its store here")
+    assert not (tmp_path / "out" / "fleet" / "server").exists()
+    open_store(tmp_path / "out" / "fleet" / "server", fleet="demo", task="motion_forecast").close()
     done = fedfleet("server", "enrol", "v01", "--region", "north", "--key", shown, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     again = fedfleet("server", "enrol", "v01", "--region", "north", "--key", KEY, cwd=tmp_path)

@@ -422,7 +422,7 @@ def test_without_the_extra_it_says_how_to_install_it(
     code, error = closed_loop("--model", closed_loop_model, "--out", tmp_path / "out")
     assert (code, error) == (
         2,
-        "fedfleet: the closed loop needs the [sumo] extra: pip install 'fedfleet[sumo]'",
+        "fedfleet: the closed loop needs libsumo, which is not installed: pip install 'fedfleet[sumo]'",
     )
     assert not (tmp_path / "out").exists()
 

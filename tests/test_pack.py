@@ -190,7 +190,10 @@ def test_generating_without_libsumo_says_what_to_install(
     monkeypatch.setitem(sys.modules, "libsumo", None)
     with pytest.raises(UsageError) as caught:
         generate(tmp_path / "out")
-    assert str(caught.value) == "scenario generation needs the [sumo] extra: pip install 'fedfleet[sumo]'"
+    assert (
+        str(caught.value)
+        == "scenario generation needs libsumo, which is not installed: pip install 'fedfleet[sumo]'"
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from kuksa_client.grpc import VSSClient, VSSClientError
     except ImportError:
-        return _sorry("the package kuksa-client is not installed (extra kuksa)")
+        return _sorry("the package kuksa-client is not installed: pip install 'fedfleet[kuksa]'")
     try:
         token = given.token_file.read_text(encoding="ascii").strip() if given.token_file else None
         # What it says at the start is not asked for: a connection that cannot be made is told by the subscription.
