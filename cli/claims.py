@@ -119,11 +119,16 @@ def judge(outcome: Outcome) -> tuple[Claim, ...]:
 
 def _rounds(outcome: Outcome) -> Claim:
     asked, run, published = outcome.rounds_asked, outcome.rounds_run, outcome.rounds_published
-    text = f"{asked} rounds were run to their end"
-    evidence = f"{run} of {asked}, {published} of them published a model"
+    text = f"{_counted(published, 'version')} published in {_counted(asked, 'round')}"
+    void = f", {run - published} published nothing" if run > published else ""
+    evidence = f"{run} of {asked} rounds were run to their end, {published} published a version{void}"
     if not published:
-        text, evidence = f"{text} and taught the fleet something", f"{evidence}: version 0, untrained, drives"
+        evidence = f"{evidence}: version 0, untrained, drives"
     return Claim(text, run >= asked and published > 0, evidence)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _accuracy(outcome: Outcome) -> list[Claim]:

@@ -32,6 +32,7 @@ _ROUND_LIMIT_S = 120.0
 _DEADLINE_S = 25.0
 # A dozen vehicles share these cores, so frames wait for each other; a trainer that is stopped for it holds a round up.
 _LATE_MS = 50.0
+_WARM_S = 300.0  # importing torch five times at once takes that long on no machine that could run the rest
 _SETTLE_S = 30.0  # for the vehicles to take the last release; one that refuses it never does
 
 
@@ -57,6 +58,7 @@ def demo(
     folder = scenarios or settings.data.scenarios or pack_dir()
     _preflight(settings, rounds=rounds, faults=faults)
     fleet = DemoFleet(settings, folder)
+    fleet.must_have_test_drives()
     if faults:
         fleet.must_bear_faults()
     clean(settings.work_dir)
@@ -164,6 +166,8 @@ def _settings(settings: Settings, out: Path, *, rounds: int) -> Settings:
     agent = settings.agent
     if not {"metrics_interval_s", "resend_min_s"} & agent.model_fields_set:
         agent = agent.model_copy(update={"metrics_interval_s": 1.0, "resend_min_s": 2.0, "resend_cap_s": 5.0})
+    if "warm_start_s" not in agent.model_fields_set:
+        agent = agent.model_copy(update={"warm_start_s": _WARM_S})
     if "guard" not in agent.model_fields_set:
         guard = agent.guard.model_copy(update={"late_ms": _LATE_MS})
         agent = agent.model_copy(update={"guard": guard})
@@ -181,7 +185,9 @@ def _start(fleet: DemoFleet, show: Show) -> None:
     fleet.enrol_saboteur()
     fleet.start_server()
     fleet.start_vehicles()
-    show.tell("server and vehicles are starting; each vehicle enrols with its one-time code")
+    show.tell(
+        "server and vehicles are starting: trainers warm up first, then each vehicle enrols with its one-time code"
+    )
 
 
 def _run(
@@ -191,7 +197,7 @@ def _run(
     if faults:
         show.cast(rounds)
     first_round_s: float | None = None
-    limit = time.monotonic() + 60.0 + rounds * _ROUND_LIMIT_S
+    limit = time.monotonic() + 60.0 + _WARM_S + rounds * _ROUND_LIMIT_S
     patience: float | None = None
     with show.live():
         while True:
@@ -202,6 +208,9 @@ def _run(
                 continue
             if first_round_s is None and now["round"] > 0:
                 first_round_s = time.monotonic() - begun
+                show.tell(
+                    f"trainers are warm and vehicles online after {first_round_s:.0f} s: round 1 begins"
+                )
             for scene in show.scenes.present():
                 if not scene.is_done:
                     scene.step(now)

@@ -104,6 +104,15 @@ class DemoFleet:
                         f"or another share of them (data.{part})"
                     )
 
+    def must_have_test_drives(self) -> None:
+        """Raise UsageError when a region keeps no drive for the end."""
+        for region in self.regions:
+            if not self.parts.test.get(region):
+                raise UsageError(
+                    f"region {region}: no drive is kept for the test at the end: more drives are needed, or "
+                    "another share of them (data.test)"
+                )
+
     def must_bear_faults(self) -> None:
         """Raise UsageError when no region makes a quorum without the vehicle that is killed."""
         quorum = self.settings.server.rounds.quorum

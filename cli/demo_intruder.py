@@ -1,6 +1,8 @@
 """Bad messages for the demo, sent on purpose through the real broker: a corrupt update and a stranger's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +13,14 @@ from fedfleet.link.inbox import Inbox
 from fedfleet.link.options import options_for
 from fedfleet.link.paho import Loop
 from fedfleet.link.port import Event, Published
+from fedfleet.models import task as tasks
 from fedfleet.protocol import topics, update
 from fedfleet.protocol.envelope import Kind, seal
 from fedfleet.protocol.errors import UsageError
-from fedfleet.protocol.ids import UpdateId
+from fedfleet.protocol.ids import UpdateId, task_id
 from fedfleet.protocol.signing import SigningKey
 
-__all__ = ["Target", "corrupt", "sealed_update", "send"]
+__all__ = ["Target", "corrupt", "sealed_update", "send", "target"]
 
 _PATIENCE_S = 10.0
 
@@ -32,6 +35,18 @@ class Target:
     round: int
     base_version: int
     parameters: int
+
+
+def target(fleet: str, row: Mapping[str, Any], snapshot: Mapping[str, Any]) -> Target:
+    """Return what an update for an open round must name; ``row`` and ``snapshot`` are what ``status`` knows."""
+    return Target(
+        fleet,
+        task_id(tasks.load(snapshot["task"]).name),  # a task of module:ATTRIBUTE has a name of its own
+        row["region"],
+        round=row["round"],
+        base_version=snapshot["version"],
+        parameters=snapshot["parameters"],
+    )
 
 
 def sealed_update(sender: str, key: SigningKey, target: Target) -> tuple[UpdateId, bytes]:

@@ -12,8 +12,7 @@ from fedfleet.cli.claims import Killed, Refused, Resumed
 from fedfleet.cli.demo_fleet import SABOTEUR, DemoFleet
 from fedfleet.fleet_server import store_updates
 from fedfleet.fleet_server.store import open_reader
-from fedfleet.models import task as tasks
-from fedfleet.protocol.ids import UpdateId, task_id
+from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.signing import SigningKey
 
 __all__ = ["Intrusion", "KilledServer", "KilledVehicle", "Scene"]
@@ -143,14 +142,7 @@ class Intrusion:
 
     def _send(self, row: Mapping[str, Any], snapshot: Snapshot) -> None:
         settings = self._fleet.settings
-        target = demo_intruder.Target(
-            settings.fleet,
-            task_id(tasks.load(snapshot["task"]).name),
-            row["region"],
-            round=row["round"],
-            base_version=snapshot["version"],
-            parameters=snapshot["parameters"],
-        )
+        target = demo_intruder.target(settings.fleet, row, snapshot)
         for who, key in ((SABOTEUR, self._fleet.saboteur), (STRANGER, self._stranger)):
             self._sent[who], sealed = demo_intruder.sealed_update(who, key, target)
             bad = demo_intruder.corrupt(sealed) if who == SABOTEUR else sealed

@@ -35,7 +35,7 @@ def write_html(path: Path, outcome: Outcome, claims: Sequence[Claim]) -> None:
 
 def _figures(outcome: Outcome) -> list[tuple[str, str]]:
     return [
-        ("rounds published", str(outcome.rounds_published)),
+        ("versions published", f"{outcome.rounds_published} in {outcome.rounds_run} rounds"),
         ("smaller uploads than float32", f"{outcome.ratio:.0f} ×"),
         ("uploaded", f"{outcome.bytes_up / 1000:.0f} kB"),
         ("downloaded", f"{outcome.bytes_down / 1000:.0f} kB"),

@@ -68,8 +68,8 @@ def test_good_facts_make_every_claim_true() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"rounds_run": 9}, "rounds were run"),
-        ({"rounds_published": 0}, "rounds were run"),
+        ({"rounds_run": 9}, "published in 10 rounds"),
+        ({"rounds_published": 0}, "0 versions published in 10 rounds"),
         ({"scores": {"north": 1.5, "south": 2.4}}, "south: the released model beats"),
         ({"bytes_up": 1_000_000}, "50 × smaller"),
         ({"missed_in_swap": 1}, "no inference frame"),
@@ -127,6 +127,9 @@ def test_it_ends_and_tells_when_a_vehicle_will_not_take_the_last_release(
             pass
 
         def update(self, now: object) -> None:
+            pass
+
+        def tell(self, text: str) -> None:
             pass
 
         def live(self) -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import tiny_task
 from child_processes import Processes
 
 pytestmark = pytest.mark.slow
@@ -49,6 +50,31 @@ def test_the_demo_claims_only_what_is_true(tmp_path: Path, mosquitto_binary: Pat
     assert sha256((out / "model.onnx").read_bytes()).hexdigest() == report["released_sha256"]
     assert "<svg" in (out / "report.html").read_text(encoding="utf-8")
     assert running_for(out) == []
+
+
+@pytest.mark.timeout(400)
+def test_a_task_of_a_module_bears_all_faults_and_no_round_opens_before_trainers_are_warm(
+    tmp_path: Path, mosquitto_binary: Path
+) -> None:
+    del mosquitto_binary
+    tiny_task.generate(tmp_path / "recordings", regions=("east", "west"))
+    out = tmp_path / "demo"
+    words = ["--task", "tiny_task:TASK", "-s", str(tmp_path / "recordings"), "--rounds", "8"]
+    env = {**os.environ, "PYTHONPATH": str(Path(tiny_task.__file__).parent)}
+    done = subprocess.run(
+        command(out, *words), env=env, capture_output=True, text=True, timeout=350, check=False
+    )
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    # then both forgeries were refused, for their own reasons
+    assert {refused["found"] for refused in report["refused"]} == {"digest-mismatch", "unknown-sender"}
+    assert "versions published in 8 rounds" in done.stdout
+    # and every process had its trainers warm before it connected, so that the first round is published
+    assert "trainers are warm and vehicles online" in done.stdout
+    for name in ("v01", "fleet"):
+        log = (out / "work" / "logs" / f"{name}.log").read_text(encoding="utf-8")
+        assert log.startswith("trainers are warm after ")
+    first = [row for row in report["rounds"] if row["round"] == 1]
+    assert {row["state"] for row in first} == {"published"}
 
 
 @pytest.mark.timeout(200)

@@ -259,3 +259,14 @@ def test_a_checkpoint_of_another_job_or_a_damaged_one_counts_as_none(
     wait_until(lambda: bench.heard("done", "plain"), "both", timeout_s=60)
     assert bench.last("second").steps == bench.last("plain").steps
     assert (bench.folder / "second.npy").read_bytes() == (bench.folder / "plain.npy").read_bytes()
+
+
+def test_a_trainer_can_be_warm_before_its_first_job(bench: Bench, wait_until: Callable[..., None]) -> None:
+    bench.pool.warm(3, time.monotonic())  # one at most
+    (pid,) = bench.pool.pids
+    assert not bench.pool.is_warm
+    wait_until(lambda: bench.pool.poll(time.monotonic()) == [] and bench.pool.is_warm, "warm", timeout_s=60)
+    assert "libtorch" in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8")
+    bench.pool.submit(bench.job("a"))
+    wait_until(lambda: bench.heard("done", "a"), "the job", timeout_s=60)
+    assert bench.pool.pids == (pid,)

@@ -115,6 +115,12 @@ class AgentSettings(BaseModel):
     trainer_idle_s: Positive = Field(
         default=60.0, description="seconds without work after which a trainer ends"
     )
+    warm_start_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=3600,
+        description="seconds to wait at most, before connecting, until trainers are warm; 0: they start when needed",
+    )
     training_limit_s: Positive = Field(
         default=600.0, description="seconds after which a training is given up"
     )

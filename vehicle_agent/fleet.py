@@ -83,6 +83,16 @@ class Fleet:
         self._started_s = self._tick_at_s = 0.0
         self._to_tick: list[Vehicle] = []
 
+    def warm_up(self) -> bool:
+        """Have trainers started before there is work for them; True once they are warm. Call it until then."""
+        if not isinstance(self.pool, TrainerPool):
+            return True
+        now_s = self._world.monotonic_s()
+        if not self.pool.pids:
+            self.pool.warm(len(self.vehicles), now_s)
+        self.pool.poll(now_s)
+        return bool(self.pool.pids) and self.pool.is_warm
+
     def start(self) -> None:
         """Drive with what the journals hold, and connect."""
         self._started_s = self._world.monotonic_s()

@@ -83,6 +83,7 @@ def _run(config: FleetConfig, trainer: Sequence[str] | None) -> None:
     fleet = Fleet(config, _Connect(loop, relay, config, options), world, trainer=trainer)
     loop.start()
     try:
+        _warm_up(fleet, config.warm_start_s, stopped)
         fleet.start()
         while not stopped.is_set():
             fleet.turn(TURN_S if fleet.is_busy else config.tick_s)
@@ -91,6 +92,19 @@ def _run(config: FleetConfig, trainer: Sequence[str] | None) -> None:
         fleet.stop(FAREWELL_S)
         loop.stop()
         relay.stop()
+
+
+def _warm_up(fleet: Fleet, most_s: float, stopped: threading.Event) -> None:
+    """Wait, where that is wanted, until trainers are warm: a round that opens earlier learns nothing from us."""
+    begun_s = time.monotonic()
+    while most_s and not fleet.warm_up():
+        if time.monotonic() - begun_s > most_s:
+            _report(f"trainers are not warm after {most_s:.0f} s: connecting without them")
+            return
+        if stopped.wait(TURN_S):
+            return
+    if most_s:
+        _report(f"trainers are warm after {time.monotonic() - begun_s:.1f} s")
 
 
 def _tell(config: FleetConfig, fleet: Fleet, relay: Relay) -> None:

@@ -61,6 +61,7 @@ class TrainerHandle:
     process: "subprocess.Popen[bytes]"
     signals: Signals
     job: Job | None = None
+    is_ready: bool = False
     buffer: bytearray = field(default_factory=bytearray)
     idle_since_s: float = 0.0
     heard_s: float = 0.0

@@ -92,6 +92,18 @@ class TrainerPool:
         """Whether a trainer is at work, or starts."""
         return bool(self._trainers) and any(trainer.job is not None for trainer in tuple(self._trainers))
 
+    def warm(self, number: int, now_s: float) -> None:
+        """Start so many trainers, as far as there may be so many, before there is a job for them."""
+        while len(self._trainers) < min(number, self._max) and now_s >= self._start_at_s:
+            trainer = spawn(self._command, self._signals, self._scheduling)
+            trainer.idle_since_s = trainer.heard_s = now_s
+            self._trainers.append(trainer)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether every trainer that was started has imported what it needs."""
+        return all(trainer.is_ready for trainer in self._trainers)
+
     def pause(self) -> None:
         """Stop all trainers at once."""
         self._signals.set(stopped=True)
@@ -163,6 +175,7 @@ class TrainerPool:
                 trainer.kill("trainer-garbled")  # not our trainer's language: it is broken
                 continue
             self._deaths = 0 if told.kind == "done" else self._deaths
+            trainer.is_ready |= told.kind == "ready"
             if told.kind in {"done", "failed"}:
                 trainer.job, trainer.idle_since_s, trainer.kill_at_s = None, now_s, None
             if told.id:
