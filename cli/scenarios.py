@@ -188,8 +188,9 @@ def generate(
 
 
 @app.command("formats")
-def formats(as_json: Json = False) -> None:
+def formats(as_json: Json = False, config: ConfigFile = None) -> None:
     """List the formats of recordings that are read, and how their files are found."""
+    unused(config, "formats")
     cameras = {
         "Donkey tub": "zips or folders with manifest.json",
         "Camera bag": "*.mcap or *.db3 with images",
