@@ -220,10 +220,10 @@ def ahead(
 
 
 def rekey(
-    context: typer.Context,
     sure: Annotated[
         bool, typer.Option("--yes", help="Make the new key; without it, only say what it means.")
     ] = False,
+    config: ConfigFile = None,
 ) -> None:
     """Give a server whose key is lost a new one. Every vehicle must then enrol again. The server must not run.
 
@@ -233,7 +233,7 @@ def rekey(
     """
     from fedfleet.fleet_server.keys import make_anew
 
-    place = server_place(load(context.obj))
+    place = server_place(load(config))
     open_reader(place.data_dir).close()  # where there is none, none is made
     if not sure:
         raise UsageError(
