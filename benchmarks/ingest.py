@@ -59,7 +59,7 @@ SMALL = {"parameters": 100_000, "density": 0.033, "value": "sign"}
 DENSE = {"density": 1.0, "value": "float32", "index": "dense"}
 DENSE_UPDATES = {1: 400, 4: 160}
 """How many of so many MB."""
-DENSE_WINDOW_MB = 40
+DENSE_WINDOW_MB = 64
 TURNS = 3
 
 
