@@ -20,6 +20,9 @@ from fedfleet.protocol.ids import UpdateId, shard
 
 __all__ = ["Aggregate", "Update", "check_update", "example_weight", "fold", "fold_key", "fold_ordered"]
 
+FEW = 8
+"""A shard whose updates changed less than one in so many coordinates is added by those."""
+
 Update: TypeAlias = tuple[UpdateId, Delta, float]
 """What is folded: the update's id, its delta, and its weight, capped already."""
 
@@ -94,6 +97,7 @@ def fold_ordered(
     `check_update` has passed them all.
     """
     total, part = np.zeros(size), np.zeros(size)
+    touched: list[npt.NDArray[np.int64]] | None = []
     weight = part_weight = 0.0
     count = 0
     last: tuple[str, UpdateId] | None = None
@@ -103,19 +107,44 @@ def fold_ordered(
         if not checked:
             check_update(id_, delta, update_weight, size=size)
         if last is not None and last[0] != key[0]:
-            total += part
+            _move(part, total, touched)
             weight += part_weight
-            part.fill(0.0)
-            part_weight = 0.0
+            part_weight, touched = 0.0, []
+        touched = _touching(touched, delta)
         delta.add_to(part, update_weight * factors.get(id_, 1.0))
         part_weight += update_weight
         count += 1
         last = key
     if last is None:
         raise ValueError("nothing to fold: expected at least one update")
-    total += part
+    _move(part, total, touched)
     weight += part_weight
     return Aggregate(total / weight, weight, count)
+
+
+def _touching(
+    touched: list[npt.NDArray[np.int64]] | None, delta: Delta
+) -> list[npt.NDArray[np.int64]] | None:
+    """Return the coordinates that a shard's updates changed so far; None when it is better to look at all."""
+    if touched is None or delta.indices is None:
+        return None
+    touched.append(delta.indices)
+    return touched if FEW * sum(one.size for one in touched) < delta.size else None
+
+
+def _move(
+    part: npt.NDArray[np.float64],
+    total: npt.NDArray[np.float64],
+    touched: list[npt.NDArray[np.int64]] | None,
+) -> None:
+    """Add a shard's sum to the total, and set it to zero; of few coordinates, without a look at the others."""
+    if touched is None:
+        total += part
+        part.fill(0.0)
+        return
+    for indices in touched:  # a second time a coordinate adds the zero that it was set to
+        total[indices] += part[indices]
+        part[indices] = 0.0
 
 
 def _check_order(last: tuple[str, UpdateId] | None, key: tuple[str, UpdateId]) -> None:

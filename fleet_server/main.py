@@ -6,6 +6,7 @@ full it waits, acknowledges nothing, and goes on by itself.
 """
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -141,6 +142,8 @@ def _serve(
     seen: "tuple[Heart, Telemetry | _Unseen]",
 ) -> None:
     heart, telemetry = seen
+    gc.collect()
+    gc.freeze()  # what is here by now stays: the collector need not look at it again and again
     due, is_failing = time.monotonic(), False
     while not stop.asked:
         events = [] if server.backlog else _collect(inbox, commit, until=due)
@@ -175,19 +178,20 @@ def _collect(inbox: Intake, commit: GroupCommitConfig, *, until: float) -> list[
     """Return the events of one transaction: after the first, those that follow within the wait of a group commit."""
     events = inbox.drain(commit.updates, max(0.0, until - time.monotonic()))
     last = time.monotonic() + commit.wait_ms / 1000
-    while events and (room := commit.updates - _deliveries(events)) > 0 and len(events) < EVENTS:
-        if (left := last - time.monotonic()) <= 0 or _bytes(events) >= BATCH_BYTES:
+    count, size = _sizes(events)
+    while events and (room := commit.updates - count) > 0 and len(events) < EVENTS:
+        if (left := last - time.monotonic()) <= 0 or size >= BATCH_BYTES:
             break
-        events += inbox.drain(room, left)
+        more = inbox.drain(room, left)
+        number, bytes_ = _sizes(more)
+        events, count, size = events + more, count + number, size + bytes_
     return events
 
 
-def _bytes(events: Sequence[Event]) -> int:
-    return sum(len(event.payload) for event in events if isinstance(event, Delivery))
-
-
-def _deliveries(events: Sequence[Event]) -> int:
-    return sum(isinstance(event, Delivery) for event in events)
+def _sizes(events: Sequence[Event]) -> tuple[int, int]:
+    """Return how many deliveries there are, and the bytes of their payloads."""
+    sizes = [len(event.payload) for event in events if isinstance(event, Delivery)]
+    return len(sizes), sum(sizes)
 
 
 def _read(path: Path) -> ServerConfig:

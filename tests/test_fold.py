@@ -180,3 +180,26 @@ def test_extreme_but_finite_updates_do_not_overflow() -> None:
     largest = float(np.finfo(np.float32).max)
     updates = [(named(f"v{n}"), dense([largest]), 1e9) for n in range(100)]
     assert fold(updates, size=1).mean.tolist() == pytest.approx([largest])
+
+
+def test_shards_of_few_coordinates_add_up_to_the_same_bytes() -> None:
+    # given sparse updates of many vehicles, of which a shard has few, and one dense one among them
+    rng = np.random.default_rng(3)
+    size, updates = 20_000, []
+    for number in range(60):
+        places = np.sort(rng.choice(size, 200, replace=False)).astype(np.int64)
+        values = rng.normal(size=200).astype(np.float32)
+        updates.append((UpdateId(f"v-{number}", 1, 1), Delta(size, places, values), float(1 + number % 7)))
+    updates.append((UpdateId("v-60", 1, 1), Delta(size, None, rng.normal(size=size).astype(np.float32)), 2.0))
+    # when they are folded, and added up with a look at every coordinate of every shard
+    found = fold(updates, size=size)
+    total, weight = np.zeros(size), 0.0
+    for name in sorted({fold_key(id_)[0] for id_, _, _ in updates}):
+        part = np.zeros(size)
+        for id_, delta, each in sorted(updates, key=lambda one: fold_key(one[0])):
+            if fold_key(id_)[0] == name:
+                delta.add_to(part, each)
+                weight += each
+        total += part
+    # then the bytes are the same
+    assert found.mean.tobytes() == (total / weight).tobytes()
