@@ -21,6 +21,8 @@ from fedfleet.protocol.errors import UsageError
 
 __all__ = ["models", "rounds", "vehicles"]
 
+SHARED_SHOWN_S = 3600.0
+"""So long an id that was used twice is shown."""
 Regions = Annotated[
     list[str] | None,
     typer.Option("--region", "-r", help="Only this region; may be given again.", show_default=False),
@@ -102,6 +104,10 @@ def vehicles(
     ]
     show(Terminal(), "Vehicles", columns, [_vehicle(name, one, now_s) for name, one in found.items()])
     for name, one in found.items():
+        if (shared_at_s := one["shared_at_s"]) is not None and now_s - shared_at_s < SHARED_SHOWN_S:
+            seen = ago(shared_at_s, now_s)
+            what = f"its id was used twice ({seen} ago): is there a copy of its folder, or was one put back?"
+            Terminal().print(f"{name}: {what}", soft_wrap=True)
         if trouble := one.get("metrics", {}).get("trouble"):
             Terminal().print(f"{name}: {trouble}", soft_wrap=True)
 

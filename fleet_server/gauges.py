@@ -71,6 +71,12 @@ TABLE: Mapping[str, Family] = {
         Family("fedfleet_vehicles_enrolled", "gauge", "vehicles that may take part", ("region",)),
         Family("fedfleet_vehicles_online", "gauge", "vehicles whose status is ONLINE", ("region",)),
         Family("fedfleet_vehicles_denied", "gauge", "vehicles on the deny-list"),
+        Family(
+            "fedfleet_shared_ids_total",
+            "counter",
+            "signs that two processes use one vehicle's id, since the store was made",
+        ),
+        Family("fedfleet_shared_id_timestamp_seconds", "gauge", "when such a sign was last seen; 0: never"),
         Family("fedfleet_model_version", "gauge", "newest published version"),
         Family("fedfleet_model_created_timestamp_seconds", "gauge", "when the newest version was published"),
         Family("fedfleet_release_version", "gauge", "version that drives"),
@@ -183,6 +189,9 @@ def _vehicles(connection: Connection, regions: Sequence[str]) -> Iterator[Sample
         yield Sample("fedfleet_vehicles_enrolled", enrolled[region], (region,))
         yield Sample("fedfleet_vehicles_online", online[region], (region,))
     yield Sample("fedfleet_vehicles_denied", denied)
+    yield Sample("fedfleet_shared_ids_total", store_updates.counters(connection).get("shared-id", 0))
+    last_s = connection.execute(select(func.max(table.c.shared_at_s))).scalar_one()
+    yield Sample("fedfleet_shared_id_timestamp_seconds", last_s or 0.0)
 
 
 def _models(connection: Connection) -> Iterator[Sample]:

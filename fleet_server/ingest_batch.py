@@ -133,6 +133,9 @@ class Batch:
         about = self._about(topic) | {"reason": error.reason, "detail": error.detail}
         line = partial(log.warning, "message refused", **about, topic=delivery.topic[:100])
         self.lines.append(Line(line, vehicle, error.reason))
+        if topic is not None and error.reason == "replayed-id":
+            store_vehicles.note_shared(self.connection, vehicle, self.now_s)
+            self._shared(topic, "a number of its updates was used for two")
         if topic is not None and topic.kind == "update":
             named = named_digest(sealed, topic, self.view)
             told = Receipt(vehicle=vehicle, sealed_sha256=named, outcome="refused", reason=error.reason)
@@ -242,8 +245,18 @@ class Batch:
         about = self._about(topic)
         self._say(log.debug, "vehicle status", **about, state=status.state, reason=status.reason)
         self._check_clock(status.at_s, vehicle)
-        if not store_vehicles.save_status(self.connection, status, now_s=self.now_s):
+        saved = store_vehicles.save_status(self.connection, status, now_s=self.now_s)
+        if saved == "ignored":
             self.counts["ignored:stale-status"] += 1
+        if saved == "shared":
+            self._shared(topic, "two processes use its id, and take each other's connection")
+
+    def _shared(self, topic: Topic, what: str) -> None:
+        """Say that a vehicle's id is used twice."""
+        self.counts["shared-id"] += 1
+        text = f"{what}: is there a copy of its folder?"
+        line = partial(log.warning, "vehicle id used twice", **self._about(topic), what=text)
+        self.lines.append(Line(line, topic.vehicle, "shared-id"))
 
     def _metrics(self, delivery: Delivery, topic: Topic) -> None:
         metrics = messages.decode(Metrics, self._open(delivery, topic, Kind.METRICS), sender=topic.vehicle)

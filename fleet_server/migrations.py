@@ -76,6 +76,9 @@ STEPS: tuple[Step, ...] = (
     add_index(schema.file_updates),
     add_column(schema.vehicle.c.metrics_before),
     add_column(schema.update.c.norm),
+    add_column(schema.vehicle.c.process),
+    add_column(schema.vehicle.c.process_before),
+    add_column(schema.vehicle.c.shared_at_s),
 )
 """Step i leads from version i + 1 to i + 2. Append only."""
 

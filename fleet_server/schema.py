@@ -78,6 +78,11 @@ vehicle = Table(
     Column("metrics_at_s", Float, nullable=False, default=-1.0),
     Column("metrics", LargeBinary),
     Column("metrics_before", Text),  # counters of the processes before the one that sent `metrics`, as JSON
+    Column(
+        "process", BigInteger, nullable=False, server_default="0"
+    ),  # that sent the newest status; 0: unknown
+    Column("process_before", BigInteger, nullable=False, server_default="0"),
+    Column("shared_at_s", Float),  # when its id was last seen to be used twice
 )
 
 code = Table(

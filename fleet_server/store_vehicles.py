@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from sqlalchemy import Connection, func, select
 
@@ -17,6 +17,7 @@ from fedfleet.protocol.signing import KEY_BYTES, Keyring
 
 __all__ = [
     "Presence",
+    "Saved",
     "ahead_of",
     "code_is_open",
     "deny",
@@ -27,6 +28,7 @@ __all__ = [
     "last_metrics",
     "metrics_of",
     "moved",
+    "note_shared",
     "presences",
     "regions",
     "save_metrics",
@@ -37,6 +39,8 @@ __all__ = [
 
 REORDERED_S = 600.0
 """Seconds by which metrics may be older than those before them because they were overtaken on their way."""
+Saved: TypeAlias = Literal["saved", "ignored", "shared"]
+"""What became of a status; ``shared``: saved, and it shows that two processes use one id."""
 STAMP = "registry"
 """Property that counts the changes of the registry."""
 
@@ -51,6 +55,16 @@ _PRESENCES = (
     .where(~vehicle.c.denied)
     .order_by(vehicle.c.id)
 )
+
+
+class _Newest(NamedTuple):
+    """What is recorded of a vehicle's newest status."""
+
+    epoch: int
+    session: int
+    status_at_s: float
+    process: int
+    process_before: int
 
 
 class Presence(NamedTuple):
@@ -168,25 +182,29 @@ def ahead_of(connection: Connection, *, version: int, round_: int) -> list[tuple
     return [(row[0], row[1], row[2]) for row in rows]
 
 
-def save_status(connection: Connection, status: Status, *, now_s: float) -> bool:
-    """Record a vehicle's status; False when it is older than the recorded one and was ignored.
+def save_status(connection: Connection, status: Status, *, now_s: float) -> Saved:
+    """Record a vehicle's status, unless it is older than the recorded one.
 
-    Within one session the order of arrival counts, as a will carries the time at which it was deposited. A goodbye of
-    another journal, which may be a will of long ago, counts when its time is after that of the recorded status; a
-    greeting always does. No time counts that is after ``now_s``: a clock that was ahead once holds nothing back.
+    What one process says counts in the order of arrival, as a will carries the time at which it was deposited; for
+    other processes see ``_compared``. No time counts that is after ``now_s``: a clock that was ahead once holds nothing
+    back.
     """
     columns = (vehicle.c.epoch, vehicle.c.session, vehicle.c.status_at_s)
-    row = connection.execute(select(*columns).where(vehicle.c.id == status.vehicle)).one()
+    processes = (vehicle.c.process, vehicle.c.process_before)
+    found = connection.execute(select(*columns, *processes).where(vehicle.c.id == status.vehicle)).one()
+    row = _Newest._make(found)
     at_s, before_s = min(status.at_s, now_s), min(row.status_at_s, now_s)
-    if status.epoch == row.epoch and status.session < row.session:
-        return False
-    if status.epoch != row.epoch and status.state != "ONLINE" and at_s <= before_s:
-        return False
+    is_same = status.process == row.process != 0
+    saved: Saved = "saved" if is_same else _compared(status, row, at_s=at_s, before_s=before_s)
+    if saved == "ignored":
+        return saved
     values = {
         "state": status.state,
         "status_at_s": max(at_s, before_s),
         "epoch": status.epoch,
         "session": status.session,
+        "process": status.process,
+        "process_before": row.process_before if is_same else row.process,
         "lease_round": status.lease.round if status.lease else None,
         "lease_until_s": _lease_until(status, now_s),
         "active_version": status.active_version,
@@ -194,7 +212,34 @@ def save_status(connection: Connection, status: Status, *, now_s: float) -> bool
         "reason": status.reason,
     }
     connection.execute(vehicle.update().where(vehicle.c.id == status.vehicle).values(**values))
-    return True
+    if saved == "shared":
+        note_shared(connection, status.vehicle, now_s)
+    return saved
+
+
+def _compared(status: Status, row: _Newest, *, at_s: float, before_s: float) -> Saved:
+    """Judge the status of another process than the recorded one, or of one that is not told apart (an older vehicle).
+
+    A greeting counts when its session is newer or it is of another journal. If the recorded process had taken its
+    place before, or it is of an older session but newer by its time, two processes use one id and take turns. A
+    goodbye may be a will of long ago: it counts when nobody can tell whose it is and it is not older.
+    """
+    is_other_journal, are_known = status.epoch != row.epoch, status.process and row.process
+    is_older = not is_other_journal and status.session < row.session
+    if status.state != "ONLINE":
+        if are_known or is_older or (is_other_journal and at_s <= before_s):
+            return "ignored"
+        return "saved"
+    if are_known and status.process == row.process_before:
+        return "shared"
+    if is_older:
+        return "shared" if at_s > before_s else "ignored"
+    return "saved"
+
+
+def note_shared(connection: Connection, name: str, now_s: float) -> None:
+    """Record that a vehicle's id was used twice: by two processes, or by a copy of its folder that was put back."""
+    connection.execute(vehicle.update().where(vehicle.c.id == name).values(shared_at_s=now_s))
 
 
 def _lease_until(status: Status, now_s: float) -> float | None:

@@ -38,6 +38,7 @@ VEHICLE_COLUMNS = (
     "reason",
     "session",
     "status_at_s",
+    "shared_at_s",
 )
 
 

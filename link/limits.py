@@ -10,8 +10,9 @@ __all__ = ["AROUND_BYTES", "SizeLimit", "Takeovers"]
 AROUND_BYTES = 300
 """What is around a payload in a packet: fixed header, topic, packet id, properties."""
 STRIKES = 3
-RIVAL_S = 20.0
-"""A connection that the broker ends within this time, without a word, was perhaps taken over."""
+RIVAL_S, STANDS_S = 20.0, 60.0
+"""A connection that the broker ends within this time, without a word, was perhaps taken over; while a rival is
+suspected, within the other. One that lasts longer stands."""
 
 
 @dataclass
@@ -74,26 +75,29 @@ class Takeovers:
     is_told: bool = False
     _suspected: int = 0
 
-    def lost(self, lasted_s: float, *, told: bool, silent: bool) -> None:
-        """Note the end of a connection: ``told`` is a takeover, ``silent`` the broker's end without a reason."""
+    def lost(self, lasted_s: float, *, told: bool, silent: bool) -> bool:
+        """Note the end of a connection, and tell whether a rival is to blame for it.
+
+        ``told``: the broker says so. ``silent``: it ended the connection without a reason.
+        """
         if told:
             self.times, self.is_told = self.times + 1, True
-        elif silent and lasted_s < RIVAL_S and not self.is_told:
+            return True
+        if silent and lasted_s < (STANDS_S if self.times else RIVAL_S) and not self.is_told:
             self._suspected += 1
-            if self._suspected >= STRIKES:
-                self.times += 1
-        else:
-            self._suspected = 0
+            self.times += self._suspected >= STRIKES
+            return self._suspected >= STRIKES
+        self._suspected = 0
+        return False
 
-    def words(self, reason: str, client_id: str, *, told: bool) -> str:
+    def words(self, reason: str, client_id: str) -> str:
         """Return why the connection ended, for a person."""
-        if told:
-            return (
-                f"ended the connection: another client came with the id {client_id}; waiting longer each time"
-            )
-        return f"{reason}, within seconds each time: does another client use the id {client_id}?"
+        who = f"taken over by another client with the id {client_id}"
+        if self.is_told:
+            return f"ended the connection: {who}; waiting longer each time"
+        return f"{reason}, within seconds each time: perhaps {who}; waiting longer each time"
 
-    def stands(self, lasted_s: float, *, enough_s: float) -> None:
+    def stands(self, lasted_s: float) -> None:
         """Forget it all once a connection has lasted long enough."""
-        if lasted_s >= enough_s:
+        if lasted_s >= STANDS_S:
             self.times, self.is_told, self._suspected = 0, False, 0

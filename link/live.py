@@ -181,8 +181,7 @@ class LiveLink:
         if self._state is _State.GREETING and self._reactor.clock() - self._since > _CONNACK_S:
             self._reason = f"did not answer CONNECT within {_CONNACK_S:.0f} s"
         elif self._state is _State.ONLINE:
-            lasted_s = self._reactor.clock() - self._since
-            self._takeovers.stands(lasted_s, enough_s=2 * self._options.backoff.rival_cap_s)
+            self._takeovers.stands(self._reactor.clock() - self._since)
         self._wire.tick()
         self._settle()
 
@@ -379,7 +378,7 @@ class LiveLink:
         lasted_s = self._reactor.clock() - self._since
         backoff, ending = self._options.backoff, self._wire.ending
         self._attempt = 0 if lasted_s >= backoff.stable_s else self._attempt
-        self._takeovers.stands(lasted_s, enough_s=2 * backoff.rival_cap_s)
+        self._takeovers.stands(lasted_s)
         if self._reason:  # we ended it
             return reason
         with self._lock:
@@ -390,10 +389,9 @@ class LiveLink:
             self._shrink(guilty)
         is_large = self._size.is_suspected(sizes)
         told = ending is End.TAKEN_OVER
-        self._takeovers.lost(lasted_s, told=told, silent=ending is End.BROKER and not is_large)
-        if told or self._takeovers.times:
+        if self._takeovers.lost(lasted_s, told=told, silent=ending is End.BROKER and not is_large):
             self.counts["takeovers"] += 1
-            return self._takeovers.words(reason, self.client_id, told=told)
+            return self._takeovers.words(reason, self.client_id)
         return f"{reason}, after a message of {max(sizes)} bytes" if is_large else reason
 
     def _wait(self) -> None:

@@ -285,7 +285,10 @@ class Lease(Message):
 
 
 class Status(Message):
-    """A vehicle's retained status, also its will. ``session`` counts its connections and always rises."""
+    """A vehicle's retained status, also its will. ``session`` counts its processes and always rises.
+
+    ``process`` is drawn at random by each: two that use one id take turns in it. 0: an older vehicle.
+    """
 
     vehicle: Id
     state: Literal["ONLINE", "OFFLINE", "CONNECTIONBROKEN"]
@@ -296,6 +299,7 @@ class Status(Message):
     reason: Text = ""
     active_version: Number = 0
     epoch: Count = 0
+    process: Count = 0
 
 
 class Metrics(Message):

@@ -23,7 +23,7 @@ class Counted:
     refusals: Mapping[str, int]
 
 
-def status(state: State, kind: str, at_s: float, *, epoch: int) -> Status:
+def status(state: State, kind: str, at_s: float, *, epoch: int, process: int) -> Status:
     """Return the status; what was said last counts only while the vehicle is ONLINE."""
     said = state.said if kind == "ONLINE" else None
     return Status.model_validate(
@@ -37,6 +37,7 @@ def status(state: State, kind: str, at_s: float, *, epoch: int) -> Status:
             "reason": said.reason if said else "",
             "active_version": state.active.version if state.active else 0,
             "epoch": epoch,
+            "process": process,
         }
     )
 

@@ -37,6 +37,8 @@ CLOCK: Final = "clock-behind"
 SHARED: Final = "identity-shared"
 RIVALS: Final = ("another client", "taken over")
 """Words of the link, when a broker says or shows that someone else has come with the same id."""
+TOO_LARGE: Final = "after a message of"
+"""What the link says when a broker hung up on a large message: nobody else is to blame for that."""
 LASTS_S: Final = 20.0
 """So long a reason must have lasted before it is told: most pass by themselves."""
 LASTING: Final = {CLOCK: 0.0, "enrolment": 0.0, SHARED: 0.0, "no-plan": 120.0, "no-base": 120.0}
@@ -126,7 +128,7 @@ def enrolment(state: State, reason: str, now_s: float) -> State:
 
 def dropped(state: State, reason: str, now_s: float) -> State:
     """Count connections that end soon after they were made: a broker ends one when another has the same id."""
-    is_short = 0 <= now_s - state.up_at_s < SHORT_S
+    is_short = 0 <= now_s - state.up_at_s < SHORT_S and TOO_LARGE not in reason
     state = replace(state, drops=state.drops + 1 if is_short else 0)
     if state.drops < DROPS and not any(words in reason for words in RIVALS):
         return state

@@ -77,6 +77,7 @@ class Vehicle:
         self._metrics_at_s = 0.0
         self._told_journal = False
         self._draws = 0
+        self._process = int(nonce()[:12], 16)
         self._perform: Mapping[type, Callable[[Any, float], Iterable[ev.Event]]] = {
             act.Subscribe: self._subscribe,
             act.Unsubscribe: self._unsubscribe,
@@ -323,7 +324,7 @@ class Vehicle:
     # --- what it tells ---
 
     def _told(self, kind: str, at_s: float) -> msg.Status:
-        return telling.status(self.state, kind, at_s, epoch=self.parts.journal.epoch)
+        return telling.status(self.state, kind, at_s, epoch=self.parts.journal.epoch, process=self._process)
 
     def _figures(self, now_s: float) -> msg.Metrics:
         parts = self.parts
