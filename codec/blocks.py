@@ -34,7 +34,7 @@ BY_PLAN = 5
 VALUE_CODES = {"sign": 0, "int8": 1, "float32": 2, "int2": 3, "int3": 4, "int4": 5, "stochastic4": 6}
 VALUE_NAMES = {code: name for name, code in VALUE_CODES.items()}
 DENSE_FLOAT32_LIMIT = 256
-"""A "dense" part of up to this many coordinates is sent in float32, a larger one in eight bits unless it is exact."""
+"""A "dense" part of up to this many coordinates is sent in float32, a larger one without statistics in eight bits."""
 
 _STOCHASTIC = VALUE_CODES["stochastic4"]
 _FLOAT32 = VALUE_CODES["float32"]

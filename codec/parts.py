@@ -33,7 +33,8 @@ class Part:
 
     `columns`, where known, is the length of each tensor's rows (a layer's inputs): what rows and columns have in common
     is used to name fewer bits; the receiver need not know.
-    A "dense" part that `is_exact` is always sent in float32; the receiver need not know this either.
+    `statistics` tells, where known, which tensors of a "dense" part are running statistics: such a part is sent in
+    float32, and how long an update is does not depend on them.
     "sparse": coded as the settings say. "dense": every value is sent, in eight bits or float32. "exclude": nothing
     is sent; the receiver's change is zero. Raises UsageError for an unknown name or spans that are not as told.
     """
@@ -42,7 +43,7 @@ class Part:
     spans: tuple[tuple[int, int], ...]
     coding: Coding = "sparse"
     columns: tuple[int, ...] = field(default=(), compare=False)
-    is_exact: bool = field(default=False, compare=False)
+    statistics: tuple[bool, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.segment not in SEGMENTS or self.coding not in _CODINGS:
@@ -72,6 +73,18 @@ class Part:
     def tensors(self) -> tuple[tuple[int, int], ...]:
         """Each tensor's (start, end) in the part's own coordinates."""
         return tuple(zip(self._starts.tolist(), (self._starts + self._lengths).tolist(), strict=True))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all of it is sent in float32: it is dense, and has statistics."""
+        return any(self.statistics)
+
+    @cached_property
+    def is_measured(self) -> npt.NDArray[np.bool_] | None:
+        """Where in the part statistics are, bool[size]; None where there are none."""
+        if not self.is_exact:
+            return None
+        return np.repeat(np.array(self.statistics, dtype=np.bool_), self._lengths)
 
     @cached_property
     def rows(self) -> tuple[tuple[int, int], ...]:
@@ -167,6 +180,15 @@ class Parts:
         """The parts that are sent, in order, by the number of their segment on the wire, rising."""
         numbers = sorted({SEGMENTS[part.segment] for part in self.coded})
         return {n: tuple(part for part in self.coded if SEGMENTS[part.segment] == n) for n in numbers}
+
+    @cached_property
+    def is_measured(self) -> npt.NDArray[np.bool_] | None:
+        """Where in the vector statistics are that travel densely, bool[M]; None where there are none."""
+        found = np.zeros(self.size, dtype=np.bool_)
+        for part in self.parts:
+            for (start, end), is_statistic in zip(part.spans, part.statistics, strict=False):
+                found[start:end] = is_statistic
+        return found if found.any() else None
 
     def coordinates(self, segment: SegmentName) -> Indices:
         """Return the rising coordinates int64[n] of a segment's tensors, those excluded too; empty without any."""

@@ -38,10 +38,15 @@ class Payload:
 
 @dataclass(frozen=True, eq=False)
 class Values:
-    """The values float32[k] that change a vector of `size` parameters; at which places is not told."""
+    """The values float32[k] that change a vector of `size` parameters; at which places is not told.
+
+    `measured` are those among them that are running statistics, `learned` the others.
+    """
 
     size: int
     values: Floats
+    learned: Floats
+    measured: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +129,21 @@ def check(
     sections, steps, examples = _open(data, size=size, parts=parts, control=control)
     found = []
     for kind in _kinds(control=control):
-        blocks_ = [b for _, b in _unpack_sections(kind, sections, parts, common=common, placed=False)]
-        values = blocks_[0].values if len(blocks_) == 1 else np.concatenate([b.values for b in blocks_])
-        found.append(Values(size, values))
+        pairs = _unpack_sections(kind, sections, parts, common=common, placed=False)
+        values = _concatenated([block.values for _, block in pairs])
+        masks = [(part.is_measured, block.values) for part, block in pairs]
+        measured = [some[mask] for mask, some in masks if mask is not None]
+        learned = values
+        if measured:
+            learned = _concatenated([some if mask is None else some[~mask] for mask, some in masks])
+        found.append(Values(size, values, learned, _concatenated(measured)))
     return Checked(found[0], steps, examples, found[1] if control else None)
+
+
+def _concatenated(some: list[Floats]) -> Floats:
+    if len(some) == 1:
+        return some[0]
+    return np.concatenate(some) if some else np.empty(0, dtype=np.float32)
 
 
 def _kinds(*, control: bool) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from math import inf
+from math import inf, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fedfleet.codec import payload
 from fedfleet.codec.parts import Parts
 from fedfleet.fleet_server.fold import check_update, example_weight
+from fedfleet.fleet_server.norms import ABSURD_STATISTIC
 from fedfleet.fleet_server.rules import length
 from fedfleet.fleet_server.store_rounds import Round
 from fedfleet.fleet_server.store_updates import Known, StoredUpdate
@@ -141,7 +142,7 @@ def judge(one: Candidate, known: Known | None, view: View) -> Accepted | Duplica
     )
     weight = example_weight(decoded.examples, cap=view.limits.example_cap)
     check_update(manifest.id, decoded.delta, weight, size=view.limits.parameters)
-    norm = _check_length(manifest, decoded.delta.values, view.longest(found.plan))
+    norm = _check_length(manifest, decoded.delta, view.longest(found.plan))
     stored = StoredUpdate(
         manifest,
         one.payload,
@@ -183,11 +184,16 @@ def expect_round(topic: Topic, view: View) -> None:
         raise PeerError("late", f"round {number}: an update of {vehicle} began after it was closed")
 
 
-def _check_length(manifest: update.Manifest, values: npt.NDArray[np.float32], limit: float) -> float:
-    norm = length(values)
-    if norm > limit:
-        told = f"round {manifest.round}: update {manifest.id} has length {norm:.3g}, limit {limit:.3g}"
-        raise PeerError("norm-too-large", told)
+def _check_length(manifest: update.Manifest, delta: payload.Values, limit: float) -> float:
+    """Return the length of what was learned; statistics of the data have a unit, and a bound, of their own."""
+    norm, measured = length(delta.learned), length(delta.measured)
+    for what, found, most in (
+        ("length", norm, limit),
+        ("statistics of length", measured, ABSURD_STATISTIC * sqrt(len(delta.measured))),
+    ):
+        if found > most:
+            told = f"round {manifest.round}: update {manifest.id} has {what} {found:.3g}, limit {most:.3g}"
+            raise PeerError("norm-too-large", told)
     return norm
 
 

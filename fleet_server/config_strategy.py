@@ -151,15 +151,24 @@ class StrategyConfig(Config):
         beta1 = self.beta1 if self.beta1 is not None else 0.0 if self.name == "fedadagrad" else 0.9
         return adaptive(self.name, rate, Moments(beta1, self.beta2, self.tau))
 
-    def fold_rule(self, root: npt.NDArray[np.float32] | None = None, *, usual: float | None = None) -> Rule:
+    def fold_rule(
+        self,
+        root: npt.NDArray[np.float32] | None = None,
+        *,
+        usual: float | None = None,
+        measured: npt.NDArray[np.bool_] | None = None,
+    ) -> Rule:
         """Return the rule of a region's fold.
 
-        `root` float32[M] is the server's own update (fltrust), `usual` the median length of recent updates (norm-clip).
+        `root` float32[M] is the server's own update (fltrust), `usual` the median length of recent updates, `measured`
+        bool[M] where running statistics are (norm-clip).
         """
         share, factor = self.hostile, self.clip_factor or CLIP_FACTOR
         makers: Mapping[str, Callable[[], Rule]] = {
             "mean": rules.mean,
-            "norm-clip": lambda: rules.norm_clip(self.clip_norm, factor=factor, usual=usual),
+            "norm-clip": lambda: rules.norm_clip(
+                self.clip_norm, factor=factor, usual=usual, measured=measured
+            ),
             "median": robust_columns.coordinate_median,
             "trimmed-mean": lambda: robust_columns.trimmed_mean(share),
             "krum": lambda: robust_pairwise.krum(share),

@@ -107,7 +107,7 @@ def propose(
     strategy = strategies.averaging(scaled, averaged)
     control = merge_controls(aggregates, vehicles=past.vehicles)
     optimizer, update = strategy.apply(model.optimizer or strategy.init(merged.size), merged, control)
-    norm, limits = float(np.linalg.norm(update)), config.gate
+    norm, limits = float(np.linalg.norm(update[~averaged])), config.gate
     wrong = gate.judge_step(norm, past.norms, limit=limits.step_norm, factor=limits.step_factor)
     if wrong is not None:
         return Proposal(wrong)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import median
 
-__all__ = ["ABSURD", "FEW", "Recent"]
+__all__ = ["ABSURD", "ABSURD_STATISTIC", "FEW", "Recent"]
 
 FEW = 5
 """With fewer lengths there is nothing to compare an update with."""
 ABSURD = 1000.0
 """Change per parameter (root mean square) that no training makes: the bound while there is nothing to compare with."""
+ABSURD_STATISTIC = 1e9
+"""The same of running statistics, which are in the unit of the data, or its square: a sensor's 30,000 squared."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ from math import sqrt
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 
+from fedfleet.codec.delta import Delta
 from fedfleet.fleet_server.fold import Update
-from fedfleet.fleet_server.rules import length
+from fedfleet.fleet_server.rules import lengths
 from fedfleet.protocol.ids import UpdateId
 
 __all__ = ["LONG", "MOST_TRIES", "Suspect", "suspects", "tries"]
@@ -35,28 +37,41 @@ class Suspect:
         return self.ratio > LONG
 
 
-def suspects(updates: Iterable[Update], *, size: int, region: str) -> list[Suspect]:
+def suspects(
+    updates: Iterable[Update], *, size: int, region: str, measured: npt.NDArray[np.bool_] | None = None
+) -> list[Suspect]:
     """Return how each update of a region stands out: its length, and how far it goes where the others go.
 
-    The others are what is left of the sum of all, none counted longer than the median. Memory O(M); `updates` are
-    read three times.
+    The others are what is left of the sum of all, none counted longer than the median. Where `measured` bool[M] tells
+    which coordinates are running statistics, their lengths are compared apart, and the way is that of the others.
+    Memory O(M); `updates` are read three times.
     """
-    lengths = {id_: length(delta.values) for id_, delta, _ in updates}
-    middle = median(lengths.values()) if lengths else 0.0
+    both = {id_: lengths(delta, measured) for id_, delta, _ in updates}
+    middle, usual = map(median, zip(*both.values(), strict=True)) if both else (0.0, 0.0)
     total = np.zeros(size)
-    factors = {id_: min(1.0, middle / each) if each else 0.0 for id_, each in lengths.items()}
+    factors = {id_: min(1.0, middle / each) if each else 0.0 for id_, (each, _) in both.items()}
     for id_, delta, _ in updates:
-        delta.add_to(total, factors[id_])
+        _learned(delta, measured).add_to(total, factors[id_])
     square = float(total @ total)
     found = []
     for id_, delta, _ in updates:
-        own, factor = lengths[id_], factors[id_]
-        values = delta.values.astype(np.float64)
-        dot = float(values @ (total if delta.indices is None else total[delta.indices]))
+        (own, statistics), factor = both[id_], factors[id_]
+        learned = _learned(delta, measured)
+        values = learned.values.astype(np.float64)
+        dot = float(values @ (total if learned.indices is None else total[learned.indices]))
         rest = sqrt(max(0.0, square - 2 * factor * dot + (factor * own) ** 2))
         agreement = (dot - factor * own**2) / (own * rest) if own and rest else 0.0
-        found.append(Suspect(id_, region, own, own / middle if middle else 0.0, agreement))
+        ratio = max(own / middle if middle else 0.0, statistics / usual if usual else 0.0)
+        found.append(Suspect(id_, region, own, ratio, agreement))
     return found
+
+
+def _learned(delta: Delta, measured: npt.NDArray[np.bool_] | None) -> Delta:
+    """Return a change without its running statistics."""
+    if measured is None:
+        return delta
+    here = measured if delta.indices is None else measured[delta.indices]
+    return Delta(delta.size, delta.indices, np.where(here, np.float32(0), delta.values))
 
 
 def tries(members: Sequence[Suspect]) -> list[frozenset[UpdateId]]:

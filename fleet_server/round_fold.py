@@ -43,13 +43,18 @@ class RoundFold:
         plan, strategy = self.one.plan, self.config.strategy
         momentum = self.config.training_momentum if strategy.name == "fednova" else None
         usual = store_norms.recent(self.connection, plan.codec).usual
-        rule = strategy.fold_rule(self.root, usual=usual)
+        rule = strategy.fold_rule(self.root, usual=usual, measured=self.parts.is_measured)
         members = self._members(without)
         return fold_members(members, rule, momentum=momentum, draw_for=(plan.seed, plan.round))
 
     def suspects(self) -> list[Suspect]:
         """Return how each member stands out among the others of its region."""
-        return outliers.suspects(self._members(()), size=self.parts.size, region=self.one.plan.region)
+        return outliers.suspects(
+            self._members(()),
+            size=self.parts.size,
+            region=self.one.plan.region,
+            measured=self.parts.is_measured,
+        )
 
     def _members(self, without: Collection[UpdateId]) -> Members:
         connection, parts, model = self.connection, self.parts, self.model

@@ -29,6 +29,7 @@ __all__ = [
     "fltrust",
     "hostile",
     "length",
+    "lengths",
     "mean",
     "nonempty",
     "norm_clip",
@@ -108,13 +109,21 @@ def mean() -> Rule:
     return Rule("mean", "sum", fold)
 
 
-def norm_clip(bound: float | None = None, *, factor: float = 1.0, usual: float | None = None) -> Rule:
+def norm_clip(
+    bound: float | None = None,
+    *,
+    factor: float = 1.0,
+    usual: float | None = None,
+    measured: npt.NDArray[np.bool_] | None = None,
+) -> Rule:
     """Return norm clipping: the weighted mean of δ_k · min(1, C / ‖δ_k‖₂).
 
     Sun et al. 2019, "Can you really backdoor federated learning?" (norm thresholding). C is `bound`, or when None
     `factor` times the median of this round's norms, so that fewer than half of the updates are cut. Of one or two
     updates the median says little: it counts at most `HISTORY` times what is `usual`, the median norm of recent
-    rounds where it is known. A hostile update of weight share p moves the mean by at most 2 p C.
+    rounds where it is known. A hostile update of weight share p moves the mean by at most 2 p C. Where `measured`
+    bool[M] tells which coordinates are running statistics, these are bounded by the median of their own lengths: they
+    are in the data's unit, beside which no weight would count.
     Raises UsageError for a bound that is not above 0, or a factor below 1.
     """
     if bound is not None and not (np.isfinite(bound) and bound > 0):
@@ -123,13 +132,18 @@ def norm_clip(bound: float | None = None, *, factor: float = 1.0, usual: float |
         raise UsageError(f"clip_factor: expected a finite number of at least 1, got {factor}")
 
     def fold(updates: Iterable[Update], size: int) -> Aggregate:
-        norms = {id_: length(delta.values) for id_, delta, _ in updates}
-        _enough("norm-clip", len(norms), 1)
+        both = {id_: lengths(delta, measured) for id_, delta, _ in updates}
+        _enough("norm-clip", len(both), 1)
+        norms = {id_: learned for id_, (learned, _) in both.items()}
         limit = bound
         if limit is None:
             middle = median(norms.values())
             limit = factor * (min(middle, HISTORY * usual) if usual else middle)
         factors = {id_: limit / norm for id_, norm in norms.items() if norm > limit}
+        most = factor * median(statistics for _, statistics in both.values())
+        for id_, (_, statistics) in both.items():
+            if 0 < most < statistics:
+                factors[id_] = min(factors.get(id_, 1.0), most / statistics)
         return fold_ordered(updates, size=size, factors=factors, checked=True)
 
     return Rule("norm-clip", "sum", fold)
@@ -196,6 +210,14 @@ def length(values: npt.NDArray[np.float32]) -> float:
         exact = values[start : start + _BLOCK].astype(np.float64)
         total += float(np.einsum("i,i->", exact, exact))  # by one thread, whatever the library would start
     return sqrt(total)
+
+
+def lengths(delta: Delta, measured: npt.NDArray[np.bool_] | None) -> tuple[float, float]:
+    """Return the length of what an update learned, and of its running statistics (`measured`)."""
+    if measured is None:
+        return length(delta.values), 0.0
+    here = measured if delta.indices is None else measured[delta.indices]
+    return length(delta.values[~here]), length(delta.values[here])
 
 
 def _dot(delta: Delta, dense: npt.NDArray[np.float64]) -> float:

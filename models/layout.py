@@ -78,8 +78,8 @@ class Layout(BaseModel):
             own = [number for number, rule in enumerate(told) if rule == f"{segment}:{coding}"]
             if own:
                 places, lengths = tuple(spans[n] for n in own), tuple(columns[n] for n in own)
-                is_exact = coding == "dense" and any(self.names[n] in self.statistics for n in own)
-                found.append(Part(segment, places, coding, lengths, is_exact))
+                measured = tuple(self.names[n] in self.statistics for n in own) if coding == "dense" else ()
+                found.append(Part(segment, places, coding, lengths, measured))
         return Parts(self.size, tuple(found))
 
     @property

@@ -11,13 +11,16 @@ import tiny_task
 import torch
 from torch import Tensor, nn
 
+from fedfleet.codec.delta import Delta
 from fedfleet.codec.parts import Parts
-from fedfleet.codec.payload import decode, encode
+from fedfleet.codec.payload import check, decode, encode
 from fedfleet.codec.settings import Settings
 from fedfleet.fleet_server import export as exporting
-from fedfleet.fleet_server import strategies
+from fedfleet.fleet_server import rules, strategies
 from fedfleet.fleet_server.export import Exported, export
+from fedfleet.fleet_server.fold import fold_key
 from fedfleet.fleet_server.initial import prepare_export
+from fedfleet.fleet_server.outliers import suspects
 from fedfleet.models import layout, scoring, training
 from fedfleet.models.correction import Control
 from fedfleet.models.layout import Layout, patch
@@ -26,6 +29,7 @@ from fedfleet.models.task import Samples, Task
 from fedfleet.models.tensors import second_names
 from fedfleet.models.training import fine_tune
 from fedfleet.protocol.errors import UsageError
+from fedfleet.protocol.ids import UpdateId
 
 HERE = "test_tensors"
 
@@ -451,6 +455,51 @@ def test_the_server_takes_the_mean_of_statistics_whatever_its_optimizer() -> Non
         assert update[1] == -0.7
         np.testing.assert_array_equal(update[~places], usual[~places])
         assert sorted(state) == sorted(plain.init(3))
+
+
+# --- how long an update is, beside its statistics ---
+
+
+def big_statistics(made: Layout, *, weights: float, statistics: float) -> np.ndarray[Any, Any]:
+    """An update whose weights and whose statistics move by so much each."""
+    return np.where(made.is_averaged, statistics, weights).astype(np.float32)
+
+
+def test_statistics_in_the_data_s_unit_do_not_make_an_update_long() -> None:
+    # given a norm on raw measurements: variances of a million, weights that move by a thousandth
+    made = export(task("Norm"), seed=0).layout
+    change = big_statistics(made, weights=1e-3, statistics=1e6)
+    payload = encode(change, Settings(density=1.0), steps=1, examples=1, parts=made.parts)
+    found = check(payload, size=made.size, parts=made.parts).delta
+    np.testing.assert_array_equal(found.measured, change[made.is_averaged])
+    np.testing.assert_allclose(found.learned, change[~made.is_averaged], rtol=1e-6)
+    assert len(found.values) == made.size
+    np.testing.assert_array_equal(made.parts.is_measured, made.is_averaged)
+    # and one without statistics is learned as a whole
+    plain = export(task("Plain"), seed=0).layout
+    payload = encode(np.ones(plain.size, np.float32), Settings(), steps=1, examples=1, parts=plain.parts)
+    found = check(payload, size=plain.size, parts=plain.parts).delta
+    assert found.learned is found.values
+    assert found.measured.size == 0
+    assert plain.parts.is_measured is None
+
+
+def test_a_hostile_update_cannot_hide_behind_statistics_nor_in_them() -> None:
+    # given five honest vehicles, one with long weights, one with long statistics
+    made = export(task("Norm"), seed=0).layout
+    honest = big_statistics(made, weights=1e-3, statistics=1e6)
+    loud = big_statistics(made, weights=10.0, statistics=1e6)
+    absurd = big_statistics(made, weights=1e-3, statistics=1e12)
+    ids = sorted((UpdateId(f"v{number}", 1, 1) for number in range(7)), key=fold_key)
+    changes = [*[honest] * 5, loud, absurd]
+    updates = [(id_, Delta(made.size, None, change), 1.0) for id_, change in zip(ids, changes, strict=True)]
+    # when
+    mean = rules.norm_clip(factor=1.5, measured=made.is_averaged).fold(updates, made.size).mean
+    # then neither moves the mean by more than an honest one could
+    assert np.abs(mean[~made.is_averaged]).max() < 1.5e-3
+    assert np.abs(mean[made.is_averaged]).max() < 1.5e6
+    found = suspects(updates, size=made.size, region="r", measured=made.is_averaged)
+    assert [one.is_long for one in found] == [*[False] * 5, True, True]
 
 
 # --- the exporter's words ---
