@@ -204,7 +204,8 @@ def ahead(
     from fedfleet.fleet_server import store_ahead, store_published
 
     place = server_place(load(config))
-    open_reader(place.data_dir).close()  # where there is none, none is made
+    if not (place.data_dir / store_published.FILE).exists():
+        open_reader(place.data_dir).close()  # where there was none, none is made
     store = open_older(place.data_dir, fleet=place.fleet, task=place.task, address=place.address)
     try:
         with store.write() as connection:

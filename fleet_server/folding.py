@@ -15,6 +15,7 @@ from fedfleet.fleet_server import ending, store_rounds, store_updates
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.fold import Aggregate
 from fedfleet.fleet_server.outliers import Suspect
+from fedfleet.fleet_server.region_fold import LOST
 from fedfleet.fleet_server.root_training import Roots
 from fedfleet.fleet_server.round_clock import Key
 from fedfleet.fleet_server.round_fold import RoundFold
@@ -77,6 +78,10 @@ class Folding:
                 self._abandon(connection, one, model, str(error), now_s)
                 return
             set_aside(connection, made)
+            if lost := [str(id_) for id_, why in made.returned.items() if why == LOST]:
+                log.error(
+                    "bytes of updates are gone: they go back to their vehicles", round=number, updates=lost
+                )
             self._made[number, region] = made
             if one.state == "closing":
                 store_rounds.set_state(connection, number, region, advance(one.state, "aggregate"))

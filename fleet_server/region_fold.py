@@ -20,8 +20,10 @@ from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.ids import UpdateId
 from fedfleet.protocol.selection import draw
 
-__all__ = ["HOLD_BYTES", "Member", "Members", "fold_members", "steps_norm"]
+__all__ = ["HOLD_BYTES", "LOST", "Member", "Members", "fold_members", "steps_norm"]
 
+LOST = "bytes-lost"
+"""Reason for a member whose bytes are gone, or no longer what was stored."""
 HOLD_BYTES = 128 << 20
 """Most bytes of decoded updates that are held at once."""
 CONTROL_FACTOR = 10.0
@@ -73,7 +75,7 @@ class Members:
             if member.id in self.refused or member.id in self.spared:
                 continue
             if member.payload is None:
-                self.lost[member.id] = "bytes-lost"
+                self.lost[member.id] = LOST
                 continue
             try:
                 payload = self.decode(member.payload)

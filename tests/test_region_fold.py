@@ -34,6 +34,16 @@ def member(
     return Member(UpdateId(f"v{n}", 0, 0), data, examples, scale)
 
 
+def test_a_member_whose_bytes_are_gone_is_returned_and_the_others_are_folded() -> None:
+    # given three members, of which one has lost its bytes: that is the disk's doing, not its vehicle's
+    good = [member(0), member(2)]
+    lost = Member(UpdateId("v1", 0, 0), None, 10)
+    found = fold_members(members_of([*good, lost]), mean())
+    # then it goes back to its vehicle, and the others are folded as without it
+    assert (dict(found.returned), dict(found.dropped)) == ({lost.id: "bytes-lost"}, {})
+    assert found.mean.tobytes() == fold_members(members_of(good), mean()).mean.tobytes()
+
+
 def members_of(
     members: Sequence[Member], *, equal: bool = False, control: bool = False, cap: int = 1000
 ) -> Members:
