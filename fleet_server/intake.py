@@ -19,7 +19,7 @@ MAX_BYTES = 32_000_000
 BATCH_BYTES = 16_000_000
 """Payloads of one transaction; one more may be above."""
 NAMES = 1000
-_VEHICLE_LEVEL = 5
+_WHOSE_LEVEL, _VEHICLE_LEVEL = 3, 5
 
 
 class Intake:
@@ -61,6 +61,8 @@ class Intake:
         """Tell whether a message may come in; see ``Admits``. What may not is counted."""
         levels = topic.split(b"/", _VEHICLE_LEVEL + 1)
         name = levels[_VEHICLE_LEVEL] if len(levels) > _VEHICLE_LEVEL else b""
+        if len(levels) > _VEHICLE_LEVEL and levels[_WHOSE_LEVEL] != b"v":
+            return True  # the server's own topics, which no vehicle may write
         if qos == 0:
             self._turn_away(name, "qos-0")
             return False

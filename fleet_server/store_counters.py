@@ -10,9 +10,10 @@ from typing import Final
 from sqlalchemy import Connection, select
 
 from fedfleet.fleet_server.schema import vehicle
+from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.messages import Metrics, decode
 
-__all__ = ["COUNTERS", "kept", "totals"]
+__all__ = ["COUNTERS", "kept", "stored", "totals"]
 
 COUNTERS: Final = (
     "frames",
@@ -36,8 +37,8 @@ def kept(connection: Connection, new: Metrics) -> str | None:
     row = connection.execute(select(*columns).where(vehicle.c.id == new.vehicle)).one_or_none()
     if row is None or row.metrics is None:
         return None
-    last = decode(Metrics, row.metrics, sender=row.id)
-    if all(getattr(new, name) >= getattr(last, name) for name in COUNTERS):
+    last = stored(row.metrics, row.id)
+    if last is None or all(getattr(new, name) >= getattr(last, name) for name in COUNTERS):
         return str(row.metrics_before) if row.metrics_before else None
     before = _before(row.metrics_before)
     return json.dumps({name: min(MOST, before.get(name, 0) + getattr(last, name)) for name in COUNTERS})
@@ -48,9 +49,21 @@ def totals(connection: Connection) -> dict[str, dict[str, int]]:
     columns = (vehicle.c.id, vehicle.c.metrics, vehicle.c.metrics_before)
     found = {}
     for row in connection.execute(select(*columns).where(vehicle.c.metrics.is_not(None))):
-        last, before = decode(Metrics, row.metrics, sender=row.id), _before(row.metrics_before)
-        found[str(row.id)] = {name: before.get(name, 0) + getattr(last, name) for name in COUNTERS}
+        last, before = stored(row.metrics, row.id), _before(row.metrics_before)
+        if last is not None:
+            found[str(row.id)] = {name: before.get(name, 0) + getattr(last, name) for name in COUNTERS}
     return found
+
+
+def stored(data: bytes, name: str) -> Metrics | None:
+    """Return the metrics that are stored of a vehicle; None for what an earlier version took and this one refuses.
+
+    The vehicle's next message replaces it.
+    """
+    try:
+        return decode(Metrics, data, sender=name)
+    except PeerError:
+        return None
 
 
 def _before(text: str | None) -> dict[str, int]:

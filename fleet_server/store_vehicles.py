@@ -1,7 +1,6 @@
 """Rows of vehicles: who is enrolled, with which key, in which region; what each last said of itself."""
 
 from collections.abc import Mapping
-from contextlib import suppress
 from hashlib import sha256
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -10,9 +9,9 @@ from sqlalchemy import Connection, func, select
 from fedfleet.fleet_server import store_counters
 from fedfleet.fleet_server.schema import code, property_, round_, vehicle
 from fedfleet.fleet_server.upsert import insert
-from fedfleet.protocol.errors import PeerError, UsageError
+from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import SERVER, check_id
-from fedfleet.protocol.messages import Metrics, Status, decode, encode
+from fedfleet.protocol.messages import Metrics, Status, encode
 from fedfleet.protocol.signing import KEY_BYTES, Keyring
 
 __all__ = [
@@ -282,16 +281,10 @@ def metrics_of(connection: Connection, name: str) -> Metrics | None:
 
 
 def last_metrics(connection: Connection) -> Mapping[str, Metrics]:
-    """Return the last metrics of every vehicle that sent some; without those that are not valid any more.
-
-    An earlier version may have kept what this one refuses; the vehicle's next message replaces it.
-    """
+    """Return the last metrics of every vehicle that sent some which are still valid (`store_counters.stored`)."""
     rows = connection.execute(select(vehicle.c.id, vehicle.c.metrics).where(vehicle.c.metrics.is_not(None)))
-    found = {}
-    for name, data in rows:
-        with suppress(PeerError):
-            found[name] = decode(Metrics, data, sender=name)
-    return found
+    found = {name: store_counters.stored(data, name) for name, data in rows}
+    return {name: metrics for name, metrics in found.items() if metrics is not None}
 
 
 def code_is_open(connection: Connection, name: str, secret: str) -> bool:

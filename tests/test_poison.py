@@ -122,10 +122,10 @@ COUNTED = ("session", "active_version", "frames", "missed", "missed_in_swap", "s
 COUNTS = dict.fromkeys((*COUNTED, "p50_ms", "p99_ms", "bytes_up", "bytes_down"), 1)
 
 
-def metrics(**changes: object) -> Delivery:
-    content = {**COUNTS, "vehicle": "v-1", "task": TASK, "at_s": NOW_S} | changes
-    sealed = sealed_json(content, Kind.METRICS)
-    return Delivery(topics.metrics(FLEET, "v-1"), sealed, 1, retain=False, duplicate=False, token=1)
+def metrics(vehicle: str = "v-1", **changes: object) -> Delivery:
+    content = {**COUNTS, "vehicle": vehicle, "task": TASK, "at_s": NOW_S} | changes
+    sealed = sealed_json(content, Kind.METRICS, vehicle)
+    return Delivery(topics.metrics(FLEET, vehicle), sealed, 1, retain=False, duplicate=False, token=1)
 
 
 ODD = ["\0", "a\0b", "\x1b[31m", "line\nline", "\x7f", "\x9b31m", "\ud800"]
@@ -166,6 +166,10 @@ def test_what_an_earlier_version_kept_does_not_stop_the_views(store: Store) -> N
         assert "metrics" in shown["v-1"]
         assert "metrics" not in shown["v-2"]
         assert connection.execute(select(schema.vehicle.c.metrics).where(mine)).scalar_one()
+    # and its next metrics replace them
+    ingest.receive([metrics("v-2")], NOW_S)
+    with store.read() as connection:
+        assert "metrics" in views.vehicles(connection)["v-2"]
 
 
 def test_no_text_on_the_wire_holds_a_control_character() -> None:
