@@ -17,6 +17,7 @@ from fedfleet.fleet_server.config_rounds import RoundsConfig
 from fedfleet.fleet_server.coordinates import Coordinates
 from fedfleet.fleet_server.ingest_batch import Batch
 from fedfleet.fleet_server.ingest_door import Door, Received, party_of
+from fedfleet.fleet_server.ingest_share import LARGEST_PER_ROUND
 from fedfleet.fleet_server.pieces import Pieces, Room
 from fedfleet.fleet_server.rate import Limiter, Rate
 from fedfleet.fleet_server.requests import Outgoing, Party
@@ -35,8 +36,6 @@ DEFAULT_RATE = Rate(per_s=100.0, burst=1000)
 INTERNAL_ERROR = "internal-error"
 """Reason for a message whose handling failed by a mistake of ours."""
 PIECES_FOLDER = "incomplete"
-UPDATES_KEPT = 3
-"""Incomplete updates of the largest size that one vehicle has room for; in small pieces they take more."""
 
 
 @dataclass
@@ -62,7 +61,7 @@ class Ingest:
         limits = self.limits
         self._norms = Norms(factor=self.limits.norm_factor, parameters=self.limits.parameters)
         self._coordinates = Coordinates(limits.parts or Parts.whole(limits.parameters))
-        most = UPDATES_KEPT * limits.update_bytes
+        most = LARGEST_PER_ROUND * limits.update_bytes
         room = Room(most, max(most, limits.incomplete_bytes), limits.incomplete_age_s)
         self._pieces = Pieces(self.store.folder / PIECES_FOLDER, room)
         self._door = Door(self.limiter)

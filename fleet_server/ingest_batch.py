@@ -14,6 +14,7 @@ from fedfleet.fleet_server import requests, store_quarantine, store_updates, sto
 from fedfleet.fleet_server.admission import Accepted, Candidate, View, expect, judge, open_update
 from fedfleet.fleet_server.ingest_door import Received
 from fedfleet.fleet_server.ingest_pieces import collect, named_digest
+from fedfleet.fleet_server.ingest_share import Shares
 from fedfleet.fleet_server.pieces import Pieces
 from fedfleet.fleet_server.requests import Outgoing, Party
 from fedfleet.fleet_server.store_files import files_of
@@ -187,6 +188,7 @@ class Batch:
             return
         opened = [one.manifest.id for _, _, one in run if isinstance(one, Candidate)]
         known = store_updates.known_of(self.connection, opened)
+        shares = self._shares([one for _, _, one in run if isinstance(one, Candidate)])
         accepted: list[Accepted] = []
         is_debugging = log.is_enabled_for(logging.DEBUG)
         for delivery, topic, one in run:
@@ -194,6 +196,8 @@ class Batch:
                 if isinstance(one, PeerError):
                     raise one
                 verdict = judge(one, known.get(one.manifest.id), self.view)
+                if isinstance(verdict, Accepted):
+                    shares.take(one.manifest, verdict.update.sealed_bytes)
             except PeerError as error:
                 self._refuse(delivery, error, topic)
                 continue
@@ -212,6 +216,10 @@ class Batch:
         rows = [(one.update, one.fate, one.reason) for one in accepted]
         store_updates.add_updates(self.connection, rows, now_s=self.now_s)
         self.stored += len(rows)
+
+    def _shares(self, candidates: Sequence[Candidate]) -> Shares:
+        stored = store_updates.stored_of(self.connection, [one.manifest for one in candidates])
+        return Shares(stored, update_bytes=self.view.limits.update_bytes)
 
     def _receipt(self, found: Known, vehicle: str) -> Outgoing:
         receipt = Receipt(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Integer, cast, func, select
+from sqlalchemy import Connection, Integer, Select, cast, func, select
 
 from fedfleet.fleet_server.schema import quarantine
 
@@ -29,7 +29,10 @@ class Quarantined:
 
 
 def put_aside(connection: Connection, refused: Iterable[Quarantined], *, keep: int, keep_bytes: int) -> None:
-    """Keep refused messages. The newest stay: at most ``keep``, and at most ``keep_bytes`` of their first bytes."""
+    """Keep refused messages: at most ``keep``, and at most ``keep_bytes`` of their first bytes.
+
+    The newest of each vehicle stay: one that sends much rubbish pushes its own out, not that of others.
+    """
     rows = [
         {
             "at_s": one.at_s,
@@ -46,16 +49,22 @@ def put_aside(connection: Connection, refused: Iterable[Quarantined], *, keep: i
     if not rows:
         return
     connection.execute(quarantine.insert(), rows)
+    connection.execute(quarantine.delete().where(quarantine.c.number.in_(_over(keep, keep_bytes))))
+
+
+def _over(keep: int, keep_bytes: int) -> Select[tuple[int]]:
+    """Return those that there is no room for: the oldest of whoever has the most, so that nobody pushes others out."""
     newest_first = quarantine.c.number.desc()
+    own = func.row_number().over(partition_by=quarantine.c.vehicle, order_by=newest_first)
+    size = func.length(quarantine.c.head)
+    ranked = select(quarantine.c.number, size.label("size"), own.label("own")).subquery()
+    order = (ranked.c.own, ranked.c.number.desc())
     kept = select(
-        quarantine.c.number,
-        func.row_number().over(order_by=newest_first).label("place"),
-        func.sum(func.length(quarantine.c.head)).over(order_by=newest_first).label("bytes"),
+        ranked.c.number,
+        func.row_number().over(order_by=order).label("place"),
+        func.sum(ranked.c.size).over(order_by=order).label("bytes"),
     ).subquery()
-    over = (kept.c.place > keep) | (kept.c.bytes > keep_bytes)
-    last = connection.execute(select(func.max(kept.c.number)).where(over)).scalar_one()
-    if last is not None:
-        connection.execute(quarantine.delete().where(quarantine.c.number <= last))
+    return select(kept.c.number).where((kept.c.place > keep) | (kept.c.bytes > keep_bytes))
 
 
 def _text(text: str) -> str:

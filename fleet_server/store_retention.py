@@ -18,12 +18,12 @@ from fedfleet.fleet_server.schema import (
     update,
 )
 from fedfleet.fleet_server.store_files import files_of
+from fedfleet.fleet_server.store_updates import SETTLED
 
 __all__ = ["retire"]
 
 RELEASES_KEPT = 2
 """The release that drives, and the one before it."""
-SETTLED = ("folded", "returned", "dropped")
 
 
 def retire(

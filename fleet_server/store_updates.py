@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, select, text
+from sqlalchemy import Connection, Select, bindparam, func, select, text
 
 from fedfleet.fleet_server.schema import PENDING, WITH_FILE, audit, counter, member, update
 from fedfleet.fleet_server.store_files import FILE_BYTES, Data, files_of
@@ -35,12 +35,30 @@ __all__ = [
     "senders",
     "set_fates",
     "settled",
+    "stored_of",
 ]
 
 MOST_IDS = 1000
 """Ids that one query looks up: databases bound its parameters."""
+SETTLED = frozenset({"folded", "returned", "dropped"})
+"""Fates after which nobody reads an update's bytes any more."""
 _KNOWN = select(update.c.id, update.c.sealed_sha256, update.c.fate, update.c.reason).where(
     update.c.id.in_(bindparam("ids", expanding=True))
+)
+_STORED = (
+    select(
+        update.c.vehicle,
+        update.c.round,
+        func.count().label("number"),
+        func.sum(update.c.size_bytes).label("bytes"),
+    )
+    .where(
+        *(
+            update.c[name].in_(bindparam(name, expanding=True))
+            for name in ("round", "region", "shard", "vehicle")
+        )
+    )
+    .group_by(update.c.vehicle, update.c.round)
 )
 _PENDING = (
     select(update.c.id)
@@ -129,12 +147,15 @@ def add_update(
 def add_updates(
     connection: Connection, updates: Sequence[tuple[StoredUpdate, Fate | None, str]], *, now_s: float
 ) -> None:
-    """Add the dedupe rows with the updates' bytes, fate and reason, and their leaves in the audit chain."""
+    """Add the dedupe rows with the updates' bytes, fate and reason, and their leaves in the audit chain.
+
+    What is settled already (too late, say) is recorded without its bytes: nobody will read them.
+    """
     if not updates:
         return
     files = files_of(connection)
-    for stored, _, _ in updates:
-        if stored.sealed is not None and stored.payload_at is not None:
+    for stored, fate, _ in updates:
+        if fate not in SETTLED and stored.sealed is not None and stored.payload_at is not None:
             files.put(stored.sealed_sha256, stored.sealed)
     insert_many(connection, update, [_row(*one, now_s=now_s) for one in updates])
     position, leaf = audit_head(connection)
@@ -148,8 +169,24 @@ def add_updates(
     insert_many(connection, audit, leaves)
 
 
+def stored_of(
+    connection: Connection, manifests: Collection[Manifest]
+) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return number and bytes of the stored updates of these vehicles for these rounds, by vehicle and round."""
+    if not manifests:
+        return {}
+    wanted: dict[str, set[object]] = {"round": set(), "region": set(), "shard": set(), "vehicle": set()}
+    for one in manifests:
+        wanted["round"].add(one.round)
+        wanted["region"].add(one.region)
+        wanted["shard"].add(shard(one.id.vehicle))
+        wanted["vehicle"].add(one.id.vehicle)
+    rows = connection.execute(_STORED, {name: list(values) for name, values in wanted.items()})
+    return {(row.vehicle, row.round): (row.number, int(row.bytes)) for row in rows}
+
+
 def _row(stored: StoredUpdate, fate: Fate | None, reason: str, *, now_s: float) -> dict[str, object]:
-    manifest = stored.manifest
+    manifest, is_settled = stored.manifest, fate in SETTLED
     return {
         "id": str(manifest.id),
         "vehicle": manifest.id.vehicle,
@@ -163,8 +200,8 @@ def _row(stored: StoredUpdate, fate: Fate | None, reason: str, *, now_s: float) 
         "examples": stored.examples,
         "sealed_sha256": stored.sealed_sha256,
         "size_bytes": stored.sealed_bytes,
-        "payload": stored.payload if stored.payload_at is None else None,
-        "payload_at": stored.payload_at,
+        "payload": stored.payload if stored.payload_at is None and not is_settled else None,
+        "payload_at": None if is_settled else stored.payload_at,
         "norm": stored.norm,
         "stored_at_s": now_s,
         "fate": fate,

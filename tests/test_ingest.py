@@ -236,6 +236,52 @@ def test_a_late_update_is_stored_and_returned(ingest: Ingest, store: Store) -> N
     assert len(stored(store)) == 1
 
 
+def test_what_comes_too_late_is_recorded_without_its_bytes(ingest: Ingest, store: Store) -> None:
+    ingest.receive([to_topic("v-1", sealed_update("v-1", plan_of(4, base=3)), round_=4)], NOW_S)
+    ingest.receive([to_topic("v-1", sealed_update("v-1", PLAN))], NOW_S)
+    with store.read() as connection:
+        rows = connection.exec_driver_sql('select round, payload is null from "update" order by round').all()
+    assert [(row[0], bool(row[1])) for row in rows] == [(4, True), (5, False)]
+
+
+def test_one_vehicle_fills_a_bounded_part_of_a_round(ingest: Ingest) -> None:
+    # when a vehicle sends more good updates for a round than a fold could ever take, in two batches
+    many = [to_topic("v-1", sealed_update("v-1", PLAN, id=UpdateId("v-1", EPOCH, n))) for n in range(150)]
+    receipts = told(ingest.receive(many[:60], NOW_S)) + told(ingest.receive(many[60:], NOW_S))
+    # then a hundred are stored, the rest is refused; the first, sent again, is still a duplicate
+    assert [one.outcome for one in receipts] == ["stored"] * 100 + ["refused"] * 50
+    assert {one.reason for one in receipts[100:]} == {"too-many-updates"}
+    assert told(ingest.receive(many[:1], NOW_S))[0].outcome == "stored"
+    # and the others have their room
+    assert told(ingest.receive([to_topic("v-2", sealed_update("v-2", PLAN))], NOW_S))[0].outcome == "stored"
+
+
+def test_one_vehicle_stores_three_of_the_largest_updates_in_a_round(store: Store) -> None:
+    # given a limit that an update of this size just fits
+    size = len(sealed_update("v-1", PLAN))
+    ingest = Ingest(store, Party(FLEET, TASK, SERVER_KEY, {}), Limits(size, SIZE, 100))
+    many = [to_topic("v-1", sealed_update("v-1", PLAN, id=UpdateId("v-1", EPOCH, n))) for n in range(5)]
+    receipts = told(ingest.receive(many, NOW_S))
+    assert [one.outcome for one in receipts] == ["stored"] * 3 + ["refused"] * 2
+
+
+def test_rubbish_of_one_vehicle_does_not_push_out_that_of_others(store: Store) -> None:
+    # given room for ten refused messages, three of which are of v-2
+    limits = Limits(100_000, SIZE, 100, quarantine_keep=10)
+    ingest = Ingest(store, Party(FLEET, TASK, SERVER_KEY, {}), limits)
+    ingest.receive([to_topic("v-2", b"evidence %d" % n) for n in range(3)], NOW_S)
+    # when v-1 sends much more
+    for start in range(0, 100, 10):
+        ingest.receive([to_topic("v-1", b"noise %d" % n) for n in range(start, start + 10)], NOW_S)
+    # then all of v-2 is there, and the newest of v-1
+    with store.read() as connection:
+        kept = [(one.vehicle, one.head) for one in store_quarantine.quarantined(connection, limit=100)]
+    assert [head for vehicle, head in kept if vehicle == "v-2"] == [b"evidence %d" % n for n in (2, 1, 0)]
+    assert [head for vehicle, head in kept if vehicle == "v-1"] == [
+        b"noise %d" % n for n in range(99, 92, -1)
+    ]
+
+
 def test_a_denied_vehicle_is_refused_at_once(ingest: Ingest, store: Store) -> None:
     # given a vehicle whose update was good
     ingest.receive([to_topic("v-1", sealed_update("v-1", PLAN))], NOW_S)
