@@ -275,9 +275,7 @@ def save_metrics(connection: Connection, metrics: Metrics, *, now_s: float) -> b
 def metrics_of(connection: Connection, name: str) -> Metrics | None:
     """Return the last metrics of a vehicle; None when it sent none, or they are not valid any more."""
     data = connection.execute(select(vehicle.c.metrics).where(vehicle.c.id == name)).scalar_one_or_none()
-    with suppress(PeerError):
-        return None if data is None else decode(Metrics, data, sender=name)
-    return None
+    return None if data is None else store_counters.stored(data, name)
 
 
 def last_metrics(connection: Connection) -> Mapping[str, Metrics]:
