@@ -9,6 +9,7 @@ from collections.abc import Callable
 from math import inf
 from threading import Lock
 
+from fedfleet.fleet_server.rate import Rate
 from fedfleet.link.inbox import Inbox
 from fedfleet.link.port import Delivery, Event
 
@@ -26,28 +27,24 @@ class Intake:
     """The queue between the link and the server. No broker holds back what comes at QoS 0, so it ends here.
 
     So does, as a coarse sieve before the server's own rate, what a vehicle sends above a whole burst of it within a
-    second: who publishes as fast as it can must cost less than a broker takes to send it on.
+    second, and in the next second all above twice its rate: who publishes as fast as it can must cost less than a
+    broker takes to send it on.
     """
 
-    def __init__(
-        self,
-        *,
-        burst: float = inf,
-        burst_bytes: float = inf,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._inbox: Inbox[Event] = Inbox(EVENTS, max_bytes=MAX_BYTES, size_of=_size_of)
-        self._burst, self._burst_bytes, self._clock = burst, burst_bytes, clock
+        self._rate, self._clock = Rate(inf, inf), clock
         self._second = -1
+        self._over: set[bytes] = set()  # who was above its burst in the second before
         self._came: dict[
             bytes, list[int]
         ] = {}  # by the vehicle of a topic: messages and bytes of this second
         self._lock = Lock()
         self._turned_away: Counter[tuple[bytes, str]] = Counter()
 
-    def allow(self, *, burst: float, burst_bytes: float) -> None:
-        """Take so many messages and bytes of one vehicle within a second, before the link is there."""
-        self._burst, self._burst_bytes = burst, burst_bytes
+    def allow(self, rate: Rate) -> None:
+        """Hold vehicles to this rate from now on; before, to none."""
+        self._rate = rate
 
     def __len__(self) -> int:
         return len(self._inbox)
@@ -68,11 +65,12 @@ class Intake:
             return False
         now = int(self._clock())
         if now != self._second:
-            self._second, self._came = now, {}
+            self._next_second(now)
         came = self._came.setdefault(name, [0, 0])
         came[0] += 1
         came[1] += size_bytes
-        if came[0] > self._burst or came[1] > self._burst_bytes:
+        rate, is_over = self._rate, name in self._over
+        if came[0] > (2 * rate.per_s if is_over else rate.burst) or came[1] > rate.burst_bytes:
             self._turn_away(name, "rate")
             return False
         return True
@@ -95,6 +93,11 @@ class Intake:
         with self._lock:
             found, self._turned_away = self._turned_away, Counter()
         return Counter({(name.decode("ascii", "replace"), why): n for (name, why), n in found.items()})
+
+    def _next_second(self, now: int) -> None:
+        rate = self._rate
+        self._over = {name for name, (number, _) in self._came.items() if number > rate.burst}
+        self._second, self._came = now, {}
 
     def _turn_away(self, name: bytes, reason: str) -> None:
         with self._lock:

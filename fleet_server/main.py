@@ -74,8 +74,7 @@ def run(config: ServerConfig) -> int:
         parts = prepare(config, now_s=time.time(), draw=os.urandom, watch=watch)
     except StoreFailed as error:
         return _failed(error)
-    rate = config.rate.rate(update_bytes=parts.ingest.limits.update_bytes)
-    inbox.allow(burst=rate.burst, burst_bytes=rate.burst_bytes)
+    inbox.allow(config.rate.rate(update_bytes=parts.ingest.limits.update_bytes))
     heart, loop = Heart(config.data_dir, time.time()), Loop().start()
     why = "asked to end"
     try:

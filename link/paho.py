@@ -41,6 +41,7 @@ _ENDINGS = {_TAKEN_OVER: End.TAKEN_OVER, _TOO_LARGE: End.TOO_LARGE}
 _FOR_EVER = 0xFFFFFFFF
 _AROUND_BYTES = 4096
 _READ_BYTES = 1 << 16
+_SIFTED_BYTES = 1 << 18
 _MID_BYTES = 2
 _PUBACK = 0x40
 _SUCCESS = ReasonCode(PacketTypes.PUBACK)
@@ -56,6 +57,10 @@ class _Client(Client):
     dial: Callable[[tuple[str, int], float], sockets.socket] | None = None
     sieve: Sieve | None = None
 
+    @property
+    def _read_bytes(self) -> int:
+        return _READ_BYTES if self.sieve is None else _SIFTED_BYTES
+
     def _create_socket_connection(self) -> sockets.socket:
         if self.dial is not None:
             return self.dial((self._host, self._port), self._connect_timeout)
@@ -63,7 +68,7 @@ class _Client(Client):
 
     def _sock_recv(self, bufsize: int) -> bytes:
         if self._at >= len(self._ahead):
-            self._ahead, self._at = self._sifted(super()._sock_recv(max(bufsize, _READ_BYTES))), 0
+            self._ahead, self._at = self._sifted(super()._sock_recv(max(bufsize, self._read_bytes))), 0
         data = self._ahead[self._at : self._at + bufsize]
         self._at += len(data)
         if not self.has_more():
@@ -74,21 +79,17 @@ class _Client(Client):
         if self.sieve is None or not data:
             return data
         kept = self.sieve.feed(data)
-        self._acknowledge(self.sieve)
+        if due := self.sieve.acknowledgements():
+            self._packet_queue(_PUBACK, due, 0, 0)
         if not kept:
             raise BlockingIOError  # as when nothing had come
         return kept
 
     def release(self, mid: int) -> MQTTErrorCode:
-        """Acknowledge a QoS-1 message of this connection, and what the sieve turned away after it."""
-        if self.sieve is None:
-            return self.ack(mid, 1)
-        self.sieve.released(mid)
-        return self._acknowledge(self.sieve)
-
-    def _acknowledge(self, sieve: Sieve) -> MQTTErrorCode:
-        due = sieve.acknowledgements()
-        return self._packet_queue(_PUBACK, due, 0, 0) if due else MQTTErrorCode.MQTT_ERR_SUCCESS
+        """Acknowledge a QoS-1 message of this connection."""
+        if self.sieve is not None:
+            self.sieve.released(mid)
+        return self.ack(mid, 1)
 
     def speak(self, version: MQTTProtocolVersion, *, clean: bool) -> None:
         """Use this version of MQTT from the next connection on; messages in flight stay."""

@@ -4,6 +4,7 @@ import pytest
 
 from fedfleet.fleet_server.intake import MAX_BYTES, Intake
 from fedfleet.fleet_server.log_limit import LogLimit
+from fedfleet.fleet_server.rate import Rate
 from fedfleet.link.inbox import Inbox, InboxFull
 from fedfleet.link.port import Connected, Delivery
 
@@ -78,11 +79,21 @@ def test_a_matter_has_one_line_a_minute_and_what_was_left_out_is_told() -> None:
 
 def test_above_a_whole_burst_within_a_second_nothing_comes_in() -> None:
     now = [0.0]
-    intake = Intake(burst=3, burst_bytes=1000, clock=lambda: now[0])
+    intake = Intake(clock=lambda: now[0])
+    intake.allow(Rate(1.0, 4, 100.0, 1000))
     topic = b"fl/v1/f/v/00/v-1/status"
-    assert [intake.admits(topic, 1, 10) for _ in range(5)] == [True] * 3 + [False] * 2
+    assert [intake.admits(topic, 1, 10) for _ in range(6)] == [True] * 4 + [False] * 2
     assert intake.admits(topic.replace(b"v-1", b"v-2"), 1, 10)
     assert not intake.admits(topic.replace(b"v-1", b"v-3"), 1, 1001)
+    # in the next second, twice its rate; who was quiet then has a burst again
     now[0] = 1.0
-    assert intake.admits(topic, 1, 10)
-    assert intake.turned_away() == {("v-1", "rate"): 2, ("v-3", "rate"): 1}
+    assert [intake.admits(topic, 1, 10) for _ in range(3)] == [True, True, False]
+    now[0] = 2.0
+    assert [intake.admits(topic, 1, 10) for _ in range(5)] == [True] * 4 + [False]
+    assert intake.turned_away() == {("v-1", "rate"): 4, ("v-3", "rate"): 1}
+
+
+def test_the_servers_own_topics_are_not_bounded() -> None:
+    intake = Intake(clock=lambda: 0.0)
+    intake.allow(Rate(1.0, 1, 1.0, 1))
+    assert all(intake.admits(b"fl/v1/f/r/north/model/t", 1, 1000) for _ in range(10))

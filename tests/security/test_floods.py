@@ -16,11 +16,13 @@ from fedfleet.fleet_server.registry import Place
 from fedfleet.protocol import chunks, topics
 from fedfleet.protocol.envelope import Kind
 
+LIMIT_BYTES = 4_000_000
+
 
 @pytest.fixture
 def site(tmp_path: Path, processes: Any, mosquitto_binary: Path) -> Iterator[AttackedServer]:
     assert mosquitto_binary.exists()
-    made = AttackedServer(tmp_path, processes, rounds=1)
+    made = AttackedServer(tmp_path, processes, rounds=1, update_limit_bytes=LIMIT_BYTES)
     made.begin()
     yield made
     made.close()
@@ -76,7 +78,7 @@ def test_a_vehicle_that_begins_updates_and_finishes_none_is_bounded(site: Attack
     site.wait_for(site.is_well, "an honest update is stored behind them")
     incomplete = [p for p in (site.config.data_dir / "incomplete").rglob("*") if p.is_file()]
     size = sum(path.stat().st_size for path in incomplete)
-    assert 0 < size <= 3 * site.config.update_limit_bytes
+    assert 0 < size <= 3 * LIMIT_BYTES
     assert site.peak_bytes() < 300e6
     # and it starts again with them there, and serves
     site.kill_server()
