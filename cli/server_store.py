@@ -214,10 +214,8 @@ def ahead(
             begin = store_published.planned_begin(connection)
     finally:
         store.close()
-    told = (
-        f"the first model will be version {begin}" if begin else f"version {now.version}, round {now.round}"
-    )
-    Terminal().say(f"{place.data_dir}: goes on at {told}")
+    goes_on = f"goes on at version {now.version}, round {now.round}"
+    Terminal().say(f"{place.data_dir}: {f'its first model will be version {begin}' if begin else goes_on}")
 
 
 def rekey(

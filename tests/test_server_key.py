@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from server_world import FLEET, configuration
 from test_coordinator import ALL, World
+from typer.testing import CliRunner
 
+from fedfleet.cli.main import app
 from fedfleet.fleet_server.keys import PRIVATE, PUBLIC, load_key, make_anew
 from fedfleet.fleet_server.store import Store, open_store
 from fedfleet.fleet_server.store_backup import backup, restore
@@ -122,3 +124,24 @@ def test_a_backup_brings_the_key_that_its_store_knows(tmp_path: Path) -> None:
     restored = open_store(tmp_path / "restored", fleet=FLEET, task="t")
     assert load_key(restored, never).public == key.public
     restored.close()
+
+
+def test_the_commands_of_a_last_resort_ask_first_and_say_what_they_did(tmp_path: Path) -> None:
+    # given a server's folder with a store, and one without
+    config = tmp_path / "fedfleet.toml"
+    config.write_text(f'fleet = "{FLEET}"\nwork_dir = "{tmp_path / "work"}"\n')
+    command = ("server", "--config", str(config))
+    for name in (("rekey", "--yes"), ("ahead",)):
+        nothing = CliRunner().invoke(app, [*command, *name])
+        assert "no fleet server has kept its store here" in str(nothing.exception)
+    store = open_store(tmp_path / "work" / "server", fleet=FLEET, task="motion_forecast")
+    old = load_key(store, lambda n: b"7" * n).public.hex()
+    store.close()
+    # then a new key is made only when it is asked for twice
+    with pytest.raises(UsageError, match=r"every vehicle must enrol again.* else add --yes"):
+        CliRunner().invoke(app, [*command, "rekey"], catch_exceptions=False)
+    done = CliRunner().invoke(app, [*command, "rekey", "--yes"], catch_exceptions=False)
+    assert f"{old[:12]}… is no longer its key" in done.output.replace("\n", " ")
+    # and a store that has no model yet will begin with the number that it is told
+    done = CliRunner().invoke(app, [*command, "ahead", "--by", "50"], catch_exceptions=False)
+    assert "its first model will be version 50" in done.output.replace("\n", " ")
