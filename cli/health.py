@@ -61,7 +61,8 @@ class Watch:
 def _ask(broker: BrokerConfig) -> str:
     """Return why a broker does not take us; empty when it does."""
     try:
-        check(broker.host, broker.port, timeout_s=_ANSWER_S, options=options_for(broker))
+        greets = broker.cert_file is None  # else it would take the connection of the server that runs
+        check(broker.host, broker.port, timeout_s=_ANSWER_S, options=options_for(broker), greets=greets)
     except UsageError as error:
         told = str(error).partition(" refuses: ")
         return told[2] or told[0]

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedfleet.protocol.chunks import MIN_MESSAGE_BYTES
 
-__all__ = ["BrokerConfig"]
+__all__ = ["BrokerConfig", "is_this_machine"]
 
 
-def _is_this_machine(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
     """Whether a host can only be this machine: a name is believed when it is ``localhost``, never looked up."""
     if host.lower().rstrip(".") == "localhost":
         return True
@@ -58,7 +58,7 @@ class BrokerConfig(BaseModel):
 
     @model_validator(mode="after")
     def _is_secured(self) -> Self:
-        if self.ca_file is None and not self.insecure and not _is_this_machine(self.host):
+        if self.ca_file is None and not self.insecure and not is_this_machine(self.host):
             raise ValueError(
                 f"host {self.host} is another machine, and without ca_file nothing is encrypted: set ca_file to the "
                 "PEM of the broker's authority, or insecure = true where the network itself is closed to others"

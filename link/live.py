@@ -23,10 +23,10 @@ from fedfleet.link.port import (
     check_payload,
     check_topic,
 )
-from fedfleet.link.probe import why
 from fedfleet.link.reactor import Reactor
 from fedfleet.link.windows import Incoming, Outgoing, Subscriptions
 from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, End, Packet, Refused, Wire
+from fedfleet.link.words import why
 from fedfleet.protocol.chunks import MIN_MESSAGE_BYTES
 from fedfleet.protocol.errors import UsageError
 
@@ -209,7 +209,7 @@ class LiveLink:
 
     def _adopt(self, error: Exception | None) -> None:
         if error is not None:
-            self._lost(f"refuses: {why(error)}")
+            self._lost(f"refuses: {self._why(error)}")
             return
         self._state, self._reason = _State.GREETING, ""
         self._since = self._reactor.clock()
@@ -364,6 +364,8 @@ class LiveLink:
         again, self._again = self._again, False
         if self._state is _State.ONLINE:
             reason = self._blame(reason)
+        elif self._state is _State.GREETING and not self._reason:
+            reason = f"refuses: {self._why(ConnectionResetError())}"
         self._part()
         self._state = _State.WAITING
         if again:
@@ -372,6 +374,9 @@ class LiveLink:
             return
         self._wait()
         self._emit(Disconnected(f"{self._wire.name} {reason}"))
+
+    def _why(self, error: Exception) -> str:
+        return why(error, self._wire.host, tls=self._options.tls is not None)
 
     def _blame(self, reason: str) -> str:
         """Learn from the end of a connection: a rival with our id, or a message that was too large. Return why."""

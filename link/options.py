@@ -11,6 +11,7 @@ from typing import Literal
 from fedfleet.link.config import BrokerConfig
 from fedfleet.link.port import MAX_PAYLOAD_BYTES
 from fedfleet.link.sieve import Admits
+from fedfleet.link.words import why_unusable
 from fedfleet.protocol.errors import UsageError
 
 __all__ = ["Backoff", "Options", "options_for"]
@@ -43,6 +44,8 @@ class Backoff:
 class Options:
     """How one link behaves. ``username`` is the client id when None (brokers write ACLs for user names).
 
+    ``is_certified``: a certificate of ours tells the broker who we are, whatever client id we say.
+
     ``send_window`` and ``receive_window`` bound the QoS-1 messages without acknowledgement each way;
     ``max_pending`` and ``max_pending_bytes`` what ``publish`` takes before LinkFull. ``clean`` gives up the
     session at the broker: for tools that only look, never for a vehicle or a server. ``dial`` makes the connection
@@ -56,6 +59,7 @@ class Options:
     password: str | None = field(default=None, repr=False)
     tls: ssl.SSLContext | None = None
     clean: bool = False
+    is_certified: bool = False
     keepalive_s: int = 30
     send_window: int = 64
     receive_window: int = 100
@@ -85,6 +89,7 @@ def options_for(config: BrokerConfig) -> Options:
         username=config.username,
         password=password,
         tls=_context(config),
+        is_certified=config.cert_file is not None,
         keepalive_s=config.keepalive_s,
         mqtt=config.mqtt,
         max_message_bytes=config.max_message_bytes or MAX_PAYLOAD_BYTES,
@@ -94,8 +99,11 @@ def options_for(config: BrokerConfig) -> Options:
 def _first_line(path: Path) -> str:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"broker.password_file {path}: cannot be read: {error}") from error
+    except OSError as error:
+        told = (error.strerror or str(error)).lower()
+        raise UsageError(f"broker.password_file {path}: cannot be read: {told}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"broker.password_file {path}: expected text in UTF-8") from error
     if not lines or not lines[0]:
         raise UsageError(f"broker.password_file {path}: expected the password in the first line, got nothing")
     return lines[0]
@@ -109,11 +117,18 @@ def _context(config: BrokerConfig) -> ssl.SSLContext | None:
     try:
         context.load_verify_locations(config.ca_file)
     except OSError as error:
-        raise UsageError(f"broker.ca_file {config.ca_file}: cannot be used: {error}") from error
-    if config.cert_file is not None:
+        told = why_unusable(error, config.ca_file, holds="certificates of authorities")
+        raise UsageError(f"broker.ca_file {config.ca_file}: cannot be used: {told}") from error
+    if config.cert_file is not None and config.key_file is not None:
         try:
-            context.load_cert_chain(config.cert_file, config.key_file)
+            context.load_cert_chain(config.cert_file, config.key_file, password=_no_password)
         except OSError as error:
             files = f"broker.cert_file {config.cert_file}, key_file {config.key_file}"
-            raise UsageError(f"{files}: cannot be used: {error}") from error
+            told = why_unusable(error, config.key_file, holds="a certificate and its key")
+            raise UsageError(f"{files}: cannot be used: {told}") from error
     return context
+
+
+def _no_password() -> bytes:
+    """Answer OpenSSL, which else asks at the terminal when a key is encrypted."""
+    return b""

@@ -26,11 +26,11 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from fedfleet.link.live import LiveLink
 from fedfleet.link.options import Options
 from fedfleet.link.port import MAX_PAYLOAD_BYTES, Sink, Will
-from fedfleet.link.probe import why_refused
 from fedfleet.link.reactor import Reactor
 from fedfleet.link.sieve import Sieve, length_at
 from fedfleet.link.windows import Pending
 from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, End, Packet, Refused
+from fedfleet.link.words import why_refused
 
 __all__ = ["Loop"]
 
@@ -204,7 +204,7 @@ class _Wire:
     def __init__(
         self, where: tuple[str, int], options: Options, *, client_id: str, will: Will | None
     ) -> None:
-        self.name = f"broker {where[0]}:{where[1]}"
+        self.name, self.host = f"broker {where[0]}:{where[1]}", where[0]
         self.trouble = ""
         self.ending = End.BROKER
         self._packets: list[Packet] = []

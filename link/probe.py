@@ -4,83 +4,58 @@ import socket
 import struct
 
 from fedfleet.link.options import Options
+from fedfleet.link.words import why, why_refused
 from fedfleet.protocol.errors import UsageError
 
-__all__ = ["check", "why", "why_refused"]
-
-_REFUSALS = {
-    1: "it does not speak MQTT 3.1.1",
-    2: "it rejects the client id",
-    3: "it is unavailable",
-    4: "user name or password is wrong",
-    5: "not authorized",
-    132: "it does not speak this version of MQTT",
-    133: "it rejects the client id",
-    134: "user name or password is wrong",
-    135: "not authorized",
-    136: "it is unavailable",
-    137: "it is busy",
-    138: "it has banned this client",
-    149: "it does not take packets of that size",
-    151: "its quota is used up",
-    159: "it takes no more connections for now",
-}
+__all__ = ["check"]
 
 
-def check(host: str, port: int, *, timeout_s: float, options: Options | None = None) -> None:
+def check(
+    host: str, port: int, *, timeout_s: float, options: Options | None = None, greets: bool = True
+) -> None:
     """Return when a broker accepts an MQTT connection; UsageError says in one line why it does not.
 
-    ``timeout_s`` bounds each of: connecting, the TLS handshake, waiting for the CONNACK (MQTT 3.1.1 §3.2).
+    ``timeout_s`` bounds each of: connecting, the TLS handshake, waiting for the CONNACK (MQTT 3.1.1 §3.2). Where a
+    certificate tells the broker who we are, the session of that name is left as it is, but its connection is taken
+    over: without ``greets`` only the handshake is made.
     """
     options = options or Options()
     try:
         with socket.create_connection((host, port), timeout_s) as plain:
             if options.tls is None:
-                code = _greet(plain, options)
+                code = _greet(plain, options) if greets else 0
             else:
                 with options.tls.wrap_socket(plain, server_hostname=host) as secure:
-                    code = _greet(secure, options)
+                    code = _greet(secure, options) if greets else 0
     except OSError as error:
-        raise UsageError(f"broker {host}:{port} refuses: {why(error)}") from error
+        told = why(error, host, tls=options.tls is not None)
+        raise UsageError(f"broker {host}:{port} refuses: {told}") from error
     if code:
         raise UsageError(f"broker {host}:{port} refuses: {why_refused(code)}")
 
 
-def why_refused(code: int) -> str:
-    """Return the few words of a CONNACK's return code (MQTT 3.1.1) or reason code (MQTT 5)."""
-    return _REFUSALS.get(code, f"code {code}")
-
-
-def why(error: Exception) -> str:
-    """Return the few words that say why a connection could not be made."""
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return str(error) or type(error).__name__
-
-
 def _greet(connection: socket.socket, options: Options) -> int:
-    connection.sendall(_connect_packet("fleet-probe", options.username, options.password))
+    connection.sendall(_connect_packet("fleet-probe", options))
     answer = b""
     while len(answer) < 4:
         more = connection.recv(4 - len(answer))
         if not more:
-            raise ConnectionError("it closed the connection instead of answering")
+            raise ConnectionResetError
         answer += more
     if answer[:2] != b"\x20\x02":
-        raise ConnectionError("it does not speak MQTT")
+        raise ConnectionError("it does not speak MQTT: is it the right port?")
     connection.sendall(b"\xe0\x00")
     return answer[3]
 
 
-def _connect_packet(client_id: str, username: str | None, password: str | None) -> bytes:
+def _connect_packet(client_id: str, options: Options) -> bytes:
     def text(value: str) -> bytes:
         data = value.encode()
         return struct.pack("!H", len(data)) + data
 
-    user = client_id if username is None else username
-    flags = 0x02 | 0x80 | (0x40 if password is not None else 0)
+    password = options.password
+    user = client_id if options.username is None else options.username
+    flags = (0 if options.is_certified else 0x02) | 0x80 | (0x40 if password is not None else 0)
     body = text("MQTT") + bytes([4, flags]) + struct.pack("!H", 10) + text(client_id) + text(user)
     if password is not None:
         body += text(password)

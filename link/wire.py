@@ -77,6 +77,7 @@ class Wire(Protocol):
     """
 
     name: str  # "broker HOST:PORT"
+    host: str
     trouble: str
     ending: End
 

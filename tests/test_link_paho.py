@@ -23,6 +23,8 @@ from fedfleet.link.probe import check
 from fedfleet.protocol.errors import UsageError
 
 T = "fl/v1/t"
+NOBODY = "connection refused: nothing listens there; `fedfleet broker` starts a broker on this machine"
+UNKNOWN = "not authorized: it knows no such user name (username), or wants a password or a certificate"
 QUICK = Backoff(base_s=0.01, cap_s=0.05)
 
 
@@ -169,7 +171,7 @@ def test_own_window_bounds_what_is_in_flight(loop: Loop, scripted: ScriptedBroke
 def test_offline_publish_is_sent_once_and_not_as_a_duplicate(loop: Loop, free_port: int) -> None:
     # given no broker
     bob = join(loop, free_port)
-    assert bob.next(Disconnected).reason == f"broker 127.0.0.1:{free_port} refuses: connection refused"
+    assert bob.next(Disconnected).reason == f"broker 127.0.0.1:{free_port} refuses: {NOBODY}"
     for n in range(3):
         bob.link.publish(f"{T}/a", b"%d" % n)
     # when one comes
@@ -391,7 +393,7 @@ def test_refusal_of_the_broker_is_an_event_and_not_the_end(loop: Loop, scripted:
     # when
     scripted.accept(code=5)
     # then
-    assert bob.next(Disconnected).reason == f"broker 127.0.0.1:{scripted.port} refuses: not authorized"
+    assert bob.next(Disconnected).reason == f"broker 127.0.0.1:{scripted.port} refuses: {UNKNOWN}"
     scripted.accept()
     assert bob.connected() == Connected(session_present=False)
 
@@ -462,7 +464,7 @@ def test_lost_connections_are_dropped_without_leaking_descriptors(
 
 
 def test_probe_says_in_one_line_why_there_is_no_broker(free_port: int) -> None:
-    with pytest.raises(UsageError, match=f"^broker 127.0.0.1:{free_port} refuses: connection refused$"):
+    with pytest.raises(UsageError, match=f"^broker 127.0.0.1:{free_port} refuses: {NOBODY}$"):
         check("127.0.0.1", free_port, timeout_s=1.0)
 
 
