@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedfleet.cli import preflight, server_store, server_views
+from fedfleet.cli import preflight, server_codes, server_store, server_views
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.data import held_out_jobs, prepare, scenarios_dir, split
 from fedfleet.cli.launch import (
@@ -38,6 +38,7 @@ app.command("backup")(server_store.backup)
 app.command("restore")(server_store.restore)
 app.command("ahead")(server_store.ahead)
 app.command("rekey")(server_store.rekey)
+app.command("code")(server_codes.code)
 
 Vehicle = Annotated[str, typer.Argument(help="Id of the vehicle: a-z, 0-9 and '-'.", show_default=False)]
 

@@ -39,6 +39,7 @@ from fedfleet.link.port import Link
 from fedfleet.models import bundle, layout, prepared
 from fedfleet.models import task as tasks
 from fedfleet.models.task import Task
+from fedfleet.protocol.enrolment import secret_of
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import task_id
 
@@ -90,7 +91,9 @@ def prepare(
     store = open_store(config.data_dir, fleet=config.fleet, task=config.task, address=address)
     store.watch = watch
     try:
-        codes = {one.vehicle: Code(one.code.get_secret_value(), one.region) for one in config.enrolment}
+        codes = {
+            one.vehicle: Code(secret_of(one.code.get_secret_value()), one.region) for one in config.enrolment
+        }
         key = load_key(store, draw)
         party = Party(config.fleet, task_id(task.name), key, codes)
         graph, model = _model(store, config, validation, now_s=now_s)

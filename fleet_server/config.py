@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from fedfleet.fleet_server import config_fit
 from fedfleet.fleet_server.config_base import Config
@@ -21,6 +28,7 @@ from fedfleet.fleet_server.gate import ReleasePolicy
 from fedfleet.fleet_server.strategies import Strategy
 from fedfleet.link.config import BrokerConfig
 from fedfleet.models.settings import TrainSettings
+from fedfleet.protocol.enrolment import MIN_BITS, bits_of
 from fedfleet.protocol.ids import SERVER, Id
 from fedfleet.protocol.messages import Setting
 
@@ -79,7 +87,20 @@ class EnrolmentCode(Config):
 
     vehicle: Id = Field(description="id of the vehicle")
     region: Id = Field(description="region that it is put in")
-    code: SecretStr = Field(min_length=8, description="the secret, at least 8 characters")
+    code: SecretStr = Field(
+        description="the secret, of 80 bits at least; `fedfleet server code VEHICLE` makes one without this file"
+    )
+
+    @field_validator("code")
+    @classmethod
+    def _is_long_enough(cls, code: SecretStr, info: ValidationInfo) -> SecretStr:
+        bits, vehicle = bits_of(code.get_secret_value()), info.data.get("vehicle", "VEHICLE")
+        if bits < MIN_BITS:
+            raise ValueError(
+                f"code of {vehicle}: expected at least {MIN_BITS} bits drawn at random, got about {bits:.0f}: "
+                f"`fedfleet server code {vehicle}` makes one"
+            )
+        return code
 
 
 class ServerSettings(Config):

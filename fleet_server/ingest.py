@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy import Connection
 
 from fedfleet.codec.parts import Parts
-from fedfleet.fleet_server import store_rounds, store_updates, store_vehicles
+from fedfleet.fleet_server import store_codes, store_rounds, store_updates, store_vehicles
 from fedfleet.fleet_server.admission import Limits, View
 from fedfleet.fleet_server.config_rounds import RoundsConfig
 from fedfleet.fleet_server.coordinates import Coordinates
@@ -156,7 +156,8 @@ class Ingest:
             self._keyring = store_vehicles.keyring(connection)
             self._regions = store_vehicles.regions(connection)
             self._moved = store_vehicles.moved(connection)
-            self._known = frozenset(self._keyring.keys) | frozenset(self.party.codes)
+            codes = (*self.party.codes, *store_codes.vehicles(connection))
+            self._known = frozenset(self._keyring.keys) | frozenset(codes)
             self._stamp = stamp
             keys, denied = self._keyring.keys, self._keyring.denied
             self._pieces.keep(lambda vehicle: vehicle in keys and vehicle not in denied)

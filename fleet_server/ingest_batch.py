@@ -242,7 +242,9 @@ class Batch:
 
     def _status(self, delivery: Delivery, topic: Topic) -> None:
         vehicle = topic.vehicle
-        if vehicle not in self.view.keyring.keys and requests.has_code(self.connection, self.party, vehicle):
+        if vehicle not in self.view.keyring.keys and requests.has_code(
+            self.connection, self.party, vehicle, self.now_s
+        ):
             if len(delivery.payload) > WAITING_LIMIT_BYTES:
                 told = f"status of {vehicle}, which is not enrolled, is {len(delivery.payload)} bytes"
                 raise PeerError("too-large", f"{told}, limit {WAITING_LIMIT_BYTES}")

@@ -79,6 +79,8 @@ STEPS: tuple[Step, ...] = (
     add_column(schema.vehicle.c.process),
     add_column(schema.vehicle.c.process_before),
     add_column(schema.vehicle.c.shared_at_s),
+    add_table(schema.made_code),
+    add_table(schema.guess),
 )
 """Step i leads from version i + 1 to i + 2. Append only."""
 

@@ -1,11 +1,12 @@
 """What vehicles ask of the server, enrolment above all, and how the server's words to one vehicle are made."""
 
-from collections.abc import Mapping
+import hmac
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import store_vehicles
+from fedfleet.fleet_server import store_codes, store_vehicles
 from fedfleet.protocol import enrolment, envelope, messages, topics
 from fedfleet.protocol.envelope import Kind
 from fedfleet.protocol.errors import PeerError
@@ -61,10 +62,28 @@ class Party:
         return self.command(Command(vehicle=vehicle, kind="refused", nonce=NO_NONCE, reason=reason))
 
 
-def has_code(connection: Connection, party: Party, vehicle: str) -> bool:
+def has_code(connection: Connection, party: Party, vehicle: str, now_s: float) -> bool:
     """Tell whether this vehicle may still enrol with a one-time code."""
-    code = party.codes.get(vehicle)
-    return code is not None and store_vehicles.code_is_open(connection, vehicle, code.secret)
+    return any(one.is_open for one in _codes(connection, party, vehicle, now_s))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A code of a vehicle: made by command and kept in the store, or from the configuration."""
+
+    code: Code
+    is_made: bool
+    is_open: bool
+
+
+def _codes(connection: Connection, party: Party, vehicle: str, now_s: float) -> list[_Known]:
+    found = []
+    if (made := store_codes.find(connection, vehicle)) is not None:
+        found.append(_Known(Code(made.secret, made.region), is_made=True, is_open=made.is_open(now_s)))
+    if (given := party.codes.get(vehicle)) is not None:
+        is_open = store_vehicles.code_is_open(connection, vehicle, given.secret)
+        found.append(_Known(given, is_made=False, is_open=is_open))
+    return found
 
 
 def answer(
@@ -73,17 +92,25 @@ def answer(
     """Answer a request that came on this vehicle's topic; a vehicle enrols by its code, with a new key too.
 
     A vehicle that enrols again with its enrolled key (the answer was lost) gets the same answer; one that lost its
-    key enrols again by a code that was not used yet. Raises PeerError with the reasons of envelope and enrolment, or
-    wrong-sender; nothing is enrolled then.
+    key enrols again by a code that was not used yet. Raises PeerError with the reasons of envelope and enrolment,
+    wrong-sender, or locked-out after too many wrong proofs; nothing is enrolled then.
     """
     if vehicle in keyring.denied:
         raise PeerError("denied-sender", f"{vehicle} is on the deny-list of fleet {party.fleet}")
-    if vehicle in keyring.keys and not _is_by_code(connection, party, sealed, vehicle=vehicle):
-        request = _open_known(sealed, vehicle=vehicle, keyring=keyring, fleet=party.fleet)
-    else:
-        request = _enrol(connection, party, sealed, vehicle=vehicle, now_s=now_s)
+    codes = _codes(connection, party, vehicle, now_s)
+    try:
+        request = _by_code(connection, party, sealed, vehicle=vehicle, codes=codes, now_s=now_s)
+    except PeerError as refused:
+        try:
+            if vehicle not in keyring.keys:
+                raise
+            request = _open_known(sealed, vehicle=vehicle, keyring=keyring, fleet=party.fleet)
+        except PeerError:
+            if refused.reason == "wrong-code":
+                store_codes.note_wrong(connection, vehicle, now_s=now_s)
+            raise
     region = store_vehicles.regions(connection)[vehicle]
-    code = party.codes.get(vehicle)
+    code = next((one.code for one in codes if _proves(request, one.code, fleet=party.fleet)), None)
     if request.kind == "hello" or code is None:
         return party.command(Command(vehicle=vehicle, kind="assign", nonce=request.nonce, region=region))
     server_key = party.key.public.hex()
@@ -101,15 +128,52 @@ def answer(
     return party.command(told)
 
 
-def _is_by_code(connection: Connection, party: Party, sealed: bytes, *, vehicle: str) -> bool:
-    """Tell whether this is an enrolment that proves the vehicle's code, which was not used yet."""
-    if not has_code(connection, party, vehicle):
-        return False
-    try:
-        enrolment.open_enrolment(sealed, {vehicle: party.codes[vehicle].secret}, fleet=party.fleet)
-    except PeerError:
-        return False
-    return True
+def _proves(request: Request, code: Code, *, fleet: str) -> bool:
+    expected = enrolment.vehicle_proof(
+        code.secret, fleet=fleet, vehicle=request.vehicle, nonce=request.nonce, public_key=request.public_key
+    )
+    return hmac.compare_digest(expected, request.proof)
+
+
+def _by_code(
+    connection: Connection,
+    party: Party,
+    sealed: bytes,
+    *,
+    vehicle: str,
+    codes: Sequence[_Known],
+    now_s: float,
+) -> Request:
+    """Enrol the vehicle by one of its codes that are open, and spend it."""
+    candidates = [one for one in codes if one.is_open]
+    if not candidates:
+        raise PeerError("unknown-sender", f"{vehicle} is not enrolled and has no open enrolment code")
+    if (until_s := store_codes.locked_until(connection, vehicle, now_s)) is not None:
+        told = f"too many wrong codes: no code of {vehicle} is looked at for {until_s - now_s:.0f} s"
+        raise PeerError("locked-out", told)
+    wrong: PeerError | None = None
+    for one in candidates:
+        try:
+            request = enrolment.open_enrolment(sealed, {vehicle: one.code.secret}, fleet=party.fleet)
+        except PeerError as error:
+            if error.reason != "wrong-code":
+                raise
+            wrong = error
+            continue
+        public_key = bytes.fromhex(request.public_key)
+        region = one.code.region
+        store_vehicles.enrol(
+            connection, vehicle, region=region, public_key=public_key, now_s=now_s, replace=True
+        )
+        if one.is_made:
+            store_codes.use(connection, vehicle, now_s=now_s)
+        else:
+            store_vehicles.use_code(connection, vehicle, one.code.secret, now_s=now_s)
+        store_codes.note_right(connection, vehicle)
+        return request
+    if wrong is None:
+        raise PeerError("unknown-sender", f"{vehicle} has no open enrolment code")
+    raise wrong
 
 
 def _open_known(sealed: bytes, *, vehicle: str, keyring: Keyring, fleet: str) -> Request:
@@ -119,17 +183,4 @@ def _open_known(sealed: bytes, *, vehicle: str, keyring: Keyring, fleet: str) ->
     request = messages.decode(Request, opened.body, sender=opened.sender)
     if not opened.sender == request.vehicle == vehicle:
         raise PeerError("wrong-sender", f"{opened.sender} asks for {request.vehicle} on a topic of {vehicle}")
-    return request
-
-
-def _enrol(connection: Connection, party: Party, sealed: bytes, *, vehicle: str, now_s: float) -> Request:
-    code = party.codes.get(vehicle)
-    if code is None or not store_vehicles.code_is_open(connection, vehicle, code.secret):
-        raise PeerError("unknown-sender", f"{vehicle} is not enrolled and has no open enrolment code")
-    request = enrolment.open_enrolment(sealed, {vehicle: code.secret}, fleet=party.fleet)
-    public_key = bytes.fromhex(request.public_key)
-    store_vehicles.enrol(
-        connection, vehicle, region=code.region, public_key=public_key, now_s=now_s, replace=True
-    )
-    store_vehicles.use_code(connection, vehicle, code.secret, now_s=now_s)
     return request

@@ -29,6 +29,8 @@ __all__ = [
     "code",
     "counter",
     "file_updates",
+    "guess",
+    "made_code",
     "member",
     "metadata",
     "model",
@@ -93,6 +95,30 @@ code = Table(
     Column("used_at_s", Float, nullable=False),
 )
 """The one-time codes that were used; a new code for the same vehicle has another digest."""
+
+made_code = Table(
+    "made_code",
+    metadata,
+    Column("vehicle", String, primary_key=True),
+    Column("region", String, nullable=False),
+    Column(
+        "secret", String, nullable=False
+    ),  # what is proven of the code (protocol/enrolment.py), never the code
+    Column("made_at_s", Float, nullable=False),
+    Column("expires_at_s", Float, nullable=False),
+    Column("used_at_s", Float),
+)
+"""The one-time code that was made last for each vehicle; a used one stays, to prove the same answer again."""
+
+guess = Table(
+    "guess",
+    metadata,
+    Column("vehicle", String, primary_key=True),  # empty: all together
+    Column("wrong", BigInteger, nullable=False),
+    Column("since_s", Float, nullable=False),
+    Column("locked_until_s", Float, nullable=False, default=0.0),
+)
+"""Wrong proofs of enrolment codes since a time, and until when none is looked at."""
 
 update = Table(
     "update",

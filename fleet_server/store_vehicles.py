@@ -30,6 +30,7 @@ __all__ = [
     "note_shared",
     "presences",
     "regions",
+    "restamp",
     "save_metrics",
     "save_status",
     "stamp",
@@ -107,7 +108,7 @@ def enrol(
         mine = vehicle.c.id == name
         connection.execute(vehicle.update().where(mine).values(public_key=public_key))
         _move(connection, name, region)
-    _restamp(connection)
+    restamp(connection)
 
 
 def _move(connection: Connection, name: str, region: str) -> None:
@@ -124,7 +125,7 @@ def deny(connection: Connection, name: str, *, denied: bool = True) -> None:
     changed = connection.execute(vehicle.update().where(vehicle.c.id == name).values(denied=denied))
     if changed.rowcount == 0:
         raise UsageError(f"vehicle {name} is not enrolled, so it cannot be denied")
-    _restamp(connection)
+    restamp(connection)
 
 
 def stamp(connection: Connection) -> int:
@@ -133,7 +134,8 @@ def stamp(connection: Connection) -> int:
     return int(connection.execute(query).scalar_one_or_none() or 0)
 
 
-def _restamp(connection: Connection) -> None:
+def restamp(connection: Connection) -> None:
+    """Let a running server read again who may send: a key, a region, the deny-list or a code has changed."""
     values = {"name": STAMP, "value": str(stamp(connection) + 1)}
     statement = insert(connection, property_).values(**values)
     connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))

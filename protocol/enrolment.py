@@ -6,16 +6,64 @@ own public key (RFC 2104). The request is the one message whose key comes with i
 """
 
 import hmac
+import re
+from collections.abc import Callable
 from hashlib import sha256
+from math import log2
 
 from fedfleet.protocol.envelope import Kind, check_digest, check_signature, peek
 from fedfleet.protocol.errors import PeerError
 from fedfleet.protocol.messages import Command, Request, decode
 
-__all__ = ["open_enrolled", "open_enrolment", "server_proof", "vehicle_proof"]
+__all__ = [
+    "MIN_BITS",
+    "bits_of",
+    "make_code",
+    "open_enrolled",
+    "open_enrolment",
+    "secret_of",
+    "server_proof",
+    "vehicle_proof",
+]
 
 LIMIT_BYTES = 4096
-MIN_CODE_CHARACTERS = 8
+MIN_BITS = 80
+"""A code's proof travels where it can be tried against guesses for ever: so many bits are out of reach."""
+_GROUPS, _GROUP_BYTES = 5, 4
+_MADE = re.compile(r"[a-z2-7]{4}(-[a-z2-7]{4}){4}")
+_HEX = re.compile(r"[0-9a-f]+|[0-9A-F]+")
+_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+_CLASSES = ((str.isdigit, 10), (str.islower, 26), (str.isupper, 26))
+_OTHER = 32
+_FEWEST_DIFFERENT = 8
+
+
+def make_code(draw: Callable[[int], bytes]) -> str:
+    """Return a new code of 100 bits from ``draw(20)``: five groups of four, small letters and 2 to 7."""
+    letters = [_ALPHABET[byte % 32] for byte in draw(_GROUPS * _GROUP_BYTES)]
+    return "-".join("".join(letters[at : at + _GROUP_BYTES]) for at in range(0, len(letters), _GROUP_BYTES))
+
+
+def secret_of(code: str) -> str:
+    """Return what both sides prove to know of a code: a digest of one that `make_code` made, else the code itself.
+
+    So a server keeps nothing from which a code could be read.
+    """
+    plain = code.strip().lower()
+    if _MADE.fullmatch(plain) is None:
+        return code
+    return sha256(b"fedfleet enrolment code 1\x00" + plain.encode()).hexdigest()
+
+
+def bits_of(code: str) -> float:
+    """Return the bits of a code, were it drawn at random from the kinds of characters that it has; 0 when it is not."""
+    if len(set(code)) < _FEWEST_DIFFERENT:
+        return 0.0
+    if _HEX.fullmatch(code):
+        return 4.0 * len(code)
+    counted = [size for is_one, size in _CLASSES if any(map(is_one, code))]
+    known = sum(any(is_one(each) for is_one, _ in _CLASSES) for each in code)
+    return len(code) * log2(sum(counted) + (_OTHER if known < len(code) else 0))
 
 
 def _proof(code: str, *parts: str) -> str:

@@ -101,7 +101,8 @@ def test_a_second_task_learns_with_another_metric(
     del mosquitto_binary
     tiny_task.generate(tmp_path / "recordings", regions=("east", "west"))
     codes = "".join(
-        f'[[server.enrolment]]\nvehicle = "v0{n}"\nregion = "{"east" if n < 3 else "west"}"\ncode = "code-of-v0{n}"\n'
+        f'[[server.enrolment]]\nvehicle = "v0{n}"\nregion = "{"east" if n < 3 else "west"}"\n'
+        f'code = "a-one-time-code-v0{n}"\n'
         for n in range(1, 4)
     )
     (tmp_path / "fedfleet.toml").write_text(CONFIG.format(port=free_port, codes=codes), encoding="utf-8")

@@ -97,7 +97,7 @@ def test_a_server_and_an_agent_that_learns_and_drives_speak_to_their_broker_only
     # given a fleet of one vehicle, and no home folder that anyone has written to
     del mosquitto_binary
     tiny_task.generate(tmp_path / "recordings", regions=("east",))
-    code = '[[server.enrolment]]\nvehicle = "v01"\nregion = "east"\ncode = "code-of-v01"\n'
+    code = '[[server.enrolment]]\nvehicle = "v01"\nregion = "east"\ncode = "one-time-code-of-v01"\n'
     config = CONFIG.format(port=free_port, codes=code).replace("quorum = 2", "quorum = 1")
     config = config.replace("vehicles_per_region = 2", "vehicles_per_region = 1")
     (tmp_path / "fedfleet.toml").write_text(config, encoding="utf-8")

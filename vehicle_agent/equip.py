@@ -9,6 +9,7 @@ import numpy as np
 
 from fedfleet.models import prepared
 from fedfleet.models.task import Frames, Samples, Task
+from fedfleet.protocol.enrolment import secret_of
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import task_id
 from fedfleet.vehicle_agent import config as configs
@@ -150,7 +151,8 @@ def _trusted(config: FleetConfig, entry: VehicleEntry, journal: Journal, wire_ta
         keys = f"the journal is pinned to server key {pinned.hex()[:12]}…, server_public_key is {told.hex()[:12]}…"
         raise UsageError(f"vehicle {entry.vehicle}: {keys}: correct it, or use a new work_dir")
     is_known = journal.enrolled and not journal.rekeyed
-    code = None if is_known or entry.enrolment_code is None else entry.enrolment_code.get_secret_value()
+    given = None if is_known else entry.enrolment_code
+    code = None if given is None else secret_of(given.get_secret_value())
     if told is None and pinned is None and code is None:
         raise UsageError(
             f"vehicle {entry.vehicle}: expected server_public_key or enrolment_code, got neither"
