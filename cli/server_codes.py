@@ -10,6 +10,7 @@ import typer
 
 from fedfleet.cli.config import load
 from fedfleet.cli.launch import server_place
+from fedfleet.cli.options import ConfigFile
 from fedfleet.cli.terminal import Terminal
 from fedfleet.protocol.enrolment import make_code, secret_of
 from fedfleet.protocol.errors import UsageError
@@ -21,18 +22,18 @@ MOST_S = 366 * 86_400
 
 
 def code(
-    context: typer.Context,
     vehicle: Annotated[str, typer.Argument(help="Id of the vehicle: a-z, 0-9 and '-'.", show_default=False)],
     region: Annotated[
         str | None,
         typer.Option(help="Region to put the vehicle in; its own when it is enrolled.", show_default=False),
     ] = None,
     ttl: Annotated[str, typer.Option(help="How long it is good for: 90s, 30m, 24h, 7d.")] = "24h",
+    config: ConfigFile = None,
 ) -> None:
     """Make a one-time code with which a vehicle enrols, or enrols again with a new key; it is shown once."""
     from fedfleet.fleet_server import registry
 
-    settings, now_s = load(context.obj), time.time()
+    settings, now_s = load(config), time.time()
     made, until_s = make_code(secrets.token_bytes), now_s + seconds(ttl)
     where = registry.make_code(
         server_place(settings),
@@ -44,9 +45,9 @@ def code(
     )
     until = datetime.fromtimestamp(until_s, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
     console = Terminal()
-    console.print(f"{vehicle} may enrol in region {where}, once, until {until}:")
-    console.print(f"  fedfleet agent {vehicle} --code {made}")
-    console.print("The code is not kept and not shown again; a new one makes it void.")
+    console.say(f"{vehicle} may enrol in region {where}, once, until {until}:")
+    console.say(f"  fedfleet agent {vehicle} --code {made}")
+    console.say("The code is not kept and not shown again; a new one makes it void.")
 
 
 def seconds(text: str) -> float:

@@ -226,7 +226,7 @@ def place(tmp_path: Path) -> list[str]:
     (tmp_path / "fedfleet.toml").write_text(
         f'fleet = "{FLEET}"\ntask = "linear_test"\nwork_dir = "{tmp_path}/work"\n', encoding="utf-8"
     )
-    return ["server", "--config", str(tmp_path / "fedfleet.toml")]
+    return ["--config", str(tmp_path / "fedfleet.toml")]
 
 
 def run(*words: str) -> str:
@@ -237,7 +237,7 @@ def run(*words: str) -> str:
 def test_the_command_shows_the_code_once_and_keeps_a_digest(tmp_path: Path) -> None:
     config = place(tmp_path)
     store = open_store(tmp_path / "work" / "server", fleet=FLEET, task="linear_test")
-    shown = run(*config, "code", "v01", "--region", "north", "--ttl", "30m")
+    shown = run("server", "code", "v01", "--region", "north", "--ttl", "30m", *config)
     assert "v01 may enrol in region north, once, until " in shown
     found = re.search(r"fedfleet agent v01 --code ([a-z2-7-]{24})", shown)
     assert found is not None
@@ -270,16 +270,15 @@ def test_a_code_that_cannot_be_made_is_one_line(tmp_path: Path, words: list[str]
     with store.write() as connection:
         store_vehicles.enrol(connection, "gone", region="north", public_key=key_of("gone").public, now_s=1.0)
         store_vehicles.deny(connection, "gone")
-    assert told in run(*config, "code", *words)
+    assert told in run("server", "code", *words, *config)
     with store.read() as connection:
         assert store_codes.vehicles(connection) == []
     store.close()
 
 
 def test_a_code_for_a_fleet_that_is_not_there_makes_none(tmp_path: Path) -> None:
-    assert "no fleet server has kept its store here" in run(
-        *place(tmp_path), "code", "v01", "--region", "north"
-    )
+    told = run("server", "code", "v01", "--region", "north", *place(tmp_path))
+    assert "no fleet server has kept its store here" in told
     assert not (tmp_path / "work" / "server").exists()
 
 
