@@ -24,6 +24,7 @@ __all__ = ["Pieces", "Room"]
 BLOCK_BYTES = 4096
 """What the smallest file takes on a disk."""
 MOST_PIECES = 65_535
+LOOK_S = 5.0
 _HERE = b"\1"
 _NAME = re.compile(r"([0-9a-f]{64})-(\d{1,10})-(\d{1,10})-(\d{1,6})")
 
@@ -78,7 +79,7 @@ class Pieces:
         self._messages: dict[
             str, dict[str, _Incomplete]
         ] = {}  # vehicle -> digest -> message, in order of arrival
-        self._bytes = 0
+        self._bytes, self._looked_s = 0, 0.0
         with _disk():
             for vehicle, found in _left(folder):
                 self._add(vehicle, found)
@@ -105,7 +106,7 @@ class Pieces:
         while sum(each.cost_bytes for each in mine.values()) + cost > self._room.vehicle_bytes:
             self.drop(vehicle, next(iter(mine)))
         if self._bytes + cost > self._room.total_bytes:
-            self.expire(now_s)
+            self._expire(now_s)
         if self._bytes + cost > self._room.total_bytes:
             return False
         self._add(vehicle, _Incomplete(round_, split, now_s))
@@ -185,7 +186,12 @@ class Pieces:
                 self.drop(vehicle, digest)
 
     def expire(self, now_s: float) -> None:
-        """Forget what has had no piece for too long; a time that is still to come counts as now."""
+        """Forget what has had no piece for too long, looked at now and then; a time to come counts as now."""
+        if not 0 <= now_s - self._looked_s < LOOK_S:
+            self._looked_s = now_s
+            self._expire(now_s)
+
+    def _expire(self, now_s: float) -> None:
         for vehicle, mine in list(self._messages.items()):
             for digest, message in list(mine.items()):
                 message.last_s = min(message.last_s, now_s)
