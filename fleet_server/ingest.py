@@ -77,7 +77,11 @@ class Ingest:
         batch may be acknowledged; it is given again when the store can be written.
         """
         admitted = self._door.admit(deliveries, self._known, now_s)
-        outgoing = self._take(admitted, now_s) if admitted else []
+        try:
+            outgoing = self._take(admitted, now_s) if admitted else []
+        except StoreFailed:
+            self._door.refund(admitted, self._known)
+            raise
         self.tell_rest(now_s)
         return outgoing
 
@@ -106,18 +110,19 @@ class Ingest:
 
     def _put_aside(self, received: Received, error: Exception, now_s: float) -> list[Outgoing]:
         who = party_of(received[1], self._known)
-        self._door.charge(who, now_s)
         told = f"{type(error).__name__}: {error}"[:300]
-        if self._door.lines.admits((who, INTERNAL_ERROR), now_s):
+        if self._door.lines.admits((who, "handling-failed"), now_s):
             topic = received[0].topic[:100]
             log.error("a message could not be handled", vehicle=who, topic=topic, error=told, exc_info=error)
         refusal = PeerError(INTERNAL_ERROR, told)
         try:
-            return self._transact(lambda batch: batch.put_aside(received, refusal), now_s)
+            outgoing = self._transact(lambda batch: batch.put_aside(received, refusal), now_s)
         except StoreFailed:
             raise
         except Exception as second:
             raise StoreFailed(f"store {self.store.name}: {type(second).__name__}: {second}") from second
+        self._door.charge(who, now_s)
+        return outgoing
 
     def _transact(self, act: Callable[[Batch], list[Outgoing]], now_s: float) -> list[Outgoing]:
         dropped = self._door.dropped

@@ -51,6 +51,11 @@ class Door:
             self.turn_away(who, reason, number, now_s=now_s)
         return admitted
 
+    def refund(self, admitted: Iterable[Received], known: Container[str]) -> None:
+        """Take back that these were admitted: they could not be stored, and will be given again."""
+        for delivery, topic in admitted:
+            self.limiter.refund(party_of(topic, known), size_bytes=len(delivery.payload))
+
     def turn_away(self, who: str, reason: str, number: int, *, now_s: float) -> None:
         """Count messages of one vehicle that were dropped unread."""
         self.dropped[f"dropped:{reason}"] += number

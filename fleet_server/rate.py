@@ -46,6 +46,14 @@ class Limiter:
         self._buckets[key] = _Bucket(*taken, now_s)
         return passes
 
+    def refund(self, key: str, *, size_bytes: int) -> None:
+        """Give a message's tokens back: it passed, but could not be taken, and will come again."""
+        bucket = self._buckets.get(key)
+        if bucket is not None:
+            messages = min(self.rate.burst, bucket.messages + 1)
+            size = min(self.rate.burst_bytes, bucket.bytes + size_bytes)
+            self._buckets[key] = _Bucket(messages, size, bucket.then_s)
+
     def charge(self, key: str, now_s: float, *, share: float) -> None:
         """Take a share of a burst from a vehicle that has cost more than its message; it may come to owe a burst."""
         bucket = self._filled(key, now_s)

@@ -107,6 +107,23 @@ def test_when_nothing_can_be_written_it_is_the_store_that_failed(store: Store) -
         ingest_of(store).receive([to_topic("v-1", b"junk")], NOW_S)
 
 
+def test_what_could_not_be_stored_costs_no_vehicle_its_rate(store: Store) -> None:
+    # given a store that cannot be written for a while, in which the same messages are tried again and again
+    party, limits = Party(FLEET, TASK, SERVER_KEY, {}), Limits(100_000, SIZE, 100)
+    ingest = Ingest(store, party, limits, Limiter(Rate(0.001, 3, 1.0, 10_000)))
+    batch = [to_topic("v-1", sealed_update("v-1", PLAN)), to_topic("v-1", b"junk")]
+    with store.write() as connection:
+        connection.exec_driver_sql("alter table quarantine rename to elsewhere")
+    for _ in range(10):
+        with pytest.raises(StoreFailed):
+            ingest.receive(batch, NOW_S)
+    # when it can be written again
+    with store.write() as connection:
+        connection.exec_driver_sql("alter table elsewhere rename to quarantine")
+    # then they are taken
+    assert [one.outcome for one in told(ingest.receive(batch, NOW_S))] == ["stored", "refused"]
+
+
 def sealed_json(content: dict[str, object], kind: Kind, vehicle: str = "v-1") -> bytes:
     body = json.dumps(content).encode()
     return envelope.seal(body, key_of(vehicle), kind=kind, sender=vehicle, fleet=FLEET)
