@@ -41,8 +41,8 @@ _HARMLESS: Final = re.compile(
     \.ds_store | \.localized | \.apdisk | \.volumeicon\.icns | icon\r | thumbs\.db | ehthumbs\.db |
     desktop\.ini | \.directory | \.nomedia | \.gitignore | \.gitattributes | \.gitkeep | \.gitmodules |
     \.keep | \.dvcignore | \.metadata_never_index |
-    .* \. (?: md | markdown | rst | pdf | bib | osm | osgb | xodr | net\.xml | sha1 | sha256 | sha512 | md5 ) |
-    converted\.json
+    .* \. (?: md | markdown | rst | pdf | bib | osm | osgb | xodr | net\.xml(?:\.gz)? | sha1 | sha256 | sha512 | md5 ) |
+    converted\.json | pack\.json
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )

@@ -22,6 +22,7 @@ from fedfleet.cli.main import app
 from fedfleet.models import prepared
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.donkey import open_camera
+from fedfleet.scenarios.pack import sumo_pack
 from fedfleet.scenarios.reading import open_recordings, read
 from fedfleet.scenarios.tree import MAX_DEPTH, walk
 
@@ -430,3 +431,7 @@ def test_a_stored_zip_of_nothing_is_named(tmp_path: Path) -> None:
     zipfile.ZipFile(empty, "w").close()
     (tmp_path / "empty.zip").write_bytes(empty.getvalue())
     assert rows(tmp_path) == {"empty.zip": "empty-archive"}
+
+
+def test_the_shipped_pack_is_read_whole() -> None:
+    assert open_recordings(sumo_pack()).account.rows == []
