@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sqlalchemy import Connection
 
-from fedfleet.fleet_server import store_rounds, store_updates, store_waiting
+from fedfleet.fleet_server import store_blobs, store_rounds, store_updates, store_waiting
 from fedfleet.fleet_server.config import ServerConfig
 from fedfleet.fleet_server.fold import fold_key
-from fedfleet.fleet_server.pages import settlement_topics
+from fedfleet.fleet_server.pages import page_bytes, settlement_topics
 from fedfleet.fleet_server.rounds import State, advance
 from fedfleet.fleet_server.settlement import (
     Outcome,
@@ -89,9 +90,9 @@ def settle(
     store_rounds.settle(connection, message, decided)
     store_rounds.set_state(connection, number, region, end.state)
     before = number - config.rounds.keep_settlements + 1
-    store_rounds.retire_settlements(
-        connection, lambda told: settlement_topics(told, fleet=config.fleet), region=region, before=before
-    )
+    limit_bytes = page_bytes(store_blobs.piece_bytes(connection))
+    where = partial(settlement_topics, fleet=config.fleet, limit_bytes=limit_bytes)
+    store_rounds.retire_settlements(connection, where, region=region, before=before)
 
 
 def _gone(

@@ -8,11 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+import structlog
+
 from fedfleet.fleet_server.announcements import Announcement, blob_topics
-from fedfleet.link.port import Link, LinkFull
+from fedfleet.link.port import Link, LinkFull, TooLarge
 from fedfleet.protocol.chunks import blob_piece
 
 __all__ = ["Publisher"]
+
+log = structlog.get_logger()
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Publisher:
     _digests: dict[str, str] = field(default_factory=dict)  # topic -> digest of the wanted message
     _confirmed: dict[str, str] = field(default_factory=dict)  # topic -> digest of what the broker has
     _flying: dict[int, tuple[str, str]] = field(default_factory=dict)  # ticket -> topic, digest
+    _told: set[str] = field(default_factory=set)  # topics whose message is too large for the broker
 
     @property
     def settled(self) -> bool:
@@ -45,6 +50,7 @@ class Publisher:
         """Begin again from nothing: the broker may have forgotten what it had."""
         self._confirmed.clear()
         self._flying.clear()
+        self._told.clear()
 
     def published(self, ticket: int) -> None:
         """Note that the broker has taken a message over."""
@@ -65,8 +71,8 @@ class Publisher:
             if self._missing_blobs():
                 return  # on their way: what names them waits for their acknowledgement
             for topic in self._missing_messages():
-                self._send(topic, self._wanted.messages[topic], self._digests[topic])
-            if not self._missing_messages():
+                self._send_message(topic)
+            if self._told.issuperset(self._missing_messages()):
                 self._clear()
         except LinkFull:
             return  # the rest at the next call, after some were acknowledged
@@ -75,6 +81,15 @@ class Publisher:
         if (topic, digest) not in self._flying.values():
             ticket = self.link.publish(topic, payload, qos=1, retain=True)
             self._flying[ticket] = (topic, digest)
+
+    def _send_message(self, topic: str) -> None:
+        """Publish a message; one that the broker is too small for is told once, and the others go on."""
+        try:
+            self._send(topic, self._wanted.messages[topic], self._digests[topic])
+        except TooLarge as error:
+            if topic not in self._told:
+                log.error("message too large for the broker", topic=topic, error=str(error))  # noqa: TRY400
+            self._told.add(topic)
 
     def _missing_blobs(self) -> list[str]:
         return [

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fedfleet.link.wire import End
 from fedfleet.protocol.chunks import MIN_MESSAGE_BYTES, PIECES
 
-__all__ = ["AROUND_BYTES", "SizeLimit", "Takeovers"]
+__all__ = ["AROUND_BYTES", "Lesson", "SizeLimit", "Takeovers", "learn"]
 
 AROUND_BYTES = 300
 """What is around a payload in a packet: fixed header, topic, packet id, properties."""
@@ -97,7 +98,36 @@ class Takeovers:
             return f"ended the connection: {who}; waiting longer each time"
         return f"{reason}, within seconds each time: perhaps {who}; waiting longer each time"
 
+    def unreachable(self) -> None:
+        """Note that the broker could not be reached: it was down, so its ends were no takeovers."""
+        self._suspected = 0
+        self.times = self.times if self.is_told else 0
+
     def stands(self, lasted_s: float) -> None:
         """Forget it all once a connection has lasted long enough."""
         if lasted_s >= STANDS_S:
             self.times, self.is_told, self._suspected = 0, False, 0
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the end of a connection teaches: what to add to its reason, the size that is too large or 0."""
+
+    reason: str
+    guilty_bytes: int = 0
+    is_takeover: bool = False
+
+
+def learn(
+    size: SizeLimit, takeovers: Takeovers, end: End, *, lasted_s: float, in_flight: Sequence[int]
+) -> Lesson:
+    """Note in both how a connection ended that the broker had accepted, and return what follows."""
+    takeovers.stands(lasted_s)
+    is_large = size.is_suspected(in_flight)
+    guilty = size.lost(in_flight) if end is End.BROKER else 0
+    if end is End.TOO_LARGE:
+        guilty = max(in_flight, default=0)
+    told, silent = end is End.TAKEN_OVER, end is End.BROKER and not is_large
+    if takeovers.lost(lasted_s, told=told, silent=silent):
+        return Lesson("", guilty, is_takeover=True)
+    return Lesson(f", after a message of {max(in_flight)} bytes" if is_large else "", guilty)

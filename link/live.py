@@ -6,7 +6,7 @@ import random
 import threading
 from collections import Counter, deque
 
-from fedfleet.link.limits import AROUND_BYTES, SizeLimit, Takeovers
+from fedfleet.link.limits import AROUND_BYTES, SizeLimit, Takeovers, learn
 from fedfleet.link.options import Options
 from fedfleet.link.outlet import Outlet
 from fedfleet.link.port import (
@@ -25,7 +25,7 @@ from fedfleet.link.port import (
 )
 from fedfleet.link.reactor import Reactor
 from fedfleet.link.windows import Incoming, Outgoing, Subscriptions
-from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, End, Packet, Refused, Wire
+from fedfleet.link.wire import Accepted, Acknowledged, Answered, Arrived, Packet, Refused, Wire
 from fedfleet.link.words import why
 from fedfleet.protocol.chunks import MIN_MESSAGE_BYTES
 from fedfleet.protocol.errors import UsageError
@@ -209,6 +209,7 @@ class LiveLink:
 
     def _adopt(self, error: Exception | None) -> None:
         if error is not None:
+            self._takeovers.unreachable()
             self._lost(f"refuses: {self._why(error)}")
             return
         self._state, self._reason = _State.GREETING, ""
@@ -365,7 +366,9 @@ class LiveLink:
         if self._state is _State.ONLINE:
             reason = self._blame(reason)
         elif self._state is _State.GREETING and not self._reason:
-            reason = f"refuses: {self._why(ConnectionResetError())}"
+            is_known = self.counts["connects"] > 0
+            closed = f"refuses: {self._why(ConnectionResetError())}"
+            reason = "ended the connection before it answered" if is_known else closed
         self._part()
         self._state = _State.WAITING
         if again:
@@ -381,23 +384,19 @@ class LiveLink:
     def _blame(self, reason: str) -> str:
         """Learn from the end of a connection: a rival with our id, or a message that was too large. Return why."""
         lasted_s = self._reactor.clock() - self._since
-        backoff, ending = self._options.backoff, self._wire.ending
-        self._attempt = 0 if lasted_s >= backoff.stable_s else self._attempt
-        self._takeovers.stands(lasted_s)
+        self._attempt = 0 if lasted_s >= self._options.backoff.stable_s else self._attempt
         if self._reason:  # we ended it
+            self._takeovers.stands(lasted_s)
             return reason
         with self._lock:
             sizes = self._outgoing.sizes()
-        guilty = self._size.lost(sizes) if ending is End.BROKER else 0
-        guilty = max(sizes, default=0) if ending is End.TOO_LARGE else guilty
-        if guilty:
-            self._shrink(guilty)
-        is_large = self._size.is_suspected(sizes)
-        told = ending is End.TAKEN_OVER
-        if self._takeovers.lost(lasted_s, told=told, silent=ending is End.BROKER and not is_large):
+        lesson = learn(self._size, self._takeovers, self._wire.ending, lasted_s=lasted_s, in_flight=sizes)
+        if lesson.guilty_bytes:
+            self._shrink(lesson.guilty_bytes)
+        if lesson.is_takeover:
             self.counts["takeovers"] += 1
             return self._takeovers.words(reason, self.client_id)
-        return f"{reason}, after a message of {max(sizes)} bytes" if is_large else reason
+        return reason + lesson.reason
 
     def _wait(self) -> None:
         delay_s = self._options.backoff.delay_s(self._attempt, self._rng)

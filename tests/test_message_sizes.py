@@ -5,8 +5,10 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import agent_world as aw
 import pytest
 import wide_task
 from child_processes import Processes
@@ -16,6 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from scripted_broker import ScriptedBroker
+from test_agent import fresh
 
 from fedfleet.fleet_server import announcements, store_blobs
 from fedfleet.fleet_server.publisher import Publisher
@@ -31,6 +34,9 @@ from fedfleet.link.port import MAX_PAYLOAD_BYTES, Disconnected, Event, Notice, P
 from fedfleet.link.probe import check
 from fedfleet.protocol import chunks, topics
 from fedfleet.protocol.errors import PeerError, UsageError
+from fedfleet.vehicle_agent import actions as act
+from fedfleet.vehicle_agent import events as ev
+from fedfleet.vehicle_agent import versions
 
 QUICK = Backoff(base_s=0.01, cap_s=0.05, rival_base_s=0.01, rival_cap_s=0.05)
 T = "fl/v1/f/blob/x/0"
@@ -314,6 +320,45 @@ def test_what_is_announced_is_cut_anew_and_what_is_left_over_is_cleared(store: S
         announcements.resize(connection, "f", 256_000)
     # then nothing is left of the small ones
     assert retained() == [256_000, 44_000]
+
+
+def test_a_message_that_cannot_be_cut_is_told_once_and_the_others_go_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # given a broker that takes 9 kB, and a plan of 10 kB
+    broker, inbox = MemoryBroker(1), Inbox[Event](100)
+    broker.max_payload_bytes = 9_000
+    publisher = Publisher(broker.connect("fleet-server", inbox.put), "f", lambda _: b"")
+    publisher.want(
+        announcements.Announcement({}, {"t/large": bytes(10_000), "t/small": b"small"}, ("t/old",))
+    )
+    # when
+    for _ in range(5):
+        publisher.pump()
+        broker.pump()
+        for event in inbox.drain(100, 0.0):
+            if isinstance(event, Published):
+                publisher.published(event.ticket)
+    # then
+    assert broker.retained == {"t/small": b"small"}
+    assert publisher.cleared == ["t/old"]
+    told = capsys.readouterr().out
+    assert told.count("message too large for the broker") == 1
+    assert "10000 bytes for t/large, the broker takes 9000" in told
+
+
+def test_a_vehicle_that_fetches_hurries_when_the_model_was_cut_anew() -> None:
+    # given a vehicle that fetches a model
+    state = replace(fresh(), region="north", pointer=aw.pointer(3), fetching=True)
+    old = aw.pointer(3)
+    # when the same comes, and when it comes in other pieces
+    same, actions = versions.pointer(state, ev.PointerCame(old), 0.0)
+    anew = old.model_copy(update={"full": old.full.model_copy(update={"chunks": 2})})
+    state, more = versions.pointer(same, ev.PointerCame(anew), 0.0)
+    # then it does not wait long for pieces that are no more
+    assert not actions
+    assert more == [act.HurryFetch()]
+    assert state.pointer == anew
 
 
 # --- a whole round ---

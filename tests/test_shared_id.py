@@ -138,6 +138,11 @@ def test_three_ends_within_seconds_look_like_a_rival_until_a_connection_stands()
     assert found.times == 2
     found.stands(60.0)
     assert found.times == 0
+    # a broker that was down in between was not taken over
+    for _ in range(4):
+        assert not found.lost(1.0, told=False, silent=True)
+        assert not found.lost(1.0, told=False, silent=True)
+        found.unreachable()
     # a broker that was silent for long, or ends after long, is none
     assert not any(found.lost(25.0, told=False, silent=True) for _ in range(9))
     assert not any(found.lost(1.0, told=False, silent=False) for _ in range(9))

@@ -24,7 +24,7 @@ Result: TypeAlias = tuple[State, list[act.Action]]
 
 
 def pointer(state: State, event: ev.PointerCame, now_s: float) -> Result:
-    """Want the published model, unless it is held."""
+    """Want the published model, unless it is held. One that was cut anew for another broker cannot come as it was."""
     del now_s
     new, held, state = event.pointer, state.base, troubles.heard(state)
     if (
@@ -33,8 +33,9 @@ def pointer(state: State, event: ev.PointerCame, now_s: float) -> Result:
         and (held.step or not new.keep_step)
     ):
         return replace(state, pointer=None), []
-    is_newer = state.pointer is not None and new.version > state.pointer.version
-    hurry: list[act.Action] = [act.HurryFetch()] if state.fetching and is_newer else []
+    known = state.pointer
+    is_other = known is not None and (new.version > known.version or new.full.chunks != known.full.chunks)
+    hurry: list[act.Action] = [act.HurryFetch()] if state.fetching and is_other else []
     return replace(state, pointer=new, fetch_failures=0, fetch_at_s=0.0), hurry
 
 
