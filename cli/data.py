@@ -11,7 +11,7 @@ from fedfleet.cli.options import pack_dir
 from fedfleet.cli.processes import run
 from fedfleet.cli.progress import Report, steps
 from fedfleet.cli.terminal import Terminal
-from fedfleet.models import prepared
+from fedfleet.models import prepared, task_check
 from fedfleet.models import task as tasks
 from fedfleet.models.task import Drive, Samples
 from fedfleet.protocol.errors import UsageError
@@ -59,6 +59,7 @@ def split(settings: Settings, folder: Path) -> Partition:
     """
     task = tasks.load(settings.task)
     index = task.index(folder)
+    task_check.check_index(task, index)
     if index.account is not None and index.account.sentence:
         Terminal(stderr=True).say(index.account.sentence)
     drives, data = index.drives, settings.data

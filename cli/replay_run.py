@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedfleet.models import onnx_file
+from fedfleet.models import onnx_file, task_check
 from fedfleet.models.task import Drive, Floats, Frames, Samples, Task
 from fedfleet.protocol.errors import PeerError, UsageError
 from fedfleet.vehicle_agent.pace import Jumping, Pace, Wall, run_once
@@ -150,7 +150,10 @@ class _Opened:
 
 
 def _read(task: Task, folder: Path, drive: Drive) -> _Opened:
-    return _Opened(drive, task.samples(folder, [drive.key]), task.frames(folder, [drive.key]))
+    samples, frames = task.samples(folder, [drive.key]), task.frames(folder, [drive.key])
+    task_check.check_samples(task, samples)
+    task_check.check_frames(task, frames)
+    return _Opened(drive, samples, frames)
 
 
 def _through(task: Task, opened: _Opened, run: Run, way: Way) -> Driven:

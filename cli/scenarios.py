@@ -16,6 +16,7 @@ from fedfleet.cli.options import ConfigFile, Json, ScenariosDir, TaskName, pack_
 from fedfleet.cli.progress import steps
 from fedfleet.cli.terminal import Terminal
 from fedfleet.models import task as tasks
+from fedfleet.models import task_check
 from fedfleet.protocol.errors import UsageError
 from fedfleet.scenarios.account import Account
 from fedfleet.scenarios.formats import READERS
@@ -111,6 +112,7 @@ def check(
         for done, drive in enumerate(index.drives):
             progress(done, len(index.drives), drive.key)
             read = learned.samples(folder, [drive.key])
+            task_check.check_samples(learned, read)
             samples[drive.key] = len(read)
             judged += int(read.judged.sum())
             counted.update(read.problems)

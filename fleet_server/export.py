@@ -30,6 +30,7 @@ from fedfleet.fleet_server.export_trial import statistics_of
 from fedfleet.fleet_server.files import write_file
 from fedfleet.models import scoring, training
 from fedfleet.models.layout import Layout, Names, patch, rules
+from fedfleet.models.loss_check import check_loss
 from fedfleet.models.task import Floats, Task, load
 from fedfleet.models.tensors import check_tensors, learned, second_names, unlearned
 from fedfleet.protocol.errors import PeerError, UsageError
@@ -64,6 +65,7 @@ def export(task: Task, *, seed: int, head: Sequence[str] = ()) -> Exported:
     initial = training.vector(model)
     check_tensors(model, task)
     _check_forward(model, task)
+    check_loss(task, model)
     statistics = statistics_of(task, seed=seed)
     shapes = {name: tuple(tensor.shape) for name, tensor in learned(model).items()}
     zeros = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}

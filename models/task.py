@@ -307,7 +307,8 @@ def names() -> tuple[str, ...]:
 def load(name: str) -> Task:
     """Load a task by its installed name or as `module:ATTRIBUTE`.
 
-    Raises UsageError, naming the installed tasks, when there is none of that name or it is not a task.
+    Raises UsageError, naming the installed tasks, when there is none of that name, it is not a task, or has mistakes
+    that show without recordings (`task_check`).
     """
     if ":" in name:
         found = _attribute(name)
@@ -322,12 +323,26 @@ def load(name: str) -> Task:
             )
         try:
             found = entry.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
             raise UsageError(_unloaded(f"task {name}", error)) from error
     if not isinstance(found, Task):
         missing = [each for each in vars(Task) if not each.startswith("_") and not hasattr(found, each)]
         raise UsageError(f"{name} is not a task: it has no {', '.join(missing)}")
-    return found
+    return _checked(found, name)
+
+
+_CHECKED: dict[int, Task] = {}
+"""The tasks that were looked at in this process; they are kept, so that an id is not given again."""
+
+
+def _checked(task: Task, name: str) -> Task:
+    """Return a task after a look for the mistakes that can be found without recordings; once in a process."""
+    from fedfleet.models import task_check  # it knows what a task is
+
+    if id(task) not in _CHECKED:
+        task_check.check(task, name)
+        _CHECKED[id(task)] = task
+    return task
 
 
 def resolve(name: str) -> Callable[..., Any]:
@@ -348,10 +363,13 @@ def _attribute(name: str) -> object:
         raise UsageError(text) from error
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(_unloaded(repr(name), error)) from error
+    except Exception as error:  # its own code, run by the import
+        raise UsageError(_unloaded(repr(name), error)) from error
 
 
 def _unloaded(what: str, error: Exception) -> str:
     if isinstance(error, ImportError) and (told := extras.lacking(error)):
         return f"{what}: {told}"
     expected = ", expected module:ATTRIBUTE" if what.startswith("'") else ""
-    return f"cannot load {what}{expected}: {error}"
+    kind = "" if isinstance(error, ImportError | AttributeError | ValueError) else f"{type(error).__name__}: "
+    return f"cannot load {what}{expected}: {kind}{error}"

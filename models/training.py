@@ -262,7 +262,12 @@ def fine_tune(  # noqa: PLR0913 (what a training needs)
 def network(task: Task, *, seed: int) -> nn.Module:
     """The task's network with the initial weights of `seed`."""
     torch.manual_seed(seed)
-    model = resolve(task.network)()
+    make = resolve(task.network)
+    try:
+        model = make()
+    except Exception as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UsageError(f"network of {task.name}: {task.network} fails: {told}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(
             f"network of {task.name}: {task.network} gave {type(model).__name__}, expected nn.Module"

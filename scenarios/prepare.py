@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from fedfleet.models import prepared
+from fedfleet.models import prepared, task_check
 from fedfleet.models.onnx_file import read_model
 from fedfleet.models.prepared import PARTS, Meta, Part
 from fedfleet.models.task import Frames, Index, Samples, Task, load
@@ -103,6 +103,10 @@ def _read(
     """Read the samples and the frames that a job asks for."""
     samples = task.samples(scenarios, drives) if set(job.parts) - {"frames"} else None
     frames = task.frames(scenarios, drives) if "frames" in job.parts else None
+    if samples is not None:
+        task_check.check_samples(task, samples)
+    if frames is not None:
+        task_check.check_frames(task, frames)
     if teacher is None or samples is None or "train" not in job.parts:
         return samples, frames
     if set(job.parts) & {"validation", "test"}:
