@@ -283,7 +283,7 @@ def test_a_broken_recording_is_left_out_and_told(replay: Any, model: Path, tmp_p
     done = replay("--model", model, "--scenarios", folder, "--speed", "max", "--json", "r.json")
     # then the others are judged, and it is told that one was not, and who names it
     assert done.code == 0
-    assert "1 files in " in done.out
+    assert "1 file in " in done.out
     assert "are not read (1 × missing-frames): `fedfleet scenarios check --scenarios" in done.out
     assert figures(tmp_path / "r.json")["overall"]["drives"] == 10
 
@@ -383,8 +383,8 @@ def graph(shape: tuple[int, ...], *, name: str = "history") -> bytes:
             "input expected history float[N, 20, 2], got image float[N, 66, 200, 3]",
         ),
         (graph((20, 2)), "output expected future float[N, 30, 2], got future float[N, 20, 2]"),
-        (b"no model", "not a model that ONNX Runtime can load: 8 bytes"),
-        (b"", "not a model that ONNX Runtime can load: 0 bytes"),
+        (b"no model", "not a model that ONNX Runtime can load: no ONNX file"),
+        (b"", "not a model that ONNX Runtime can load: an empty file"),
     ],
 )
 def test_a_model_that_does_not_fit_is_one_line(
