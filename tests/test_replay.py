@@ -284,7 +284,7 @@ def test_a_broken_recording_is_left_out_and_told(replay: Any, model: Path, tmp_p
     # then the others are judged, and it is told that one was not, and who names it
     assert done.code == 0
     assert "1 file in " in done.out
-    assert "are not read (1 × missing-frames): `fedfleet scenarios check --scenarios" in done.out
+    assert "is not read (1 × missing-frames): `fedfleet scenarios check --scenarios" in done.out
     assert figures(tmp_path / "r.json")["overall"]["drives"] == 10
 
 
