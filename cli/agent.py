@@ -1,12 +1,13 @@
 """``fedfleet agent`` and ``fedfleet fleet``: one vehicle in a process of its own, or many in one."""
 
+import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from pydantic import SecretStr
 
-from fedfleet.cli import load_run, preflight
+from fedfleet.cli import load_run, preflight, unheeded
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.data import jobs_of, prepare, scenarios_dir, split
 from fedfleet.cli.launch import (
@@ -20,6 +21,8 @@ from fedfleet.cli.launch import (
     write_config,
 )
 from fedfleet.cli.options import ConfigFile, ScenariosDir, Wait
+from fedfleet.cli.terminal import Terminal
+from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import check_id
 from fedfleet.vehicle_agent import keys
 from fedfleet.vehicle_agent.config import FleetConfig
@@ -47,6 +50,12 @@ def agent(
     settings = load(config)
     check_id(vehicle, "vehicle")
     if show_key:
+        if given := [
+            name
+            for name, value in (("--scenarios", scenarios), ("--wait", wait), ("--code", code))
+            if value and not (name == "--code" and "FEDFLEET_ENROLMENT_CODE" in os.environ)
+        ]:
+            raise UsageError(f"{given[0]}: goes with a vehicle that runs, not with --show-key")
         typer.echo(keys.load_or_create(settings.work_dir / "vehicles" / vehicle).public.hex())
         return
     _check(settings, wait=wait)
@@ -82,6 +91,8 @@ def fleet(
     _check(settings, wait=wait)
     folder = scenarios_dir(settings, scenarios)
     if number is not None:
+        for note in unheeded.of_load_run(settings):
+            Terminal(stderr=True).say(f"note: {note}")
         _run(settings, _load(settings, folder, number))
     parts = split(settings, folder)
     chosen = (

@@ -10,6 +10,7 @@ import typer
 from fedfleet.cli.config import load
 from fedfleet.cli.options import ConfigFile
 from fedfleet.cli.terminal import Terminal
+from fedfleet.cli.unheeded import check_loopback
 from fedfleet.link import embedded, production
 from fedfleet.protocol.errors import UsageError
 from fedfleet.protocol.ids import check_id
@@ -53,6 +54,7 @@ def broker(
         raise UsageError("--vehicles without --write: the broker on loopback lets in every vehicle")
     if settings.broker.embedded == "none":
         raise UsageError("broker.embedded is 'none': this configuration uses a broker that runs elsewhere")
+    check_loopback(settings)
     folder = data or settings.work_dir / "broker"
     chosen = settings.broker.port if port is None else port
     ended = Event()

@@ -12,7 +12,7 @@ import typer
 from fedfleet.cli import closed_loop_report as report
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.launch import server_dir
-from fedfleet.cli.options import ConfigFile, Json
+from fedfleet.cli.options import ConfigFile, Json, unused
 from fedfleet.cli.progress import steps
 from fedfleet.cli.replay_run import Model, load_model
 from fedfleet.cli.terminal import Terminal
@@ -82,6 +82,8 @@ def closed_loop(  # noqa: PLR0913 - the options of the command
     situations = _situations(situation)
     if (model is None) == (release is None):
         raise UsageError("expected one of --model FILE and --release VERSION")
+    if model is not None:
+        unused(config, "closed-loop --model")
     chosen = tasks.load(TASK)
     file = model if model is not None else released(load(config), str(release))
     loaded = load_model(file, chosen)

@@ -4,12 +4,11 @@ A comparison makes its own fleet, so that the same seed gives the same model. Wh
 and compares with the same file has to know which of its keys had no effect.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
-
-from pydantic import BaseModel
+from collections.abc import Mapping
+from typing import Final
 
 from fedfleet.cli.config import Settings
+from fedfleet.cli.unheeded import BROKER, notes
 from fedfleet.protocol.errors import UsageError
 
 __all__ = ["check_asked", "unheeded"]
@@ -59,8 +58,7 @@ _WITHOUT_BROKER: Final[Mapping[str, str]] = {
     },
 }
 _WITH_BROKER: Final[Mapping[str, str]] = {
-    f"broker.{name}": "--broker starts a broker of its own"
-    for name in ("host", "port", "username", "password_file", "ca_file", "cert_file", "key_file")
+    f"broker.{name}": "--broker starts a broker of its own" for name in BROKER
 }
 _BY_SPLIT_FILE: Final[Mapping[str, str]] = {
     f"data.{name}": _SPLIT for name in ("vehicles_per_region", "partition", "regions", "validation", "test")
@@ -85,25 +83,4 @@ def unheeded(settings: Settings, *, broker: bool, test_folder: bool) -> tuple[st
         reasons["data.vehicles_per_region"] = "data.partition makes a vehicle of each region of the data"
     if test_folder:
         reasons["data.test"] = "all drives of --test are the test"
-    by_reason: dict[str, list[str]] = {}
-    for key in _set(settings):
-        parts = key.split(".")
-        heads = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-        found = next((head for head in heads if head in reasons), None)
-        if found is not None and found not in by_reason.setdefault(reasons[found], []):
-            by_reason[reasons[found]].append(found)
-    return tuple(f"{', '.join(keys)} had no effect: {reason}" for reason, keys in by_reason.items())
-
-
-def _set(model: BaseModel, before: str = "") -> Iterator[str]:
-    """Give the keys that someone has set, in the order of the fields, down to single values."""
-    for name in type(model).model_fields:
-        if name not in model.model_fields_set:
-            continue
-        value: Any = getattr(model, name)
-        if isinstance(value, BaseModel):
-            yield from _set(value, f"{before}{name}.")
-        elif isinstance(value, Mapping) and value:
-            yield from (f"{before}{name}.{key}" for key in value)
-        else:
-            yield f"{before}{name}"
+    return notes(settings, reasons)

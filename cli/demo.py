@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.live import Live
 
-from fedfleet.cli import demo_result, live, preflight, suits
+from fedfleet.cli import demo_result, live, preflight, suits, unheeded
 from fedfleet.cli.claims import Claim, Outcome, judge
 from fedfleet.cli.config import Settings, load
 from fedfleet.cli.demo_fleet import DemoFleet, clean
@@ -62,6 +62,8 @@ def demo(
     if faults:
         fleet.must_bear_faults()
     clean(settings.work_dir)
+    for note in unheeded.of_demo(told):
+        Terminal(stderr=True).say(f"note: {note}")
     with fleet:
         show = Show(console, fleet)
         show.tell(

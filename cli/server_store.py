@@ -28,6 +28,7 @@ from fedfleet.protocol.errors import UsageError
 __all__ = ["ahead", "backup", "check", "quarantine", "rekey", "restore"]
 
 FIRST_BYTES = 64
+_AHEAD = 1000
 NAMES_SHOWN = 20
 quarantine = typer.Typer(help="Look at the messages that were refused.", invoke_without_command=True)
 
@@ -252,24 +253,29 @@ def restore(
     folder: Annotated[Path, typer.Argument(help="Folder of the backup.", show_default=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Only compare every byte of the backup.")] = False,
     ahead: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
             max=1_000_000,
             help="Numbers of rounds and versions to leave out: vehicles may have seen them after the backup. "
-            "0: nothing happened since.",
+            "0: nothing happened since; without it 1000.",
+            show_default=False,
         ),
-    ] = 1000,
+    ] = None,
     config: ConfigFile = None,
 ) -> None:
     """Bring a backup back as the server's store; the server's folder, or its database, must hold none yet."""
     from fedfleet.fleet_server import store_backup
 
+    if verify and ahead is not None:
+        raise UsageError("--ahead: goes with a backup that is brought back, not with --verify")
     settings = load(config)
     if verify:
         manifest = store_backup.verify(folder)
     else:
         address = settings.server.store.address()
-        manifest = store_backup.restore(folder, server_dir(settings), ahead=ahead, address=address)
+        manifest = store_backup.restore(
+            folder, server_dir(settings), ahead=_AHEAD if ahead is None else ahead, address=address
+        )
     told = f"round {manifest.newest_round}, version {manifest.newest_version}, {manifest.updates} updates"
     Terminal().say(f"{folder}: {'whole' if verify else 'restored'}: {told}")

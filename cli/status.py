@@ -15,6 +15,7 @@ from fedfleet.cli.launch import server_dir
 from fedfleet.cli.options import ConfigFile, Json
 from fedfleet.cli.terminal import Terminal
 from fedfleet.fleet_server.status import snapshot
+from fedfleet.protocol.errors import UsageError
 
 __all__ = ["status"]
 
@@ -26,8 +27,11 @@ def status(
     as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until Ctrl-C.")] = False,
     interval_s: Annotated[
-        float, typer.Option("--interval", min=0.1, help="Seconds between two looks, with --watch.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            "--interval", min=0.1, help="Seconds between two looks, with --watch; 1.", show_default=False
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option(
@@ -40,6 +44,11 @@ def status(
     Without a terminal it prints one plain line per look; with --json one JSON document per look (`health`: who is
     alive, `is_done`: whether all rounds are).
     """
+    if watch and check:
+        raise UsageError("--check: goes with one look, not with --watch")
+    if interval_s is not None and not watch:
+        raise UsageError("--interval: goes with --watch")
+    wait_s = 1.0 if interval_s is None else interval_s
     settings = load(config)
     folder, console = server_dir(settings), Terminal()
     guard = Watch(folder, settings.broker)
@@ -50,10 +59,10 @@ def status(
 
     found = look()
     if watch and console.is_terminal and not as_json:
-        _follow(console, look, interval_s)
+        _follow(console, look, wait_s)
     _show(console, found, as_json=as_json)
     while watch:
-        time.sleep(interval_s)
+        time.sleep(wait_s)
         _show(console, look(), as_json=as_json)
     if check and not found[1].is_well:
         raise typer.Exit(1)
