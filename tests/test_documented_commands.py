@@ -49,9 +49,16 @@ def documented() -> Iterator[tuple[str, str, bool]]:
             yield name, line, False
 
 
+AT_ONCE = {"--install-completion", "--show-completion", "--version"}
+"""Options that act, and end the command, while they are parsed: it is enough that they are there."""
+
+
 def parse(words: list[str]) -> None:
     """Resolve commands and check options and arguments, as far as that goes without running anything."""
     command: Any = typer.main.get_command(app)
+    known = {name for parameter in command.params for name in parameter.opts}
+    if words and words[0] in AT_ONCE & known:
+        return
     context: Any = None
     name = "fedfleet"
     while True:

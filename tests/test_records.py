@@ -237,7 +237,7 @@ def test_files_that_are_no_scenario_table_are_refused(tmp_path: Path) -> None:
     pq.write_table(table.replace_schema_metadata(SCHEMA.metadata), narrow)
     expected = {
         absent: f"no-such-file: {absent} does not exist",
-        text: f"not-parquet: {text}: expected a Parquet file, got: ",
+        text: f"not-parquet: {text}: expected a whole Parquet file, got ",
         other: f"not-a-scenario-table: {other} is Parquet without metadata 'fedfleet.scenarios', expected",
         newer: f"unknown-version: {newer}: expected table version 1 or 2, got 3",
         narrow: f"missing-column: {narrow}: expected column 'scenario', got x",

@@ -22,7 +22,8 @@ from fedfleet.vehicle_agent.budget import most_bytes
 
 SIZE = 60_000
 PARTS = Parts(
-    SIZE, (Part("body", ((0, 300), (1_000, SIZE))), Part("body", ((300, 1_000),), "dense", is_exact=True))
+    SIZE,
+    (Part("body", ((0, 300), (1_000, SIZE))), Part("body", ((300, 1_000),), "dense", statistics=(True,))),
 )
 
 
