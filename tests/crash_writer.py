@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 from server_world import EPOCH, FLEET, key_of
-from test_ingest import PLAN, SERVER_KEY, TASK, to_topic
+from test_ingest import SERVER_KEY, TASK, plan_of, to_topic
 
 from fedfleet.codec import payload
 from fedfleet.codec.settings import Settings
@@ -43,11 +43,11 @@ def update_ids(count: int) -> list[UpdateId]:
     return [UpdateId(VEHICLES[n % len(VEHICLES)], EPOCH, n // len(VEHICLES)) for n in range(count)]
 
 
-def sealed_update(id_: UpdateId, *, is_large: bool) -> bytes:
-    """An update for the plan."""
+def sealed_update(id_: UpdateId, round_: int, *, is_large: bool) -> bytes:
+    """An update for a round."""
     delta = np.random.default_rng(id_.sequence).normal(size=PARAMETERS).astype(np.float32)
     data = payload.encode(delta, SETTINGS[is_large], steps=5, examples=10)
-    manifest = update.Manifest(id_, TASK, "north", round=PLAN.round, base_version=PLAN.base_version)
+    manifest = update.Manifest(id_, TASK, "north", round=round_, base_version=plan_of(round_).base_version)
     name = id_.vehicle
     body = update.pack(manifest, data)
     return envelope.seal(body, key_of(name), kind=Kind.UPDATE, sender=name, fleet=FLEET)
@@ -57,7 +57,7 @@ def forget(store: Store, ids: list[UpdateId]) -> None:
     """Settle these updates, and forget their bytes, as the server does some rounds later."""
     with store.write() as connection:
         store_updates.set_fates(connection, dict.fromkeys(ids, ("folded", "")))
-        store_retention.retire(connection, RetentionConfig(), oldest_round=100, newest_version=1)
+        store_retention.retire(connection, RetentionConfig(), oldest_round=10_000, newest_version=1)
 
 
 def opened(folder: Path) -> Store:
@@ -72,7 +72,6 @@ def main(folder: Path, marker: Path, batches: int) -> None:
     with store.write() as connection:
         for name in VEHICLES:
             store_vehicles.enrol(connection, name, region="north", public_key=key_of(name).public, now_s=1.0)
-        store_rounds.add_round(connection, Round(PLAN, "open", frozenset(), None, 1.0))
     party, limits = Party(FLEET, TASK, SERVER_KEY, {}), Limits(200_000, PARAMETERS, 100)
     told = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     ids = update_ids(batches * UPDATES)
@@ -80,9 +79,12 @@ def main(folder: Path, marker: Path, batches: int) -> None:
         if number == batches // 2:
             store.close()
             store = opened(folder)
+        round_ = number + 1  # a vehicle fills a bounded part of one
+        with store.write() as connection:
+            store_rounds.add_round(connection, Round(plan_of(round_), "open", frozenset(), None, 1.0))
         good = ids[number * UPDATES : (number + 1) * UPDATES]
-        sealed = [sealed_update(one, is_large=n == number % UPDATES) for n, one in enumerate(good)]
-        batch = [to_topic(id_.vehicle, one) for id_, one in zip(good, sealed, strict=True)]
+        sealed = [sealed_update(one, round_, is_large=n == number % UPDATES) for n, one in enumerate(good)]
+        batch = [to_topic(id_.vehicle, one, round_=round_) for id_, one in zip(good, sealed, strict=True)]
         junk = [to_topic("v-0", bytes([number % 256]) * JUNK_BYTES) for _ in range(JUNK)]
         Ingest(store, party, limits, Limiter(Rate(1e6, 1e6))).receive(batch + junk, 2.0)
         os.write(told, f"{(number + 1) * UPDATES}\n".encode())
