@@ -34,6 +34,8 @@ __all__ = ["Means", "Tuning"]
 
 Indices = NDArray[np.int64]
 
+REFUSED_BY_GATE = "refused-by-gate"
+
 
 @dataclass(frozen=True)
 class Means:
@@ -250,10 +252,15 @@ class Tuning:
         return None if parts is None else parts.coordinates("head")
 
     def settle(self, action: act.Settle) -> None:
-        """Forget an update, or let it re-enter the residual when it came back; JournalError when that fails."""
+        """Forget an update, or let it re-enter the residual when it came back; JournalError when that fails.
+
+        What the gate refused does not re-enter: the model stayed as it was, so the next training from it learns the
+        same again, and with the residual the next update would be twice as long, and be refused, too.
+        """
         entry = self._journal.sealed(action.sequence)
         if entry is not None:
-            returned = self._returned(entry) if action.fate == "returned" else None
+            comes_back = action.fate == "returned" and action.reason.partition(":")[0] != REFUSED_BY_GATE
+            returned = self._returned(entry) if comes_back else None
             sent = self._sent(entry) if action.fate == "folded" else None
             self._journal.settle(
                 action.sequence, returned=returned, control=None if sent is None else sent.control
