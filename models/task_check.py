@@ -189,7 +189,7 @@ def _scored(task: Task, inputs: Floats, outputs: Floats, targets: Floats) -> Ite
             sums, wrong = _call(f"{name}{words}", partial(score, outputs, samples))
             yield from wrong
             if sums is not None:
-                yield from _sums(f"{name}{words}", sums, task.metrics, none=not judged and name == "score")
+                yield from _sums(f"{name}{words}", sums, task.metrics)
 
 
 def _call(what: str, call: Callable[[], Any]) -> tuple[Any, list[str]]:
@@ -213,16 +213,13 @@ def _answer(answer: object, expected: tuple[int, ...]) -> Iterator[str]:
         yield "baseline: its answer to finite inputs is not finite"
 
 
-def _sums(what: str, sums: object, metrics: Sequence[Metric], *, none: bool) -> Iterator[str]:
+def _sums(what: str, sums: object, metrics: Sequence[Metric]) -> Iterator[str]:
     if not isinstance(sums, Mapping):
         yield f"{what}: expected a mapping of names to (sum, number), got {type(sums).__name__}"
         return
     for name, pair in sums.items():
         if not isinstance(name, str) or not _is_sum(pair):
             yield f"{what}: {name!r}: expected (sum, number of samples), got {pair!r}"
-            return
-        if none and pair[1]:
-            yield f"{what}: {name!r}: expected 0 samples, got {pair[1]}"
             return
     missing = [metric.name for metric in metrics if metric.of is None and metric.name not in sums]
     if missing:
