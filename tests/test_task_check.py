@@ -51,7 +51,6 @@ def nothing_judged(_self: Any, outputs: Any, samples: Any) -> dict[str, tuple[fl
 
 
 MAE = Metric("mae", "u", "lower")
-GOOD = {"mae": (1.0, 4), "close": (1.0, 4)}
 
 
 @pytest.mark.parametrize(

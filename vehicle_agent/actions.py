@@ -118,7 +118,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Settle:
-    """Take an update out of the outbox; ``returned`` lets it re-enter the residual, once."""
+    """Take an update out of the outbox; ``returned`` re-enters the residual, once, unless the gate refused it."""
 
     sequence: int
     fate: Literal["folded", "dropped", "returned"]
